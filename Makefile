@@ -1,0 +1,44 @@
+# make quickstart   sets up .venv and runs the first recipe        make test       what CI runs
+# make test-all     slow tests too                                 make bench      benchmarks, side by side (hours)
+# make lint         ruff, mypy, import-linter                      make clean      removes .venv and outputs
+PYTHON ?= python3
+# The CPU build of torch that the project is tested with. On Linux your index may serve a CUDA build of several GB under this
+# name; say where the CPU wheels are: make quickstart TORCH="torch==2.13.0 --index-url URL" (see pytorch.org, "Get started").
+TORCH ?= torch==2.13.0
+VENV := .venv
+BIN := $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
+
+.PHONY: quickstart test test-all lint bench clean
+quickstart: $(VENV)/quickstart
+	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no recipes/gpt2_clm.py --overwrite
+
+test: lint
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m "not slow"
+
+test-all: lint
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+
+lint: $(VENV)/dev
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(VENV)/dev
+	for script in benchmarks/*.py; do HF_HUB_OFFLINE=1 $(BIN)/python $$script || exit 1; done
+
+clean:
+	rm -rf $(VENV) out build dist
+
+$(VENV)/torch: constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet $(TORCH)
+	touch $@
+
+$(VENV)/quickstart: $(VENV)/torch pyproject.toml
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[report]"
+	touch $@
+
+$(VENV)/dev: $(VENV)/torch pyproject.toml
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev,peft,quantize,report]"
+	touch $@

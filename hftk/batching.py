@@ -1,0 +1,251 @@
+"""Which rows form an optimizer step, and how a step is cut into micro-batches.
+
+The order matters. First the *global* batch: which rows belong to which optimizer step follows from the seed alone. Then each
+step is cut into equal numbers of micro-batches per process. So the gradient of a step does not depend on the number of
+processes, on the micro-batch size or on the accumulation (invariant 1), and a run can be continued at any step, on another
+number of processes too.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from hftk.task import Features
+
+POOL_STEPS = 32
+"""Steps whose rows are sorted by length together: large enough that rows of a step are alike, small enough to stay random."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchSize:
+    """Size of one optimizer step: ``rows`` or ``tokens`` over all processes and accumulation; one of them is set."""
+
+    rows: int | None = None
+    tokens: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """One optimizer step: which features, out of which container, and how much of the run is done after it."""
+
+    features: Features
+    indices: np.ndarray
+    """(rows of the step,) positions in ``features``."""
+    epoch: float
+    """Passes over the data that are done after this step."""
+
+
+def plan_epoch(
+    lengths: np.ndarray, size: BatchSize, *, seed: int, epoch: int, group_by_length: bool = True
+) -> list[np.ndarray]:
+    """Cut one epoch into optimizer steps; every row is in exactly one of them.
+
+    ``lengths`` is (rows,) in tokens. With ``group_by_length`` rows of similar length share a step: rows are shuffled, sorted
+    within pools of :data:`POOL_STEPS` steps, cut, and the steps are shuffled again. The plan depends on the arguments alone.
+    The last step of an epoch may be smaller.
+    """
+    rng = np.random.default_rng([seed, epoch])
+    order = rng.permutation(len(lengths))
+    if group_by_length and len(lengths) and lengths.min() != lengths.max():
+        rows = size.rows or max(1, int((size.tokens or 1) / lengths.mean()))
+        pool = POOL_STEPS * rows
+        pools = [order[start : start + pool] for start in range(0, len(order), pool)]
+        order = np.concatenate([p[np.argsort(-lengths[p], kind="stable")] for p in pools])
+        # Cut pool by pool, so that a short remainder does not shift the groups of the next pool.
+        steps = [step for p in _split_like(order, pools) for step in _cut(p, lengths, size)]
+        return [steps[i] for i in rng.permutation(len(steps))]
+    return _cut(order, lengths, size)
+
+
+def _split_like(order: np.ndarray, pools: list[np.ndarray]) -> list[np.ndarray]:
+    return np.split(order, np.cumsum([len(p) for p in pools])[:-1])
+
+
+def _cut(order: np.ndarray, lengths: np.ndarray, size: BatchSize) -> list[np.ndarray]:
+    if size.rows is not None:
+        return [order[start : start + size.rows] for start in range(0, len(order), size.rows)]
+    steps, start, total = [], 0, 0
+    assert size.tokens is not None
+    for position, length in enumerate(lengths[order].tolist()):
+        if position > start and total + length > size.tokens:
+            steps.append(order[start:position])
+            start, total = position, 0
+        total += length
+    return [*steps, order[start:]] if len(order) else []
+
+
+def split_step(
+    indices: np.ndarray, lengths: np.ndarray, *, processes: int, max_rows: int, max_tokens: int | None = None
+) -> list[list[np.ndarray]]:
+    """Cut one optimizer step into micro-batches: ``result[process][i]`` holds the rows of micro-batch ``i``.
+
+    Every process gets the same number of micro-batches, since they meet in collective operations. None has more than
+    ``max_rows`` rows or, padding included, ``max_tokens`` tokens (a single longer row stands alone). Rows are sorted by length,
+    so that padding is small and processes have equal work. Where there are fewer rows than places, some are empty: the
+    caller fills them with a batch that counts for nothing.
+    """
+    order = indices[np.argsort(-lengths[indices], kind="stable")]
+    count = -(-len(order) // (processes * max_rows)) * processes
+    pieces = np.array_split(order, max(count, processes))
+    if max_tokens is not None and any(len(p) > 1 and len(p) * lengths[p[0]] > max_tokens for p in pieces):
+        pieces = _fill(order, lengths, max_rows, max_tokens)
+        while len(pieces) % processes:
+            largest = max(range(len(pieces)), key=lambda i: len(pieces[i]))
+            pieces[largest : largest + 1] = np.array_split(pieces[largest], 2)
+    return [[pieces[i] for i in range(process, len(pieces), processes)] for process in range(processes)]
+
+
+def _fill(order: np.ndarray, lengths: np.ndarray, max_rows: int, max_tokens: int) -> list[np.ndarray]:
+    """Fill micro-batches with rows from long to short, each as full as the limits allow."""
+    pieces, start = [], 0
+    while start < len(order):
+        rows = max(1, min(max_rows, int(max_tokens // max(1, lengths[order[start]]))))
+        pieces.append(order[start : start + rows])
+        start += rows
+    return pieces
+
+
+class Plan:
+    """The optimizer steps of a whole run over ``features``, from the seed alone.
+
+    Exactly one of ``epochs`` (fractions allowed) and ``max_steps`` is given. ``total_steps`` is the length of the run.
+    """
+
+    def __init__(
+        self, features: Features, size: BatchSize, *, seed: int, epochs: float | None, max_steps: int | None,
+        group_by_length: bool = True,
+    ) -> None:  # fmt: skip
+        self._features, self._size, self._seed, self._group = features, size, seed, group_by_length
+        self.steps_per_epoch = len(self._epoch(0))
+        if max_steps is not None:
+            self.total_steps = max_steps
+        else:
+            assert epochs is not None
+            whole = int(epochs)
+            steps = sum(len(self._epoch(e)) for e in range(whole)) if size.rows is None else whole * self.steps_per_epoch
+            rest = epochs - whole
+            self.total_steps = max(1, steps + (round(rest * len(self._epoch(whole))) if rest else 0))
+
+    def _epoch(self, epoch: int) -> list[np.ndarray]:
+        return plan_epoch(
+            self._features.lengths, self._size, seed=self._seed, epoch=epoch, group_by_length=self._group
+        )
+
+    def steps(self, start: int = 0) -> Iterator[Step]:
+        """Steps ``start`` to the end, without touching any data of the earlier ones."""
+        epoch, done = 0, 0
+        while done < self.total_steps:
+            plan = self._epoch(epoch)
+            for i, indices in enumerate(plan):
+                if start <= done < self.total_steps:
+                    yield Step(features=self._features, indices=indices, epoch=epoch + (i + 1) / len(plan))
+                done += 1
+            epoch += 1
+
+
+class StreamPlan:
+    """The optimizer steps of a run over a stream that is read and encoded in chunks of rows.
+
+    ``chunks(epoch)`` yields :class:`Features`, the same ones at every call. The rows of a chunk are shuffled and grouped among
+    themselves, so a chunk should hold many steps. The length of a pass is not known beforehand: ``steps_per_epoch`` is None.
+    """
+
+    steps_per_epoch = None
+
+    def __init__(
+        self, chunks: Callable[[int], Iterator[Features]], size: BatchSize, *, seed: int, max_steps: int,
+        group_by_length: bool = True,
+    ) -> None:  # fmt: skip
+        self._chunks, self._size, self._seed, self._group = chunks, size, seed, group_by_length
+        self.total_steps = max_steps
+
+    def steps(self, start: int = 0) -> Iterator[Step]:
+        """Steps ``start`` to the end; earlier chunks are read again but never collated."""
+        epoch, done = 0, 0
+        while done < self.total_steps:
+            before = done
+            for number, features in enumerate(self._chunks(epoch)):
+                plan = plan_epoch(
+                    features.lengths, self._size, seed=self._seed, epoch=epoch * 1_000_003 + number, group_by_length=self._group
+                )  # fmt: skip
+                for indices in plan:
+                    if start <= done < self.total_steps:
+                        yield Step(features=features, indices=indices, epoch=float(epoch))
+                    done += 1
+                if done >= self.total_steps:
+                    return
+            if done == before:
+                return
+            epoch += 1
+
+
+class StepLoader:
+    """Feeds a trainer: one item per optimizer step, a list of this process's collated micro-batches.
+
+    ``start`` is read when iteration begins, so that a resumed run continues at its step. A micro-batch without rows of its own
+    repeats one row and carries ``filler=True``: it keeps processes in step and counts for nothing.
+    """
+
+    def __init__(
+        self, plan: Plan | StreamPlan, collate: Callable[[list[dict[str, Any]]], dict[str, Any]], *, process: int,
+        processes: int, max_rows: int, max_tokens: int | None,
+    ) -> None:  # fmt: skip
+        self.plan, self._collate = plan, collate
+        self._process, self._processes = process, processes
+        self._max_rows, self._max_tokens = max_rows, max_tokens
+        self.start = 0
+        self.epoch = 0.0
+        self.tokens = 0
+
+    def __len__(self) -> int:
+        return self.plan.total_steps
+
+    def __iter__(self) -> Iterator[list[dict[str, Any]]]:
+        for step in self.plan.steps(self.start):
+            pieces = split_step(
+                step.indices, step.features.lengths, processes=self._processes, max_rows=self._max_rows, max_tokens=self._max_tokens
+            )[self._process]  # fmt: skip
+            self.epoch = step.epoch
+            self.tokens += int(step.features.lengths[step.indices].sum())
+            yield [self._batch(step, piece) for piece in pieces]
+
+    def _batch(self, step: Step, piece: np.ndarray) -> dict[str, Any]:
+        if len(piece):
+            return self._collate([step.features[int(i)] for i in piece])
+        return {**self._collate([step.features[int(step.indices[0])]]), "filler": True}
+
+
+def pack(lengths: np.ndarray, capacity: int) -> list[list[int]]:
+    """Pack pieces into blocks of ``capacity`` tokens by best fit, longest first; no piece is cut or dropped.
+
+    ``lengths`` is (pieces,), each at most ``capacity``. Returns blocks as lists of piece numbers. Best-fit decreasing as in
+    Ding et al. 2024, *Fewer Truncations Improve Language Modeling* (arXiv:2404.10830).
+    """
+    blocks: list[list[int]] = []
+    with_room: dict[int, list[int]] = {}  # free tokens -> blocks
+    rooms: list[int] = []  # the keys of with_room, ascending
+    for piece in np.argsort(-lengths, kind="stable").tolist():
+        length = int(lengths[piece])
+        at = bisect_left(rooms, length)
+        if at == len(rooms):
+            block, room = len(blocks), capacity
+            blocks.append([])
+        else:
+            room = rooms[at]
+            block = with_room[room].pop()
+            if not with_room[room]:
+                del with_room[room]
+                rooms.pop(at)
+        blocks[block].append(piece)
+        left = room - length
+        if left > 0:
+            if left not in with_room:
+                with_room[left] = []
+                insort(rooms, left)
+            with_room[left].append(block)
+    return blocks

@@ -1,0 +1,253 @@
+"""The command ``hftk``: use, judge and report on what a run made.
+
+Exit codes are those of :mod:`hftk.launch`: 0 done, 2 wrong input (a message, no traceback), 3 stopped on request, 1 the
+rest. Results go to stdout, everything else to stderr. torch is imported when a command needs it and not before.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import io
+import json
+import os
+import sys
+import traceback
+from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from collections.abc import Sequence
+from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from hftk import __version__, prediction
+from hftk.config import DataConfig, InputError, Problem
+from hftk.trained import all_at_once, check_model, check_output, load, say, wrong
+
+if TYPE_CHECKING:
+    from hftk.evaluation import Evaluation
+
+TASKS = {"causal_lm": ("hftk.tasks.causal_lm", "CausalLM", "CausalLMConfig")}
+"""Name of a task, as in ``record.json``, to its module, class and config."""
+
+EVALUATE = """\
+examples:
+  hftk evaluate out/gpt2_clm --data held_out.txt
+  hftk evaluate out/gpt2_clm --data reviews.csv --data.columns.text body --stride 512 --output scores.json
+  hftk evaluate openai-community/gpt2 --data held_out.txt --json
+
+Every --data.* and --eval.* that recipes take is taken too, such as --data.encoding, --data.documents,
+--eval.max_rows and --eval.resamples; --eval.* that are not given are as in the folder's config.yaml, if it has one."""
+REPORT = """\
+example:
+  hftk report out/gpt2_clm"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command in ``argv`` (default: the command line) and return its exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        code = _command(words)
+        sys.stdout.flush()
+        return code
+    except InputError as error:
+        problems = [str(_as_typed(problem, words[0])) for problem in error.problems]
+        count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
+        print("\n".join([f"hftk: {count} in the input", *(f"  {p}" for p in problems)]), file=sys.stderr)
+        return 2
+    except SystemExit as end:  # --help, --version
+        return int(end.code or 0)
+    except KeyboardInterrupt as stop:
+        print(f"hftk: stopped on request{stop}", file=sys.stderr)
+        return 3
+    except BrokenPipeError:  # the reader, such as head, has had enough
+        with contextlib.suppress(OSError, ValueError, io.UnsupportedOperation):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains when it exits
+        return 0
+    except Exception:
+        traceback.print_exc()
+        return 1
+
+
+def _command(words: list[str]) -> int:
+    parser, commands = _parsers()
+    if not words:
+        parser.print_help(sys.stderr)
+        return 2
+    if not words[0].startswith("-") and words[0] not in commands:
+        near = difflib.get_close_matches(words[0], commands, n=1)
+        fix = f"did you mean hftk {near[0]}?" if near else "hftk --help says what each does"
+        raise wrong(f"expected one of the commands {', '.join(commands)}, found {words[0]}", fix)
+    words, dotted = _split_dotted(words) if words[0] == "evaluate" else (words, [])
+    given, unknown = parser.parse_known_args(words)
+    if unknown:
+        known = [name for action in commands[given.command]._actions for name in action.option_strings]
+        raise InputError(*(_unknown(word, known, given.command) for word in unknown))
+    if given.command == "predict":
+        return prediction.predict(given)
+    return _evaluate(given, dotted) if given.command == "evaluate" else _report(given)
+
+
+# Flags ----------------------------------------------------------------------------------------------------------------
+
+
+class _Parser(ArgumentParser):
+    """Raises InputError for a wrong flag, and takes no abbreviations."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(allow_abbrev=False, formatter_class=RawDescriptionHelpFormatter, **settings)
+
+    def error(self, message: str) -> NoReturn:
+        raise wrong(message, f"{self.prog} --help lists what it takes")
+
+
+def _parsers() -> tuple[ArgumentParser, dict[str, ArgumentParser]]:
+    """The parser of ``hftk``, and those of its commands by name."""
+    parser = _Parser(prog="hftk", description="Use, judge and report on what a fine-tuning run made.")
+    parser.add_argument("--version", action="version", version=f"hftk {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    predict = commands.add_parser(
+        "predict", help="generate text from prompts, JSON lines out", epilog=prediction.EXAMPLES,
+        description="Generate text: the likeliest tokens, sampled ones (--do_sample), or by beam search (--num_beams).",
+    )  # fmt: skip
+    prediction.add_flags(predict)
+    evaluate = commands.add_parser(
+        "evaluate", help="score a model on rows that it has not seen", epilog=EVALUATE,
+        description="Score a model on rows that it has not seen.",
+    )  # fmt: skip
+    _add_evaluate(evaluate)
+    report = commands.add_parser(
+        "report", help="make report.html anew from record.json", epilog=REPORT,
+        description="Make report.html anew from the record.json of a run.",
+    )  # fmt: skip
+    report.add_argument("dir", metavar="DIR", help="output folder of a run")
+    return parser, {"predict": predict, "evaluate": evaluate, "report": report}
+
+
+def _add_evaluate(parser: ArgumentParser) -> None:
+    add = parser.add_argument add("dir", metavar="DIR", help="output folder of a run, or a folder or Hub id of a
+    language model") add("--data", metavar="PATH", help="the rows: a file, folder or glob") # Shown by --help; what
+    begins with --data. and --eval. goes to hftk.parsing. add("--data.columns.ROLE", metavar="NAME", help="the column
+    of a role of the task, such as --data.columns.text body") add("--batch_size", metavar="N", help="rows in one
+    forward pass (default: as --eval.batch_size); it changes no score") add("--stride", metavar="N", help="tokens
+    between the starts of windows over documents longer than the context") add("--max_length", type=int, metavar="N",
+    help="tokens of a window (default: the model's context, at most 1024)") add("--json", action="store_true",
+    help="print the scores as JSON") add("--output", metavar="FILE.json", help="write scores, data facts and settings
+    here too")
+
+
+def _split_dotted(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The words without, and those of, settings such as ``--data.encoding latin-1`` that recipes have too."""
+    rest: list[str] = []
+    dotted: list[str] = []
+    left = list(words)
+    while left:
+        word = left.pop(0)
+        if not word.startswith(("--data.", "--eval.", "--no-data.", "--no-eval.")):
+            rest.append(word)
+            continue
+        dotted.append(word)
+        if "=" not in word and left and not left[0].startswith("--"):
+            dotted.append(left.pop(0))
+    return rest, dotted
+
+
+def _unknown(word: str, known: Sequence[str], command: str) -> Problem:
+    near = difflib.get_close_matches(word.partition("=")[0], known, n=1) if word.startswith("-") else []
+    fix = f"did you mean {near[0]}?" if near else f"hftk {command} --help lists what it takes"
+    return Problem(setting="", message=f"hftk {command} does not take {word}", fix=fix)
+
+
+def _as_typed(problem: Problem, command: str) -> Problem:
+    """The problem in the words of this command line, where some flags have no section before them."""
+
+    def typed(text: str) -> str:
+        text = text.replace("--generation.do_sample true", "--do_sample").replace("--generation.", "--")
+        return text.replace("--data.encoding", "--encoding") if command == "predict" else text
+
+    setting = "data" if problem.setting == "data.path" else problem.setting.removeprefix("generation.")
+    return replace(problem, setting=setting, message=typed(problem.message), fix=typed(problem.fix))
+
+
+# evaluate and report --------------------------------------------------------------------------------------------------
+
+
+def _evaluate(given: Namespace, dotted: Sequence[str]) -> int:
+    (task, config), _, _ = all_at_once(
+        lambda: _task(given, dotted),
+        lambda: check_model(given.dir, "evaluate"),
+        lambda: check_output(given.output),
+    )
+    from hftk.data.load import read_rows
+    from hftk.evaluation import evaluate
+    from hftk.records import plain, record, write_text
+    from hftk.task import Splits
+
+    rows, facts = read_rows(config.data.path, config.data, task)
+    model, tokenizer = load(given.dir, task.auto_model)
+    split = (Path(config.data.path).name, rows)
+    with contextlib.redirect_stdout(sys.stderr):
+        result = evaluate(task, model, tokenizer, split, config.eval, max_length=given.max_length, samples=False)
+    assert result is not None
+    made = record(config, Splits(train=rows.select([]), test=rows, facts=facts), None, None, result, task=task.name)
+    made_dict = plain(made.to_dict())
+    prediction.use_utf8()
+    print(json.dumps(made_dict["scores"], indent=1, ensure_ascii=False) if given.json else _table(result))
+    if given.output:
+        write_text(Path(given.output), json.dumps(made_dict, ensure_ascii=False, allow_nan=False, indent=1) + "\n")
+        say(f"scores in {given.output}")
+    return 0
+
+
+def _task(given: Namespace, dotted: Sequence[str]) -> tuple[Any, Any]:
+    """The task that made DIR, with the settings of DIR, and over them those of this command line."""
+    from hftk.parsing import load_config, parse
+    from hftk.records import RECORD, load_record
+
+    folder = Path(given.dir).expanduser() name = load_record(folder).task if (folder / RECORD).is_file() else
+    "causal_lm" if name not in TASKS: raise wrong(f"expected a run of {' or '.join(TASKS)}, found one of {name} in
+    {folder}", "use a newer hftk") module, task, settings = TASKS[name] config = getattr(import_module(module),
+    settings)() if (folder / "config.yaml").is_file(): config = load_config(config, folder / "config.yaml") # Other
+    data have other columns and files, but what the run did to every text belongs to the model. model =
+    replace(type(config.model)(), name=given.dir) config = replace(config,
+    data=DataConfig(unicode=config.data.unicode), model=model, resume="never", overwrite=False) flags = [] if
+    given.data is None else [f"--data.path={given.data}"] flags += [] if given.batch_size is None else
+    [f"--eval.batch_size={given.batch_size}"] flags += [] if given.stride is None else
+    [f"--eval.stride={given.stride}"] config = parse(config, [*flags, *dotted]) if config.data.path is None: raise
+    InputError(Problem(setting="data", message="expected the rows to judge, found none", fix="add --data FILE"))
+    _check_one_split(config.data.path) if given.max_length is not None and given.max_length < 1: raise
+    InputError(Problem(setting="max_length", message=f"expected at least 1, found {given.max_length}")) return
+    getattr(import_module(module), task)(config), config
+
+
+def _check_one_split(path: str) -> None:
+    """InputError for a folder of training rows and others: all of them together are no score of anything."""
+    from hftk.data.files import by_split, find_files
+
+    found = find_files(path, "data.path", "auto") if Path(path).expanduser().is_dir() else None
+    splits = (by_split(found[0], found[1]) if found else None) or {}
+    if len(splits) > 1:
+        message = f"expected the rows of one split, found files of {', '.join(splits)} in {path}"
+        last = next(split for split in ("test", "validation") if split in splits)
+        raise InputError(Problem(setting="data", message=message, fix=f"such as --data {splits[last][0].path}"))
+
+
+def _table(result: Evaluation) -> str:
+    """The scores as people read them, and below them what they are exactly."""
+    from hftk.wording import interval_text, number
+
+    head = ("score", "value", "95 % interval", "unit", "n") rows = [(s.name, number(s.value), interval_text(s),
+    s.unit, number(s.n)) for s in result.scores] widths = [max(map(len, column)) for column in zip(head, *rows,
+    strict=True)] lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for
+    row in (head, *rows)] return "\n".join([*lines, *dict.fromkeys(score.signature for score in result.scores if
+    score.signature)])
+
+
+def _report(given: Namespace) -> int:
+    from hftk.records import load_record, write_text
+    from hftk.reports import REPORT as NAME
+    from hftk.reports import render_html
+
+    path = Path(given.dir).expanduser()
+    print(write_text((path if path.is_dir() else path.parent) / NAME, render_html(load_record(path))))
+    return 0

@@ -1,0 +1,202 @@
+"""The data stage: configuration in, :class:`~hftk.task.Splits` out."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from hashlib import blake2b
+from typing import TYPE_CHECKING, Any
+
+from hftk.config import DataConfig, InputError, Problem
+from hftk.data.clean import Counts, add_counts
+from hftk.data.dedup import conflicts, count_repeats, drop_repeats
+from hftk.data.readers import Reader, open_readers, to_dataset
+from hftk.data.sources import Sources, find_sources, read_source
+from hftk.data.split import carve, drop_overlap, prove_disjoint, require_rows
+from hftk.data.tables import Part, append, height, take_part
+from hftk.task import Splits, Task
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+
+def load_splits(config: DataConfig, task: Task, source: Any = None) -> Splits:
+    """Read, clean, de-duplicate and split the rows, and prove that the splits share none.
+
+    Rows keep the columns of the task's roles, under the roles' names, in the order of the data.
+
+    Args:
+        config: where the rows are and how to split them.
+        task: only ``columns`` is looked at.
+        source: from Python, in place of the paths: a pandas DataFrame, a list of dictionaries, a ``datasets.Dataset``, or a
+            mapping (such as a ``DatasetDict``) from split names to any of these.
+
+    Returns:
+        Splits: in-memory Datasets; with ``streaming``, train is an IterableDataset that reads anew in every pass. ``facts``:
+
+        ``sources`` (path, bytes, SHA-256), ``columns`` (role to column), ``choices`` (one line each), ``read`` (rows),
+        ``cleaned`` (step to rows changed or dropped), ``duplicates``, ``conflicts``, ``overlap``, ``proof``, ``cut`` (rows
+        beyond max_rows), ``rows``, ``characters`` and ``fingerprint``, all but the first three by split.
+        What is carved by fractions counts under train in ``read`` and ``cleaned``.
+
+    Raises:
+        InputError: missing, empty, undecodable or broken data; missing columns; wrong types; a share too small to hold a row.
+    """
+    found = find_sources(config, source)
+    readers, remarks = open_readers(found.splits, task.columns, config)
+    facts: dict[str, Any] = {
+        "sources": [{"split": split, **fact} for split, origin in found.splits.items() for fact in origin.facts],
+        "columns": dict(readers["train"].mapping),
+        "choices": list(dict.fromkeys([*found.choices, *remarks])),
+    }
+    if config.streaming:
+        from hftk.data.streams import stream_splits
+
+        return stream_splits(readers, found.fractions, config, facts)
+    parts = _read_all(readers, facts)
+    parts = _separate(parts, found, config, readers["train"], facts)
+    return Splits(**_datasets(parts, readers["train"], facts), facts=facts)
+
+
+def read_rows(
+    source: Any, config: DataConfig, task: Task, *, roles: Collection[str] | None = None, setting: str = "data.path"
+) -> tuple[Dataset, dict[str, Any]]:
+    """The rows of one file, folder or glob (or Python object), mapped and cleaned as a split is, in order.
+
+    Nothing is split or de-duplicated; empty rows are dropped and counted. A txt file is one document unless
+    ``config.documents`` says otherwise.
+
+    Args:
+        roles: roles that are wanted, such as the inputs alone for prediction; default: all of the task's.
+        setting: the setting that named ``source``, for messages.
+
+    Returns:
+        The rows and the facts about them: sources, columns, choices, and for the split ``rows``: read, cleaned, duplicates,
+        rows, characters.
+    """
+    origin, choices = read_source(source, config, setting)
+    readers, remarks = open_readers({"rows": origin}, task.columns, config, roles)
+    reader = readers["rows"]
+    facts: dict[str, Any] = {
+        "sources": list(origin.facts),
+        "columns": dict(reader.mapping),
+        "choices": [*choices, *remarks],
+    }
+    part = _read_all(readers, facts)["rows"]
+    facts["duplicates"] = {"rows": {"found": count_repeats(part.keys), "dropped": 0}}
+    return _datasets(_cut({"rows": part}, config, facts), reader, facts)["rows"], facts
+
+
+def _read_all(readers: Mapping[str, Reader], facts: dict[str, Any]) -> dict[str, Part]:
+    """Every split in memory; what is wrong in each is reported together."""
+    parts: dict[str, Part] = {}
+    problems: list[Problem | str] = []
+    facts["read"], facts["cleaned"] = {}, {}
+    for split, reader in readers.items():
+        part, counts, read = Part({role: [] for role in reader.mapping}, []), Counts(), 0
+        try:
+            for chunk in reader.chunks():
+                append(part.table, chunk.part.table)
+                part.keys.extend(chunk.part.keys)
+                add_counts(counts, chunk.counts)
+                read += chunk.read
+        except InputError as error:
+            problems += error.problems
+            continue
+        if not part.keys:
+            problems.append(nothing_left(reader, read, counts))
+        parts[split] = part
+        facts["read"][split], facts["cleaned"][split] = read, counts
+    if problems:
+        raise InputError(*problems)
+    return parts
+
+
+def _separate(
+    parts: Mapping[str, Part], found: Sources, config: DataConfig, train: Reader, facts: dict[str, Any]
+) -> dict[str, Part]:
+    """Carve, drop repeats, drop overlaps, cut, prove."""
+    carved = carve(parts["train"], found.fractions, config.seed)
+    parts = {
+        split: part for split in ("train", "validation", "test") if (part := carved.get(split) or parts.get(split))
+    }
+    facts["conflicts"] = {split: conflicts(part, train.columns) for split, part in parts.items()}
+    facts["duplicates"] = {}
+    kept = {}
+    for split, part in parts.items():
+        repeats, dropped = count_repeats(part.keys), 0
+        if split in found.fractions or (split == "train" and config.deduplicate):
+            part, dropped = drop_repeats(part)
+        kept[split] = part
+        facts["duplicates"][split] = {"found": repeats, "dropped": dropped}
+    rows = {split: len(kept[split].keys) for split in carved}
+    origin = found.splits["train"]
+    require_rows(rows, found.fractions, origin.name, documents=origin.documents, train_from=origin.setting)
+    parts, facts["overlap"] = drop_overlap(kept)
+    require_left(parts, facts["overlap"])
+    parts = _cut(parts, config, facts)
+    facts["proof"] = prove_disjoint({split: part.keys for split, part in parts.items()})
+    return parts
+
+
+def _cut(parts: Mapping[str, Part], config: DataConfig, facts: dict[str, Any]) -> dict[str, Part]:
+    """The first ``max_rows`` of each split."""
+    most = config.max_rows
+    facts["cut"] = {split: max(0, len(part.keys) - most) if most else 0 for split, part in parts.items()}
+    return {
+        split: take_part(part, range(most)) if most and facts["cut"][split] else part for split, part in parts.items()
+    }
+
+
+def _datasets(parts: Mapping[str, Part], reader: Reader, facts: dict[str, Any]) -> dict[str, Any]:
+    """Split to Dataset, with the counts of what is in them."""
+    facts["rows"] = {split: height(part.table) for split, part in parts.items()}
+    facts["characters"] = {split: characters(part, reader) for split, part in parts.items()}
+    facts["fingerprint"] = {split: fingerprint(part) for split, part in parts.items()}
+    return {split: to_dataset(part.table, reader.mapping) for split, part in parts.items()}
+
+
+def characters(part: Part, reader: Reader) -> int:
+    """Characters in the text columns."""
+    texts = [values for role, values in part.table.items() if reader.columns[role].kind == "text"]
+    return sum(sum(map(len, values)) for values in texts)
+
+
+def fingerprint(part: Part) -> str:
+    """Hash over the keys in order: equal for equal inputs in the same order, from whatever file they came."""
+    digest = blake2b(digest_size=16)
+    for key in part.keys:
+        digest.update(key.to_bytes(8, "big"))
+    return digest.hexdigest()
+
+
+def nothing_left(reader: Reader, read: int, counts: Counts) -> Problem:
+    """What to say about a source of which every row was dropped."""
+    dropped = ", ".join(f"{step} {count['dropped']}" for step, count in counts.items() if count.get("dropped"))
+    name = reader.source.name
+    if not read:
+        return Problem(setting=reader.source.setting, message=f"expected rows in {name}, found none: it is empty")
+    columns = ", ".join(f"{role} = {column}" for role, column in reader.mapping.items())
+    message = (
+        f"expected rows with text in {name}, found none: all {read:,} were dropped ({dropped}; columns: {columns})"
+    )
+    return Problem(setting=reader.source.setting, message=message, fix="name the columns: --data.columns.ROLE NAME")
+
+
+def require_left(parts: Mapping[str, Part], overlap: Mapping[str, int]) -> None:
+    """InputError where dropping overlaps left a split empty."""
+    problems = []
+    for split, part in parts.items():
+        if not part.keys:
+            counts = " and ".join(
+                f"{rows:,} in {name.split('_in_')[1]}"
+                for name, rows in overlap.items()
+                if name.startswith(f"{split}_in_")
+            )
+            message = f"every row of {split} also stands in another split ({counts}), so none is left"
+            problems.append(
+                Problem(
+                    setting=f"data.{split}", message=message, fix=f"give other rows as --data.{split}, or leave it out"
+                )
+            )
+    if problems:
+        raise InputError(*problems)

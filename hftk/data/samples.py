@@ -1,0 +1,136 @@
+"""Sample data sets made from what every Python installation carries: no download and no licence question.
+
+``python_docs`` is the language reference that ``help()`` shows (:mod:`pydoc_data.topics`) and the docstrings of the standard
+library, read from its source by :mod:`ast` without importing anything. It is deterministic for a given Python version.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+import sysconfig
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+from hftk.config import InputError, Problem
+from hftk.data.tables import did_you_mean
+
+CHARACTERS = 1_000_000
+"""Where python_docs stops taking modules."""
+
+# Optional packages of some distributions, tests, generated code, and modules that repeat the docstrings of others.
+_LEFT_OUT = frozenset({
+    "test", "tests", "idlelib", "tkinter", "turtledemo", "turtle", "lib2to3", "distutils", "ensurepip", "venv", "msilib",
+    "encodings", "pydoc_data", "site-packages", "dist-packages",
+})  # fmt: skip
+_RULE = re.compile(r"^[*=~^\-]{4,}\n?", re.MULTILINE)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Docstring:
+    """One docstring of the standard library."""
+
+    module: str
+    """Dotted name of the module."""
+    name: str
+    """Qualified name inside the module; "" for the module itself."""
+    kind: str
+    """module, class or function."""
+    text: str
+    """Without indentation."""
+
+
+def load_sample(name: str) -> list[dict[str, Any]]:
+    """The rows of a sample data set, in a fixed order. InputError for an unknown name."""
+    if name not in SAMPLES:
+        raise InputError(
+            Problem(
+                setting="data.sample",
+                message=f"expected the name of a sample, found {name}{did_you_mean(name, SAMPLES)}",
+                fix=f"choose among {', '.join(SAMPLES)}",
+            )
+        )
+    return SAMPLES[name]()
+
+
+def python_docs() -> list[dict[str, Any]]:
+    """About 1 MB of English about Python: columns ``text`` and ``name``; a row is a topic or one module's docstrings.
+
+    Modules come in the order of a hash of their name until the size is reached, so that the choice has no slant.
+    """
+    from pydoc_data.topics import topics
+
+    rows = [{"name": name, "text": _without_rules(text)} for name, text in sorted(topics.items())]
+    size = sum(len(row["text"]) for row in rows)
+    for module, path in sorted(_modules(), key=lambda item: blake2b(item[0].encode(), digest_size=8).digest()):
+        if size >= CHARACTERS:
+            break
+        parts = [docstring.text for docstring in read_docstrings(module, path) if len(docstring.text) >= 40]
+        text = _without_rules("\n\n".join(parts))
+        if len(text) >= 400:
+            rows.append({"name": module, "text": text})
+            size += len(text)
+    return rows
+
+
+def stdlib_docstrings() -> Iterator[Docstring]:
+    """Every docstring of the standard library, sorted by module, in source order inside one."""
+    for module, path in _modules():
+        yield from read_docstrings(module, path)
+
+
+def read_docstrings(module: str, path: Path) -> Iterator[Docstring]:
+    """The docstrings of a source file, without importing it: module, classes, functions and methods."""
+    try:
+        tree = ast.parse(path.read_bytes())
+    except SyntaxError:  # templates and sources for another version
+        return
+    yield from _docstrings(tree, module, "")
+
+
+def _docstrings(
+    node: ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef, module: str, name: str
+) -> Iterator[Docstring]:
+    text = (ast.get_docstring(node) or "").strip()
+    if text:
+        kind = "class" if isinstance(node, ast.ClassDef) else "module" if isinstance(node, ast.Module) else "function"
+        yield Docstring(module=module, name=name, kind=kind, text=text)
+    if isinstance(node, (ast.Module, ast.ClassDef)):
+        for child in node.body:
+            if isinstance(child, (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
+                yield from _docstrings(child, module, f"{name}.{child.name}" if name else child.name)
+
+
+def _modules() -> list[tuple[str, Path]]:
+    """(dotted name, source file) of the public modules of the standard library, sorted."""
+    root = Path(sysconfig.get_paths()["stdlib"])
+    found = []
+    for top in sorted(sys.stdlib_module_names):
+        if top.startswith("_") or top in _LEFT_OUT:
+            continue
+        for path in (root / f"{top}.py", *sorted((root / top).rglob("*.py"))):
+            parts = path.relative_to(root).with_suffix("").parts
+            if path.is_file() and not _LEFT_OUT & set(parts):
+                found.append((".".join(parts[:-1] if parts[-1] == "__init__" else parts), path))
+    if not found:
+        raise InputError(
+            Problem(
+                setting="data.sample",
+                message=f"expected the source of the standard library in {root}, found none",
+                fix="use a Python with its .py files, or your own text: --data.path FILE",
+            )
+        )
+    return found
+
+
+def _without_rules(text: str) -> str:
+    """The text without the lines of stars and dashes that underline headings."""
+    return _RULE.sub("", text).strip()
+
+
+SAMPLES: dict[str, Callable[[], list[dict[str, Any]]]] = {"python_docs": python_docs}
+"""Name, as in ``--data.sample``, to the function that makes the rows."""

@@ -1,0 +1,170 @@
+"""Sets larger than memory: training rows as a stream, validation and test rows in memory up to a bound.
+
+A row's side follows from its hash, so validation and test rows are recognized wherever they stand in the stream. What is
+counted about training rows is counted while they are read: ``facts`` describes the newest pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from hftk.config import DataConfig
+from hftk.data.clean import Counts, add_counts
+from hftk.data.dedup import count_repeats
+from hftk.data.load import characters, fingerprint, require_left
+from hftk.data.readers import Reader, to_dataset
+from hftk.data.split import SPLITS, drop_overlap, prove_disjoint, require_rows, sides
+from hftk.data.tables import Part, append, height, take_part
+from hftk.task import Splits
+
+HELD_OUT_ROWS = 10_000
+"""Rows of validation and of test that are kept of a streamed set where max_rows says nothing."""
+
+
+def stream_splits(
+    readers: Mapping[str, Reader], fractions: Mapping[str, float], config: DataConfig, facts: dict[str, Any]
+) -> Splits:
+    """Splits whose train is an IterableDataset. ``facts`` is filled now, and on as the stream is read."""
+    from datasets import IterableDataset
+
+    train = readers["train"]
+    most = config.max_rows or HELD_OUT_ROWS
+    facts.update({name: {} for name in ("read", "cleaned", "duplicates", "rows", "characters", "fingerprint")})
+    parts, known = _carve(train, fractions, config.seed, most) if fractions else ({}, True)
+    origin = train.source
+    found = {"train": int(known), **{split: len(part.keys) for split, part in parts.items()}}
+    require_rows(found, fractions, origin.name, documents=origin.documents, train_from=origin.setting)
+    for split, reader in readers.items():
+        if split != "train":
+            parts[split] = _first_rows(reader, most, split, facts)
+    parts = {split: parts[split] for split in SPLITS if split in parts}
+    parts, facts["overlap"] = drop_overlap(parts)
+    require_left(parts, facts["overlap"])
+    for split, part in parts.items():
+        facts["rows"][split] = height(part.table)
+        facts["characters"][split] = characters(part, train)
+        facts["fingerprint"][split] = fingerprint(part)
+    facts["proof"] = {
+        **prove_disjoint({split: part.keys for split, part in parts.items()}),
+        "train": "each row is compared with the keys of validation and test, and with the hash bounds, as it is read",
+    }
+    held_out = frozenset(key for part in parts.values() for key in part.keys)
+    stream = TrainStream(train, fractions, config, held_out, facts)
+    datasets = {split: to_dataset(part.table, train.mapping) for split, part in parts.items()}
+    return Splits(train=IterableDataset.from_generator(stream), **datasets, facts=facts)
+
+
+class TrainStream:
+    """Training rows, one dictionary each; every call is a new pass and gives the same rows in the same order.
+
+    With ``deduplicate`` the keys of one pass are kept, about 100 bytes per row.
+    """
+
+    def __init__(
+        self,
+        reader: Reader,
+        fractions: Mapping[str, float],
+        config: DataConfig,
+        held_out: frozenset[int],
+        facts: dict[str, Any],
+    ) -> None:
+        self.reader, self.fractions, self.config, self.held_out, self.facts = (
+            reader,
+            dict(fractions),
+            config,
+            held_out,
+            facts,
+        )
+        self.passes = 0
+
+    def __call__(self) -> Iterator[dict[str, Any]]:
+        counts = dict.fromkeys(("read", "rows", "characters", "repeats", "overlap", "carved"), 0)
+        cleaned: Counts = {}
+        seen: set[int] = set()
+        self.passes += 1
+        complete = False
+        try:
+            for chunk in self.reader.chunks(patient=False):
+                counts["read"] += chunk.read
+                add_counts(cleaned, chunk.counts)
+                part = take_part(chunk.part, self._kept(chunk.part, seen, counts))
+                if self.config.max_rows:
+                    part = take_part(part, range(min(len(part.keys), self.config.max_rows - counts["rows"])))
+                self._report(counts, cleaned, complete)
+                roles = list(part.table)
+                for values in zip(*part.table.values(), strict=True):
+                    counts["rows"] += 1
+                    counts["characters"] += sum(map(len, (value for value in values if isinstance(value, str))))
+                    yield dict(zip(roles, values, strict=True))
+                if self.config.max_rows and counts["rows"] >= self.config.max_rows:
+                    break
+            complete = True
+        finally:
+            self._report(counts, cleaned, complete)
+
+    def _kept(self, part: Part, seen: set[int], counts: dict[str, int]) -> list[int]:
+        """Indices of the training rows of a chunk; ``seen`` and ``counts`` are brought up to date."""
+        kept = []
+        where = sides(part.keys, self.fractions, self.config.seed) if self.fractions else ["train"] * len(part.keys)
+        for i, (key, side) in enumerate(zip(part.keys, where, strict=True)):
+            if side != "train":
+                counts["carved"] += 1
+            elif key in self.held_out:
+                counts["overlap"] += 1
+            elif self.config.deduplicate and key in seen:
+                counts["repeats"] += 1
+            else:
+                if self.config.deduplicate:
+                    seen.add(key)
+                kept.append(i)
+        return kept
+
+    def _report(self, counts: Mapping[str, int], cleaned: Counts, complete: bool) -> None:
+        facts = self.facts
+        facts["read"]["train"] = counts["read"]
+        facts["cleaned"]["train"] = cleaned
+        facts["duplicates"]["train"] = {"found": counts["repeats"], "dropped": counts["repeats"]}
+        facts["overlap"]["train_in_validation_or_test"] = counts["overlap"]
+        facts["rows"]["train"] = counts["rows"]
+        facts["characters"]["train"] = counts["characters"]
+        facts["stream"] = {"passes": self.passes, "complete": complete, "carved": counts["carved"]}
+
+
+def _carve(reader: Reader, fractions: Mapping[str, float], seed: int, most: int) -> tuple[dict[str, Part], bool]:
+    """The first rows of each carved split, repeats dropped, and whether a training row was seen; stops as soon as all are full."""
+    parts = {split: Part({role: [] for role in reader.mapping}, list[int]()) for split in fractions}
+    seen: set[int] = set()
+    known = False
+    for chunk in reader.chunks(patient=False):
+        where = sides(chunk.part.keys, fractions, seed)
+        known = known or "train" in where
+        for split, part in parts.items():
+            rows = []
+            for i, (key, side) in enumerate(zip(chunk.part.keys, where, strict=True)):
+                if side == split and key not in seen:
+                    seen.add(key)
+                    rows.append(i)
+            _extend(part, take_part(chunk.part, rows[: most - len(part.keys)]))
+        if known and all(len(part.keys) >= most for part in parts.values()):
+            break
+    return parts, known
+
+
+def _first_rows(reader: Reader, most: int, split: str, facts: dict[str, Any]) -> Part:
+    """The first rows of a given split."""
+    part, counts, read = Part({role: [] for role in reader.mapping}, []), Counts(), 0
+    for chunk in reader.chunks():
+        _extend(part, take_part(chunk.part, range(min(len(chunk.part.keys), most - len(part.keys)))))
+        add_counts(counts, chunk.counts)
+        read += chunk.read
+        if len(part.keys) >= most:
+            break
+    facts["read"][split], facts["cleaned"][split] = read, counts
+    facts["duplicates"][split] = {"found": count_repeats(part.keys), "dropped": 0}
+    return part
+
+
+def _extend(part: Part, more: Part) -> None:
+    append(part.table, more.table)
+    part.keys.extend(more.keys)

@@ -1,0 +1,193 @@
+"""Where a run ran and what started it, with nothing private: no host or user name, no home folder, no token.
+
+Nothing here imports torch; what it says about devices comes from a torch that is already loaded.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import re
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from hftk import __version__
+
+REDACTED = "<redacted>"
+PACKAGES = ("torch", "transformers", "accelerate", "datasets", "tokenizers", "peft", "bitsandbytes")
+
+SECRET_NAME = re.compile(r"(?<![a-z])(token|key|secret|password|passwd|credentials?|auth)(?![a-z])|apikey|authtoken")
+SECRET_VALUE = re.compile(
+    r"\bhf_\w{16,}|\b(?:sk|pk)-[\w-]{16,}|\bgh[pousr]_\w{16,}|\bgithub_pat_\w{16,}|\bAKIA[A-Z0-9]{16}\b"
+    r"|(?<=://)[^/\s@]+(?=@)"  # user:password in a URL
+)
+
+
+def redact(value: Any) -> Any:
+    """A copy of plain ``value`` without secrets and home folder (numbers, such as ``max_tokens``, are kept)."""
+    if isinstance(value, Mapping):
+        return {k: REDACTED if _is_secret(k) and v and isinstance(v, str) else redact(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [redact(item) for item in value]
+    return private(value) if isinstance(value, str) else value
+
+
+def _is_secret(name: str) -> bool:
+    return bool(SECRET_NAME.search(re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()))
+
+
+def private(text: str) -> str:
+    """``text`` with paths relative to the working directory, the home folder as ``~``, and tokens redacted."""
+    here, home = str(Path.cwd()), str(Path.home())
+    if len(here) > 1:
+        text = re.sub(rf"(?<![\w.~-]){re.escape(here)}[/\\]", "", text)
+    if len(home) > 1:  # "/" is the home of some containers' users
+        for form in {home, home.replace("\\", "/")}:
+            text = re.sub(re.escape(form) + r"(?![\w.-])", "~", text)
+    return SECRET_VALUE.sub(REDACTED, text)
+
+
+def redact_command(words: Sequence[str]) -> str:
+    """Command-line ``words`` as one line to paste: quoted, values of ``--hub_token``, ``API_KEY=`` &c. redacted."""
+    shown: list[str] = []
+    hide = False
+    for word in words:
+        name, equals, value = word.partition("=")
+        if hide and not word.startswith("-") and not word.isdigit():
+            word = REDACTED
+        elif equals and _is_secret(name) and not value.isdigit():
+            word = f"{name}={REDACTED}"
+        elif equals:
+            word = f"{name}={_relative(value)}"
+        hide = word.startswith("-") and not equals and _is_secret(word)
+        shown.append(_quote(private(_relative(word))))
+    return " ".join(shown)
+
+
+def _quote(word: str) -> str:
+    """Double quotes where needed: they serve POSIX shells and Windows alike. A leading ``~/`` is left to the shell."""
+    if word.startswith("~/") and word != "~/":
+        return "~/" + _quote(word[2:])
+    if re.fullmatch(r"[\w@%+=:,./~-]+", word, re.ASCII):
+        return word
+    return '"' + re.sub(r'(["$`])', r"\\\1", word) + '"'
+
+
+def _relative(word: str) -> str:
+    """An absolute path below the working directory as a relative one."""
+    with contextlib.suppress(ValueError, OSError):
+        if os.path.isabs(word):
+            return Path(word).relative_to(Path.cwd()).as_posix()
+    return word
+
+
+def command_line() -> str:
+    """What was typed to start this process, as far as it can be told; "" inside a notebook or another program."""
+    script, *flags = sys.argv or [""]
+    if Path(script).stem == "hftk":
+        return redact_command(["hftk", *flags])
+    if not script.endswith(".py") or Path(script).name.startswith(("ipykernel", "colab_kernel")):
+        return ""
+    return redact_command([*(_launcher() or ["python"]), script, *flags])
+
+
+def _launcher() -> list[str]:
+    """``accelerate launch`` with its flags, read from the parent process: children are told only the outcome."""
+    try:
+        import psutil
+
+        words = psutil.Process().parent().cmdline()
+    except Exception:  # no psutil, no parent, no permission: the command is then shown as a plain python one
+        return []
+    for at, word in enumerate(words[:4]):
+        name = Path(word).stem
+        if name in ("accelerate", "accelerate-launch", "torchrun"):
+            rest = words[at + 1 :]
+            script = next((i for i, w in enumerate(rest) if w.endswith(".py")), len(rest))
+            return [name, *rest[:script]]
+    return []
+
+
+def environment() -> dict[str, Any]:
+    """``hardware``, ``versions`` and ``git`` of this process, without anything that names the machine or its user."""
+    versions: dict[str, str | None] = {"hftk": __version__, "python": platform.python_version()}
+    versions |= {name: version(name) for name in PACKAGES}
+    return {"hardware": _hardware(), "versions": {k: v for k, v in versions.items() if v}, "git": _git()}
+
+
+def version(package: str) -> str | None:
+    """The installed version, found without an import; None where it is not installed."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _hardware() -> dict[str, Any]:
+    """Keys: cpu, cores (usable by this process), ram_bytes, gpus, os, and threads where torch is loaded."""
+    torch = sys.modules.get("torch")
+    try:
+        cores = len(os.sched_getaffinity(0))
+    except AttributeError:  # macOS, Windows
+        cores = os.cpu_count() or 1
+    facts = {"cpu": _cpu(), "cores": cores, "ram_bytes": _ram(), "gpus": list(_gpus(torch))}
+    if torch is not None:
+        facts["threads"] = torch.get_num_threads()
+    return {**facts, "os": f"{platform.system()} {platform.release()} {platform.machine()}"}
+
+
+def _cpu() -> str:
+    """The processor's name as people know it; the architecture where the system does not tell."""
+    name = ""
+    with contextlib.suppress(OSError, subprocess.SubprocessError, StopIteration, ImportError):
+        if sys.platform == "darwin":
+            name = _output("sysctl", "-n", "machdep.cpu.brand_string")
+        elif sys.platform == "win32":
+            import winreg
+
+            with winreg.OpenKey(winreg.HKEY_LOCAL_MACHINE, r"HARDWARE\DESCRIPTION\System\CentralProcessor\0") as key:
+                name = str(winreg.QueryValueEx(key, "ProcessorNameString")[0])
+        else:
+            lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+            name = next(line.partition(":")[2] for line in lines if line.startswith("model name"))
+    return " ".join(name.split()) or platform.processor() or platform.machine()
+
+
+def _ram() -> int | None:
+    try:
+        import psutil
+    except ImportError:
+        return None
+    return int(psutil.virtual_memory().total)
+
+
+def _gpus(torch: Any) -> Iterator[str]:
+    """Names of the GPUs that this process sees, without loading torch for it."""
+    if torch is None:
+        return
+    if torch.cuda.is_available():
+        yield from (torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
+    elif torch.backends.mps.is_available():
+        yield "Apple MPS"
+
+
+def _git() -> dict[str, Any] | None:
+    """Commit of the working directory, and whether tracked files differ from it."""
+    try:
+        commit = _output("git", "rev-parse", "HEAD")
+        dirty = bool(_output("git", "status", "--porcelain", "--untracked-files=no"))
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return {"commit": commit, "dirty": dirty}
+
+
+def _output(*command: str) -> str:
+    """Standard output of a short command; OSError or SubprocessError where it is missing, fails or hangs."""
+    environment = {**os.environ, "GIT_OPTIONAL_LOCKS": "0", "LC_ALL": "C"}
+    result = subprocess.run(command, capture_output=True, text=True, timeout=5, check=True, env=environment)
+    return result.stdout.strip()

@@ -1,0 +1,173 @@
+"""Judge a model on a split: collect what the task needs of every row, in data order, then score it."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from hftk.config import EvalConfig
+from hftk.model import default_length
+from hftk.task import Features, Score, Splits, Task
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+LOGITS_BYTES = 2**28
+"""Most memory for the logits of one batch: micro-batches of a judged split shrink to fit (the scores do not change)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """What :func:`evaluate` found."""
+
+    scores: list[Score]
+    samples: list[dict[str, Any]] = field(default_factory=list)
+    seconds: float = 0.0
+    split: str = ""
+    outputs: dict[str, np.ndarray] = field(default_factory=dict, repr=False)
+    """Name to one entry per feature, as :meth:`hftk.task.Task.outputs` gives them."""
+
+
+def evaluate(
+    task: Task,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    held_out: tuple[str, Dataset] | None,
+    config: EvalConfig,
+    *,
+    max_length: int | None = None,
+    when: str = "after",
+    samples: bool = True,
+) -> Evaluation | None:
+    """Scores and samples of ``model`` on ``held_out`` (name and rows of a split), or None where there is no such split.
+
+    ``max_length`` is the context of each window in tokens; default: the model's, at most 1024. All processes call this and get
+    the same result. No score depends on ``eval.batch_size`` or on the number of processes.
+    """
+    if held_out is None:
+        return None
+    started = time.perf_counter()
+    split, rows = held_out
+    rows = first_rows(rows, config.max_rows)
+    features = task.encode(rows, tokenizer, max_length=max_length or default_length(model.config), training=False)
+    outputs = collect(task, model, tokenizer, features, batch_size=config.batch_size, title=f"evaluating {when} training" if when in ("before", "after") else "evaluating")  # fmt: skip
+    scores = task.scores(outputs, features, rows, tokenizer, resamples=config.resamples, seed=config.seed)
+    return Evaluation(
+        scores=[replace(s, split=split, when=when) for s in scores],
+        samples=task.show(model, tokenizer, rows, outputs) if samples else [],
+        seconds=time.perf_counter() - started,
+        split=split,
+        outputs=outputs,
+    )
+
+
+def evaluate_baselines(
+    task: Task,
+    tokenizer: PreTrainedTokenizerBase,
+    splits: Splits,
+    config: EvalConfig,
+    *,
+    max_length: int,
+) -> list[Score]:
+    """What trivial systems, fitted on the training split, score on the rows that :func:`evaluate` judges."""
+    if splits.held_out is None:
+        return []
+    split, rows = splits.held_out
+    rows = first_rows(rows, config.max_rows)
+    features = task.encode(rows, tokenizer, max_length=max_length, training=False)
+    scores = task.baselines(splits, features, rows, tokenizer, resamples=config.resamples, seed=config.seed)
+    return [replace(s, split=split) for s in scores]
+
+
+def first_rows(rows: Dataset, count: int | None) -> Dataset:
+    """The first ``count`` rows, or all."""
+    return rows if count is None or count >= len(rows) else rows.select(range(count))
+
+
+def collect(
+    task: Task, model: Any, tokenizer: PreTrainedTokenizerBase, features: Features, *, batch_size: int, title: str = ""
+) -> dict[str, np.ndarray]:
+    """``task.outputs`` of every feature, one entry per feature in the order of ``features``, on every process.
+
+    Features are sorted by length, so that a batch has little padding, and dealt to the processes in turn.
+    """
+    collate = task.collator(tokenizer, model, training=False)
+    batches = _batches(features, batch_size, _token_budget(model))
+    process, processes = _place()
+    mine = list(range(process, len(batches), processes))
+    while len(mine) < -(-len(batches) // processes):
+        mine.append(0)  # every process runs equally many forward passes: a sharded model gathers weights in each
+    parts = []
+    with judging(model):
+        for number in _progress(mine, title):
+            batch = collate([features[int(i)] for i in batches[number]])
+            batch = {name: value.to(model.device) for name, value in batch.items()}
+            parts.append({name: value.float().cpu().numpy() if value.dtype == torch.bfloat16 else value.cpu().numpy() for name, value in task.outputs(model, batch).items()})  # fmt: skip
+    return _in_order(list(zip(mine, parts, strict=True)), batches, len(features))
+
+
+@contextmanager
+def judging(model: Any) -> Iterator[None]:
+    """Evaluation mode without gradients; training mode comes back if it was on."""
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        model.train(was_training)
+
+
+def _batches(features: Features, batch_size: int, max_tokens: int) -> list[np.ndarray]:
+    """Feature numbers of each batch, longest first, within ``batch_size`` rows and ``max_tokens`` tokens."""
+    order = np.argsort(-features.lengths, kind="stable")
+    batches, start = [], 0
+    while start < len(order):
+        rows = max(1, min(batch_size, max_tokens // max(1, int(features.lengths[order[start]]))))
+        batches.append(order[start : start + rows])
+        start += rows
+    return batches
+
+
+def _token_budget(model: Any) -> int:
+    vocabulary = getattr(model.config, "vocab_size", None) or 1
+    return max(1, LOGITS_BYTES // (4 * int(vocabulary)))
+
+
+def _place() -> tuple[int, int]:
+    """Rank and number of processes of the running group."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank(), torch.distributed.get_world_size()
+    return 0, 1
+
+
+def _in_order(
+    parts: list[tuple[int, dict[str, np.ndarray]]], batches: list[np.ndarray], count: int
+) -> dict[str, np.ndarray]:
+    """Gather the batches of all processes and put their entries back into the order of the features."""
+    if _place()[1] > 1:
+        gathered: list[Any] = [None] * _place()[1]
+        torch.distributed.all_gather_object(gathered, parts)
+        parts = [part for process in gathered for part in process]
+    outputs: dict[str, np.ndarray] = {}
+    for number, part in parts:
+        for name, values in part.items():
+            if name not in outputs:
+                outputs[name] = np.empty((count, *values.shape[1:]), values.dtype)
+            outputs[name][batches[number]] = values
+    return outputs
+
+
+def _progress(numbers: list[int], title: str) -> Any:
+    from tqdm.auto import tqdm
+
+    hidden = _place()[0] != 0 or not title
+    return tqdm(numbers, desc=title, unit="batch", leave=False, disable=hidden, delay=1, mininterval=0.2 if sys.stderr.isatty() else 10)  # fmt: skip

@@ -1,0 +1,439 @@
+"""Text from prompts: batched, sorted by length, one output per row, in data order.
+
+An output depends on its own prompt, the settings and its row number alone: neither on the batch that the row shared
+nor on the rows around it (in fp32 up to rounding, which can only decide a tie). ``transformers``' ``generate`` does
+the decoding; what is repaired here:
+
+- Sampling. ``generate`` draws for a whole batch from the global random state, so a row's text depends on its
+  neighbours. Here every row has random numbers of its own (:class:`RowSampling`); the global state is neither read
+  nor changed.
+- Defaults. ``generate`` fills the unset fields of the ``GenerationConfig`` it is given from the checkpoint (sampling
+  flags, minimum lengths, penalties). Here they are what :class:`~hftk.config.GenerationSettings` says.
+- Padding. It is masked whatever token stands there, on the side that the architecture needs; a tokenizer without a
+  padding token works, and one whose padding is also its end-of-text token does not stop early.
+- Interruption. :func:`generate_to_file` loses nothing that was finished when the process was killed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedTokenizerBase,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from hftk.batching import split_step
+from hftk.config import GenerationSettings, InputError, Problem
+
+logger = logging.getLogger(__name__)
+
+FRAME = ("forced_bos_token_id", "forced_eos_token_id", "bad_words_ids", "suppress_tokens", "begin_suppress_tokens")
+"""What an encoder-decoder keeps of its checkpoint's generation config: which tokens it must and must not write."""
+TOKENS_PER_BATCH = 4096
+"""Tokens of one batch, prompt, padding and new ones, over all beams."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generated:
+    """What was generated for one prompt."""
+
+    index: int
+    """Number of the prompt, from 0."""
+    text: str
+    """The new text alone: neither the prompt nor special tokens."""
+    tokens: int
+    """New tokens, not counting the end-of-text token."""
+    finished: bool
+    """True: ended by itself, with an end-of-text token. False: cut off at ``max_new_tokens``."""
+    truncated: bool
+    """Whether the prompt was too long for the model and was cut (see :func:`generate`)."""
+
+
+class RowSampling(LogitsProcessor):
+    """Sampling that gives a row the same tokens in any batch: Gumbel-max with random numbers of the row's own.
+
+    The likeliest token after adding independent Gumbel noise to the log-probabilities is a sample from them (Gumbel
+    1954; Maddison et al. 2014, *A\\* Sampling*). So with this processor greedy decoding samples: temperature, top-k
+    and top-p first, as ``generate`` does, then noise from a generator seeded by ``(seed, row)``. A row draws one
+    number per vocabulary entry and step, whatever is filtered out; rounding in the logits matters only where two
+    perturbed ones are tied.
+    """
+
+    def __init__(self, settings: GenerationSettings, rows: Iterable[int]) -> None:
+        seed = settings.seed % 2**64  # SeedSequence takes no negative numbers
+        self._generators = [np.random.default_rng([seed, row]) for row in rows]
+        self._warpers = LogitsProcessorList()
+        if settings.temperature != 1.0:
+            self._warpers.append(TemperatureLogitsWarper(settings.temperature))
+        if settings.top_k:
+            self._warpers.append(TopKLogitsWarper(settings.top_k))
+        if settings.top_p < 1.0:
+            self._warpers.append(TopPLogitsWarper(settings.top_p))
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """``scores`` is (rows, vocabulary) logits; returns them filtered, scaled and perturbed."""
+        ids: Any = input_ids  # transformers wants a LongTensor for its type, which no tensor is
+        scores = self._warpers(ids, scores)
+        # In float64: the winner among a large vocabulary has an exponential number near 0, where float32 is coarse.
+        waits = np.stack([generator.standard_exponential(scores.shape[-1]) for generator in self._generators])
+        gumbel = -np.log(np.maximum(waits, np.finfo(np.float64).tiny))
+        return scores + torch.from_numpy(gumbel).to(dtype=scores.dtype).to(scores.device)
+
+
+def generate(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    settings: GenerationSettings,
+    *,
+    max_tokens_per_batch: int = TOKENS_PER_BATCH,
+    batch_size: int | None = None,
+    progress: bool = False,
+) -> list[Generated]:
+    """One output per prompt, in data order.
+
+    ``model`` is decoder-only or encoder-decoder; it stays on its device, in its dtype and with its train/eval modes.
+    Batches go from long prompts to short ones so that ``rows x beams x (longest prompt + max_new_tokens)`` stays
+    within ``max_tokens_per_batch``, with at most ``batch_size`` rows; neither changes any output.
+
+    A prompt that does not fit into the context beside ``max_new_tokens`` is cut, and the output says so
+    (``truncated``): a decoder-only model loses its start, an encoder-decoder its end. An empty prompt starts from the
+    beginning-of-text token where the tokenizer puts one before every text, else from the end-of-text token.
+    ``progress`` shows a bar on stderr.
+
+    Raises:
+        InputError: contradictory settings, ``max_new_tokens`` that leave no room for a prompt, prompts not text.
+    """
+    results = stream(
+        model, tokenizer, prompts, settings,
+        max_tokens_per_batch=max_tokens_per_batch, batch_size=batch_size, progress=progress,
+    )  # fmt: skip
+    return sorted(results, key=lambda result: result.index)
+
+
+def stream(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    settings: GenerationSettings,
+    *,
+    max_tokens_per_batch: int = TOKENS_PER_BATCH,
+    batch_size: int | None = None,
+    progress: bool = False,
+) -> Iterator[Generated]:
+    """As :func:`generate`, but handed out batch by batch as they finish, long prompts first. Errors come at once."""
+    job = _prepare(model, tokenizer, prompts, settings, max_tokens_per_batch, batch_size)
+    return (result for batch in _shown(job.batches, progress) for result in _run(job, batch))
+
+
+def generate_to_file(
+    path: str | Path,
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    settings: GenerationSettings,
+    *,
+    columns: Mapping[str, Sequence[Any]] | None = None,
+    max_tokens_per_batch: int = TOKENS_PER_BATCH,
+    batch_size: int | None = None,
+    progress: bool = False,
+) -> list[Generated]:
+    """Write one JSON line per prompt to ``path``, in data order, and continue where an interrupted call stopped.
+
+    A line is ``{"index", ...columns, "prediction", "finished", "tokens", "truncated"}``; ``columns`` gives what else
+    to put there, one entry per prompt. Outputs are kept in ``path + ".partial"`` as they come; ``path`` appears (or
+    is replaced) when all are there, by one rename. The same call after an interruption, SIGKILL included, repeats the
+    unfinished batches alone and ends in the same file, byte for byte. Partial outputs of other weights, prompts or
+    settings are not mixed in: they are logged and dropped.
+    """
+    path = Path(path)
+    partial = path.with_name(path.name + ".partial")
+    job = _prepare(model, tokenizer, prompts, settings, max_tokens_per_batch, batch_size)
+    done = _finished_rows(partial, _fingerprint(job))
+    # Whole batches, planned over all rows: in the same company a row comes out the same to the last bit, also in bf16.
+    batches = [batch for batch in job.batches if not all(row in done for row in batch)]
+    with open(partial, "ab") as file:
+        for batch in _shown(batches, progress):
+            for result in _run(job, batch):
+                done[result.index] = result
+                file.write(_line(asdict(result)))
+            file.flush()
+    results = [done[row] for row in range(len(prompts))]
+    whole = path.with_name(path.name + ".new")
+    with open(whole, "wb") as file:
+        for result in results:
+            extra = {name: column[result.index] for name, column in (columns or {}).items()}
+            file.write(_line(to_record(result, **extra)))
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(whole, path)
+    partial.unlink()
+    return results
+
+
+def to_record(result: Generated, **columns: Any) -> dict[str, Any]:
+    """``result`` as it stands in a predictions file: ``index``, then ``columns``, then what was generated."""
+    return {
+        "index": result.index, **columns, "prediction": result.text,
+        "finished": result.finished, "tokens": result.tokens, "truncated": result.truncated,
+    }  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Job:
+    model: Any
+    tokenizer: PreTrainedTokenizerBase
+    settings: GenerationSettings
+    config: GenerationConfig
+    inputs: list[list[int]]
+    """Token ids of each prompt."""
+    truncated: list[bool]
+    batches: list[list[int]]
+    """Rows of each batch, from the longest prompts to the shortest."""
+
+
+def _prepare(
+    model: Any, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], settings: GenerationSettings,
+    max_tokens: int, batch_size: int | None,
+) -> _Job:  # fmt: skip
+    room = _check(model, prompts, settings)
+    config = _generation_config(model, tokenizer, settings)
+    inputs, truncated = _encode(model, tokenizer, prompts, room, config)
+    costs = settings.num_beams * (np.array([len(ids) for ids in inputs], dtype=np.int64) + settings.max_new_tokens)
+    batches: list[list[int]] = []
+    if len(prompts):
+        pieces = split_step(
+            np.arange(len(prompts)), costs, processes=1, max_rows=batch_size or len(prompts), max_tokens=max_tokens
+        )[0]
+        batches = [piece.tolist() for piece in pieces]
+    return _Job(
+        model=model, tokenizer=tokenizer, settings=settings, config=config,
+        inputs=inputs, truncated=truncated, batches=batches,
+    )  # fmt: skip
+
+
+def _check(model: Any, prompts: Sequence[str], settings: GenerationSettings) -> int | None:
+    """Most tokens of a prompt, None for no limit; InputError for what cannot be generated."""
+    problems = list(settings.problems())
+    strange = next((i for i, prompt in enumerate(prompts) if not isinstance(prompt, str)), None)
+    if strange is not None:
+        kind = type(prompts[strange]).__name__
+        problems.append(Problem(setting="", message=f"expected text in every prompt, found {kind} in row {strange}"))
+    config = model.config
+    context, new = _positions(config.get_text_config(decoder=True)), settings.max_new_tokens
+    if context is not None and new >= context:
+        problems.append(
+            Problem(
+                setting="generation.max_new_tokens",
+                message=f"expected less than {context}, the model's context, which also holds the prompt, found {new}",
+                fix=f"use --generation.max_new_tokens {max(1, context // 2)}",
+            )
+        )
+    if problems:
+        raise InputError(*problems)
+    if config.is_encoder_decoder:
+        return _positions(getattr(config, "encoder", config))
+    return None if context is None else context - new
+
+
+def _positions(config: Any) -> int | None:
+    positions = getattr(config, "max_position_embeddings", None)
+    return positions if isinstance(positions, int) and positions > 0 else None
+
+
+def _generation_config(
+    model: Any, tokenizer: PreTrainedTokenizerBase, settings: GenerationSettings
+) -> GenerationConfig:
+    """What ``generate`` is asked to do, with nothing of the checkpoint but the tokens that frame a decoder's output."""
+    own = model.generation_config
+    ends = _end_ids(model, tokenizer)
+    rows = model.get_input_embeddings().weight.shape[0]
+    # Padding is masked, so any token will do; one that the tokenizer has and the embeddings lack would crash.
+    pads = [tokenizer.pad_token_id, *ends, 0]
+    config = GenerationConfig(  # type: ignore[no-untyped-call]
+        max_new_tokens=settings.max_new_tokens,
+        num_beams=settings.num_beams,
+        do_sample=False,
+        use_cache=True,
+        eos_token_id=ends or None,
+        pad_token_id=next(pad for pad in pads if pad is not None and pad < rows),
+        bos_token_id=tokenizer.bos_token_id,
+    )
+    if model.config.is_encoder_decoder:
+        start = own.decoder_start_token_id
+        config.decoder_start_token_id = model.config.decoder_start_token_id if start is None else start
+        for name in FRAME:
+            setattr(config, name, getattr(own, name))
+    return config
+
+
+def _end_ids(model: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Ids that end a text: the tokenizer's, and those of the model that are special tokens of this tokenizer too.
+
+    The condition keeps out a model class's default (2 for Llama), which is a letter to a tokenizer of one's own.
+    """
+    own = model.generation_config.eos_token_id
+    own = own if isinstance(own, list) else [own]
+    special = set(tokenizer.all_special_ids)
+    special |= {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return list(dict.fromkeys(i for i in [tokenizer.eos_token_id, *(i for i in own if i in special)] if i is not None))
+
+
+def _encode(
+    model: Any, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], room: int | None, config: GenerationConfig
+) -> tuple[list[list[int]], list[bool]]:
+    """Token ids of every prompt within ``room`` tokens, and whether it had to be cut."""
+    if not prompts:
+        return [], []
+    encoded: list[list[int]] = tokenizer(list(prompts), add_special_tokens=True, verbose=False)["input_ids"]
+    before, after = _frame(tokenizer, prompts, encoded)
+    encoder_decoder = model.config.is_encoder_decoder
+    starts = (*(config.eos_token_id or []), tokenizer.bos_token_id, config.pad_token_id)
+    start = next(token for token in starts if token is not None)
+    inputs, truncated = [], []
+    for ids in encoded:
+        prefix, body, suffix = ids[:before], ids[before : len(ids) - after], ids[len(ids) - after :]
+        if not encoder_decoder:
+            suffix = []  # an end-of-text token after the prompt would end the text before it began
+        keep = len(body) if room is None else max(0, room - len(prefix) - len(suffix))
+        truncated.append(len(body) > keep)
+        if truncated[-1]:
+            body = body[:keep] if encoder_decoder else body[len(body) - keep :]
+        inputs.append(prefix + body + suffix or [start])
+    return inputs, truncated
+
+
+def _frame(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], encoded: list[list[int]]) -> tuple[int, int]:
+    """How many special tokens the tokenizer puts before and after a text."""
+    longest = max(range(len(encoded)), key=lambda row: len(encoded[row]))
+    whole: list[int] = encoded[longest]
+    plain: list[int] = tokenizer(prompts[longest], add_special_tokens=False, verbose=False)["input_ids"]
+    if not plain:  # no prompt has any text
+        before = int(whole[:1] == [tokenizer.bos_token_id])
+        return before, len(whole) - before
+    extra = len(whole) - len(plain)
+    before = next((n for n in range(extra + 1) if whole[n : n + len(plain)] == plain), 0)
+    return before, extra - before
+
+
+def _shown(batches: list[list[int]], progress: bool) -> Iterator[list[int]]:
+    with tqdm(total=sum(map(len, batches)), unit="row", desc="generate", disable=not progress) as bar:
+        for batch in batches:
+            yield batch
+            bar.update(len(batch))
+
+
+def _run(job: _Job, batch: list[int]) -> list[Generated]:
+    """The outputs of one batch, in the batch's order."""
+    encoder_decoder = job.model.config.is_encoder_decoder
+    width = max(len(job.inputs[row]) for row in batch)
+    ids = torch.full((len(batch), width), job.config.pad_token_id, dtype=torch.long)  # (rows, prompt tokens)
+    mask = torch.zeros_like(ids)
+    for position, row in enumerate(batch):
+        length = len(job.inputs[row])
+        place = slice(0, length) if encoder_decoder else slice(width - length, width)
+        ids[position, place] = torch.tensor(job.inputs[row])
+        mask[position, place] = 1
+    device = next(job.model.parameters()).device
+    processors = LogitsProcessorList([RowSampling(job.settings, batch)] if job.settings.do_sample else [])
+    with _ready(job.model), torch.inference_mode():
+        output = job.model.generate(
+            input_ids=ids.to(device), attention_mask=mask.to(device), generation_config=job.config,
+            logits_processor=processors,
+        )  # fmt: skip
+    start = 1 if encoder_decoder else width  # an encoder-decoder's output begins with the decoder's start token
+    return [_result(job, row, new) for row, new in zip(batch, output[:, start:].tolist(), strict=True)]
+
+
+@contextmanager
+def _ready(model: Any) -> Iterator[None]:
+    """Dropout off and the checkpoint's generation defaults away; both are put back as they were, module by module."""
+    modes = [(module, module.training) for module in model.modules()]
+    # In place: a PEFT model hands this very object on to the model that it wraps.
+    defaults = vars(model.generation_config)
+    saved = dict(defaults)
+    try:
+        defaults.clear()
+        defaults.update(vars(GenerationConfig()))  # type: ignore[no-untyped-call]
+        model.eval()
+        yield
+    finally:
+        defaults.clear()
+        defaults.update(saved)
+        for module, mode in modes:
+            module.training = mode
+
+
+def _result(job: _Job, row: int, new: list[int]) -> Generated:
+    ends = job.config.eos_token_id or []
+    length = next((position for position, token in enumerate(new) if token in ends), len(new))
+    finished = length < len(new)
+    if finished and job.config.forced_eos_token_id is not None:
+        finished = length + 1 < job.settings.max_new_tokens  # there the end is forced, over or not
+    return Generated(
+        index=row, text=_decode(job, row, new[:length]), tokens=length, finished=finished, truncated=job.truncated[row]
+    )
+
+
+def _decode(job: _Job, row: int, new: list[int]) -> str:
+    def decode(ids: list[int]) -> str:
+        text = job.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        assert isinstance(text, str)
+        return text
+
+    if job.model.config.is_encoder_decoder:
+        return decode(new)
+    # Sentencepiece-like tokenizers drop the space before the first word that they decode: decode behind the prompt.
+    prompt, whole = decode(job.inputs[row]), decode(job.inputs[row] + new)
+    return whole[len(prompt) :] if whole.startswith(prompt) else decode(new)
+
+
+def _fingerprint(job: _Job) -> str:
+    """What the outputs depend on: settings, prompts, batches and up to 256 or so values of every weight."""
+    digest = hashlib.blake2b(digest_size=16)
+    digest.update(repr((asdict(job.settings), job.config.to_dict(), job.inputs, job.batches)).encode())
+    for name, weight in job.model.named_parameters():
+        values = weight.detach().flatten()
+        digest.update(f"{name}{tuple(weight.shape)}{weight.dtype}".encode())
+        digest.update(values[:: max(1, len(values) // 256)].float().cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _finished_rows(partial: Path, fingerprint: str) -> dict[int, Generated]:
+    """Rows that an interrupted call left in ``partial``, which is made ready for appending."""
+    head = _line({"fingerprint": fingerprint})
+    if partial.exists():
+        content = partial.read_bytes()
+        whole = content[: content.rfind(b"\n") + 1]  # the interruption may have cut the last line
+        try:
+            if whole.startswith(head):
+                results = [Generated(**json.loads(line)) for line in whole[len(head) :].split(b"\n")[:-1]]
+                os.truncate(partial, len(whole))
+                return {result.index: result for result in results}
+        except (ValueError, TypeError):
+            logger.warning("%s is damaged: starting anew", partial)
+        else:
+            logger.warning("%s is of other weights, prompts or settings: starting anew", partial)
+    partial.write_bytes(head)
+    return {}
+
+
+def _line(record: Mapping[str, Any]) -> bytes:
+    return (json.dumps(record, ensure_ascii=False) + "\n").encode()

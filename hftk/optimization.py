@@ -1,0 +1,119 @@
+"""Optimizers, parameter groups and learning-rate schedules: pure functions of the settings."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+
+from hftk.config import InputError, Problem, TrainConfig
+
+PLATEAU_PATIENCE = 2
+PLATEAU_FACTOR = 0.5
+INVERSE_SQRT_TIMESCALE = 10_000
+
+
+def warmup_steps(warmup: float, total_steps: int) -> int:
+    """A share of the run (below 1) or a number of steps, as steps."""
+    return round(warmup * total_steps) if warmup < 1 else int(warmup)
+
+
+def schedule_factor(kind: str, step: int, total_steps: int, warmup: int, floor: float = 0.0) -> float:
+    """Learning rate of optimizer step ``step`` (0, 1 ...) as a share of its peak.
+
+    ``warmup`` steps rise linearly and never start at 0, so that no step is without effect. ``floor`` is the smallest share:
+    linear, cosine and polynomial (power 2) end exactly there, the others never go below it. ``inverse_sqrt`` is that of
+    Vaswani et al. 2017 with its peak at the end of the warm-up (or a time scale of 10,000 steps without one);
+    ``warmup_stable_decay`` that of Hu et al. 2024 (MiniCPM), falling linearly over the last fifth of the run.
+    """
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    progress = min(1.0, (step - warmup) / max(1, total_steps - warmup))
+    if kind in ("linear", "cosine", "polynomial"):
+        share = {
+            "linear": 1 - progress,
+            "cosine": 0.5 * (1 + math.cos(math.pi * progress)),
+            "polynomial": (1 - progress) ** 2,
+        }[kind]
+        return floor + (1 - floor) * share
+    if kind == "warmup_stable_decay":
+        start = 0.8 * total_steps
+        share = 1.0 if step < start else max(0.0, (total_steps - step) / (total_steps - start))
+        return floor + (1 - floor) * share
+    if kind == "inverse_sqrt":
+        timescale = warmup or INVERSE_SQRT_TIMESCALE
+        return max(floor, math.sqrt(timescale / (step - warmup + timescale)))
+    shares = {"constant": 1.0, "exponential": 0.01**progress, "step": 0.1 ** min(2, int(3 * progress))}
+    return max(floor, shares[kind])
+
+
+def make_scheduler(optimizer: torch.optim.Optimizer, config: TrainConfig, peak: float, total_steps: int) -> Any:
+    """The scheduler of ``train.schedule``; ``peak`` is the learning rate, ``total_steps`` the length of the run."""
+    if config.schedule == "reduce_on_plateau":
+        return torch.optim.lr_scheduler.ReduceLROnPlateau(
+            optimizer, factor=PLATEAU_FACTOR, patience=PLATEAU_PATIENCE, min_lr=config.min_learning_rate
+        )
+    warmup, floor = warmup_steps(config.warmup, total_steps), config.min_learning_rate / peak
+    return torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: schedule_factor(config.schedule, step, total_steps, warmup, floor)
+    )
+
+
+def decayed(parameters: Iterable[tuple[str, torch.nn.Parameter]]) -> list[torch.nn.Parameter]:
+    """Trained parameters that weight decay and the L1 penalty act on: matrices, not biases and norms."""
+    return [p for _, p in parameters if p.requires_grad and p.dim() >= 2]
+
+
+def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Two groups for the optimizer: decayed matrices, and biases and norms without decay. Empty groups are left out."""
+    trained = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
+    rest = [p for _, p in trained if p.dim() < 2]
+    groups = [{"params": decayed(trained), "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]
+    return [g for g in groups if g["params"]]
+
+
+def make_optimizer(model: torch.nn.Module, config: TrainConfig, learning_rate: float) -> torch.optim.Optimizer:
+    """The optimizer of ``train.optimizer`` over the trained parameters of ``model``.
+
+    Raises:
+        InputError: lion without bitsandbytes.
+    """
+    groups = parameter_groups(model, config.weight_decay)
+    betas = (config.adam_beta1, config.adam_beta2)
+    fused = {"fused": True} if _can_fuse(groups) else {}
+    match config.optimizer:
+        case "adamw":
+            return torch.optim.AdamW(groups, lr=learning_rate, betas=betas, **fused)
+        case "adam":
+            return torch.optim.Adam(groups, lr=learning_rate, betas=betas, **fused)
+        case "sgd":
+            return torch.optim.SGD(groups, lr=learning_rate, momentum=config.adam_beta1, **fused)
+        case "rmsprop":
+            return torch.optim.RMSprop(groups, lr=learning_rate, momentum=config.adam_beta1)
+        case "adafactor":
+            return torch.optim.Adafactor(groups, lr=learning_rate)
+        case "lion":
+            return _lion(groups, learning_rate, betas)
+    raise InputError(Problem(setting="train.optimizer", message=f"unknown optimizer {config.optimizer}"))
+
+
+def _can_fuse(groups: list[dict[str, Any]]) -> bool:
+    """torch's fused kernels exist for plain floating-point tensors on these devices."""
+    return all(
+        p.device.type in ("cpu", "cuda", "mps") and torch.is_floating_point(p) for g in groups for p in g["params"]
+    )
+
+
+def _lion(groups: list[dict[str, Any]], learning_rate: float, betas: tuple[float, float]) -> torch.optim.Optimizer:
+    try:
+        from bitsandbytes.optim import Lion
+    except ImportError as error:
+        raise InputError(
+            Problem(
+                setting="train.optimizer", message="lion comes from bitsandbytes, which is not installed",
+                fix='pip install "hftk[quantize]", or use --train.optimizer adamw',
+            )
+        ) from error  # fmt: skip
+    return Lion(groups, lr=learning_rate, betas=betas)

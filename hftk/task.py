@@ -1,0 +1,159 @@
+"""What tasks and stages say to each other: types only, so that every other module can import them.
+
+A :class:`Task` holds what differs between causal language modelling, classification, summarization and the rest, and nothing
+else. Stages (data, model, evaluation, training ...) know this protocol and never a concrete task.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from datasets import Dataset
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    Batch = Mapping[str, torch.Tensor]
+    Rows = Any  # datasets.Dataset, or IterableDataset in streams
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """One number about a split, with what is needed to trust and compare it."""
+
+    name: str
+    """As the field writes it: perplexity, accuracy, bleu, rougeL."""
+    value: float
+    unit: str = ""
+    """Such as "nats/token", "bits/byte", "%"; "" for a pure number."""
+    higher_is_better: bool
+    n: int
+    """Number of things that were resampled and judged (documents, rows, blocks)."""
+    interval: tuple[float, float] | None = None
+    """95 % bootstrap interval, or None where it was not asked for or has no meaning."""
+    signature: str = ""
+    """Everything that a second person needs to get the same number: tokenizer, context, smoothing, version."""
+    split: str = ""
+    """The split that was judged."""
+    when: str = "after"
+    """``before`` or ``after`` training, or ``baseline:NAME``."""
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def __str__(self) -> str:
+        text = f"{self.name} {self.value:.4g}" + (f" {self.unit}" if self.unit else "")
+        return text + (f" [{self.interval[0]:.4g}, {self.interval[1]:.4g}]" if self.interval else "")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Column:
+    """A role that a task needs filled by a column of the data."""
+
+    usual_names: tuple[str, ...]
+    """Column names that are recognized without being told, the likeliest first."""
+    required: bool = True
+    kind: str = "text"
+    """``text``, ``label`` or ``any``: cleaning touches text columns only."""
+    identity: bool = True
+    """Whether the column takes part in what makes two rows the same (inputs do, targets do not)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Splits:
+    """The rows of a run: columns renamed to their roles, cleaned, de-duplicated and proved disjoint."""
+
+    train: Rows
+    validation: Dataset | None = None
+    test: Dataset | None = None
+    facts: dict[str, Any] = field(default_factory=dict)
+    """What was read, changed and dropped, with counts, and the proof of disjointness: goes into the record as ``data``."""
+
+    @property
+    def held_out(self) -> tuple[str, Dataset] | None:
+        """Name and rows of the split that is judged: test, else validation, else None."""
+        if self.test is not None:
+            return "test", self.test
+        return ("validation", self.validation) if self.validation is not None else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Features:
+    """Encoded rows. One row may give several features (windows over a long document), each keeping its row's index."""
+
+    columns: Mapping[str, Sequence[Any]]
+    """Name to one entry per feature, such as ``input_ids`` to a list of integer arrays."""
+    rows: np.ndarray
+    """(features,) index of the row that each feature comes from, ascending."""
+    lengths: np.ndarray
+    """(features,) tokens that the feature takes up in a batch before padding."""
+    facts: dict[str, Any] = field(default_factory=dict)
+    """Counts: tokens, truncated rows, tokens lost."""
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {name: column[index] for name, column in self.columns.items()}
+
+
+class Task(Protocol):
+    """What differs between tasks. Implementations live in ``hftk.tasks``; they share functions, not a base class."""
+
+    name: str
+    """As in ``record.json``: causal_lm, classification, summarization, translation."""
+    columns: Mapping[str, Column]
+    """Role to what may fill it."""
+    auto_model: str
+    """Name of the transformers auto class, such as ``AutoModelForCausalLM``."""
+    architecture: str
+    """Model type of a model made on the spot where the user names none, such as ``gpt2``."""
+    judged_by: frozenset[str]
+    """Subset of {"loss", "logits", "generation"}: what evaluation has to compute."""
+
+    def sizes(self, architecture: str) -> Mapping[str, Mapping[str, Any]]:
+        """Size name to config fields for a model made on the spot; InputError for an unknown architecture."""
+
+    def texts(self, splits: Splits) -> Iterator[str]:
+        """Training texts on which a tokenizer made on the spot is trained."""
+
+    def model_settings(self, splits: Splits) -> dict[str, Any]:
+        """Config fields that follow from the data (number of labels, their names)."""
+
+    def encode(self, rows: Rows, tokenizer: PreTrainedTokenizerBase, *, max_length: int, training: bool) -> Features:
+        """Rows to features: for training (targets included, packed where the task packs) or for judging."""
+
+    def collator(
+        self, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, *, training: bool
+    ) -> Callable[[list[dict[str, Any]]], dict[str, torch.Tensor]]:
+        """A function from a list of features to one padded batch, as ``encode`` with the same ``training`` made them."""
+
+    def items(self, batch: Batch) -> dict[str, torch.Tensor]:
+        """Term of the loss to the number of trained items in the batch (rows, tokens, spans), a scalar on the batch's device."""
+
+    def loss(self, model: Any, batch: Batch) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+        """Term of the loss to (sum over its items, number of items). Trainer divides by the items of the *global* batch."""
+
+    def outputs(self, model: Any, batch: Batch) -> dict[str, torch.Tensor]:
+        """What judging needs of each feature, first axis = features: sums of losses, logits."""
+
+    def eval_loss(self, outputs: Mapping[str, np.ndarray]) -> float:
+        """The loss of a split as a mean over its items, from the collected ``outputs``."""
+
+    def scores(
+        self, outputs: Mapping[str, np.ndarray], features: Features, rows: Dataset, tokenizer: PreTrainedTokenizerBase,
+        *, resamples: int, seed: int,
+    ) -> list[Score]:  # fmt: skip
+        """Scores of a split; ``split`` and ``when`` are filled in by the stage."""
+
+    def baselines(
+        self, splits: Splits, features: Features, rows: Dataset, tokenizer: PreTrainedTokenizerBase,
+        *, resamples: int, seed: int,
+    ) -> list[Score]:  # fmt: skip
+        """What trivial systems, fitted on the training split, score on the same rows; ``when="baseline:NAME"``."""
+
+    def show(self, model: Any, tokenizer: PreTrainedTokenizerBase, rows: Dataset, outputs: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
+        """A few samples a person wants to see, as plain dictionaries."""

@@ -1,0 +1,103 @@
+"""Which model a command was given: is it there, what is missing, and the loading of it."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import os
+import shlex
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from hftk.config import InputError, Problem
+
+WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
+
+
+def check_model(name: str, command: str) -> None:
+    """Find what is wrong with a folder before anything is loaded; a Hub id is left to :func:`load`.
+
+    Raises:
+        InputError: no such folder, or one without weights; it says what is there, and what to type (``command`` is the
+            hftk command that was typed).
+    """
+    path = Path(name).expanduser() if path.is_dir(): whole = (path / "config.json").is_file() and
+    any(next(path.glob(ending), None) for ending in WEIGHTS) if whole or next(path.glob("*.gguf"), None): return
+    inside = ", ".join(sorted(entry.name for entry in path.iterdir())[:8]) or "nothing" made = [config.parent for
+    pattern in ("*/config.json", "*/*/config.json") for config in path.glob(pattern)] made.sort(key=lambda folder:
+    folder.stat().st_mtime) fix = " or ".join(f"hftk {command} {shlex.quote(str(folder))}" for folder in made[:-4:-1])
+    raise wrong(f"expected config.json and weights in {path}, found {inside}", fix or "name the --output of a run") if
+    path.is_file(): if path.suffix != ".gguf": raise wrong(f"expected a folder, found the file {path}", f"hftk
+    {command} {shlex.quote(str(path.parent))}") elif name.count("/") > 1 or name.startswith((".", "/", "~")) or "\\"
+    in name or path.parent.name and path.parent.is_dir(): fix = _near(path) or "name the --output folder of a run, or
+    a Hub id" raise wrong(f"expected the folder of a model, found nothing at {path}", fix)
+
+
+def load(name: str, auto_model: str = "AutoModelForCausalLM") -> tuple[Any, Any]:
+    """Model, on the GPU if there is one, and tokenizer. What loading has to say goes to stderr.
+
+    Raises:
+        InputError: it cannot be loaded.
+    """
+    import torch
+
+    from hftk.model import load_trained
+
+    with contextlib.redirect_stdout(sys.stderr): try: loaded: Any = load_trained(name, auto_model=auto_model) except
+    InputError as error: fix = _near(Path(name)) or "name the --output folder of a run; for a Hub id check the
+    spelling and the network" told = [replace(p, setting="", fix=fix) if p.setting == "model.name" else p for p in
+    error.problems] raise InputError(*told) from error model, tokenizer = loaded device =
+    torch.accelerator.current_accelerator(check_available=True) if device is not None: model.to(device) say(f"on
+    {device}") return model, tokenizer
+
+
+def check_output(name: str | None, source: str | None = None) -> None:
+    """Raises InputError for a file that cannot be written, or that is ``source``, the file that is read."""
+    if name is None:
+        return
+    path = Path(name)
+    message = fix = ""
+    if path.is_dir():
+        message, fix = f"expected a file, found the folder {path}", f"use --output {path / 'predictions.jsonl'}"
+    elif not path.parent.is_dir():
+        message, fix = f"the folder {path.parent} does not exist", "make it first, or choose another file"
+    elif not os.access(path.parent, os.W_OK) or path.exists() and not os.access(path, os.W_OK):
+        message, fix = f"{path} cannot be written", "choose another file"
+    elif source is not None and path.exists() and Path(source).exists() and path.samefile(source):
+        message, fix = f"{path} is the file that the prompts come from", "choose another file"
+    if message:
+        raise InputError(Problem(setting="output", message=message, fix=fix))
+
+
+def all_at_once(*checks: Callable[[], Any]) -> list[Any]:
+    """What each check returns; InputError with the problems of all of them."""
+    results: list[Any] = []
+    problems: list[Problem] = []
+    for check in checks:
+        try:
+            results.append(check())
+        except InputError as error:
+            problems += error.problems
+    if problems:
+        raise InputError(*problems)
+    return results
+
+
+def say(line: str) -> None:
+    """To stderr: stdout is for results."""
+    print(f"hftk: {line}", file=sys.stderr)
+
+
+def wrong(message: str, fix: str = "") -> InputError:
+    """The error of one problem that is in no setting."""
+    return InputError(Problem(setting="", message=message, fix=fix))
+
+
+def _near(path: Path) -> str:
+    """A folder that was probably meant."""
+    beside = [entry.name for entry in path.parent.iterdir() if entry.is_dir()] if path.parent.is_dir() else []
+    near = difflib.get_close_matches(path.name, beside, n=1)
+    return f"did you mean {path.with_name(near[0])}?" if near else ""

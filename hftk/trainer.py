@@ -1,0 +1,338 @@
+"""The only file that knows ``transformers.Trainer``.
+
+What stock Trainer (5.23) does is kept; what is wrong or slow at the joints is replaced: one data-loader item is one optimizer
+step, so that the loss of a step is its sum divided by the items of the *global* batch, whatever the split (Trainer divides by
+what the model happens to count, and for most classic models by nothing: https://github.com/huggingface/transformers/issues/34242).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+import time
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+
+from hftk import checkpoints, optimization
+from hftk.batching import Plan, StepLoader, StreamPlan
+from hftk.choices import note
+from hftk.config import RunConfig
+from hftk.evaluation import collect
+from hftk.launch import on_main, stop_requested
+from hftk.model import is_pretrained
+from hftk.precision import autocast, choose_precision
+from hftk.task import Features, Task
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+STATE = "hftk.json"
+"""What a checkpoint of ours holds besides Trainer's files: history, counters, automatic choices, and what the run trains on."""
+
+
+def make_arguments(config: RunConfig, plan: Plan | StreamPlan) -> TrainingArguments:
+    """Trainer's arguments; ``train.extra`` comes last. When to log, judge and save is the plan's business, not theirs."""
+    train = config.train
+    accelerator = torch.cuda.is_available() or torch.backends.mps.is_available()
+    return TrainingArguments(
+        output_dir=str(Path(config.output) / checkpoints.FOLDER),
+        max_steps=plan.total_steps,
+        per_device_train_batch_size=train.per_device_batch_size,
+        max_grad_norm=train.max_grad_norm,
+        seed=train.seed,
+        full_determinism=train.deterministic,
+        torch_compile=train.torch_compile,
+        activation_checkpointing=train.gradient_checkpointing,
+        fp16=train.precision == "fp16",
+        use_cpu=not accelerator,
+        eval_strategy="no", save_strategy="no", logging_strategy="no",
+        metric_for_best_model="loss" if train.schedule == "reduce_on_plateau" else None,
+        disable_tqdm=True,
+        logging_nan_inf_filter=False,
+        ignore_data_skip=True,
+        **train.extra,
+    )  # fmt: skip
+
+
+def fingerprint(plan: Plan | StreamPlan, config: RunConfig) -> dict[str, Any]:
+    """What must be the same for a run to continue: rows per step and length of the run."""
+    facts: dict[str, Any] = {"total_steps": plan.total_steps, "seed": config.train.seed}
+    if isinstance(plan, Plan):
+        first = next(plan.steps())
+        facts["rows"] = len(first.features)
+        facts["lengths"] = hashlib.sha256(first.features.lengths.tobytes()).hexdigest()[:16]
+        facts["rows_in_first_step"] = len(first.indices)
+    return facts
+
+
+class ExactTrainer(Trainer):
+    """Trainer whose data loader gives one optimizer step at a time and whose loss is exact for every split of it."""
+
+    def __init__(
+        self, task: Task, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, arguments: TrainingArguments,
+        config: RunConfig, loader: StepLoader, validation: Features | None, state: dict[str, Any],
+    ) -> None:  # fmt: skip
+        # No processing_class: with one, Trainer writes the tokenizer's ids into the model's config (align_special_tokens).
+        super().__init__(model=model, args=arguments, callbacks=[_Conductor(self)])
+        self.remove_callback(PrinterCallback)
+        self.plain, self.tokenizer = model, tokenizer
+        self.folder = Path(config.output) / checkpoints.FOLDER
+        self.task, self.config, self.loader, self.validation = task, config, loader, validation
+        self.pretrained = is_pretrained(config.model)
+        self.learning_rate = config.train.learning_rate or (5e-5 if self.pretrained else 1e-3)
+        if config.train.learning_rate is None:
+            note(f"train.learning_rate: {self.learning_rate:g}, {'for pre-trained weights' if self.pretrained else 'for a model made on the spot'}")  # fmt: skip
+        self.restore_best = bool(config.train.restore_best or config.train.early_stopping) and validation is not None
+        self.history: list[dict[str, Any]] = state.get("history", [])
+        self.seconds: dict[str, float] = state.get("seconds", {"train": 0.0, "evaluate": 0.0, "save": 0.0})
+        self.precision = "fp32"
+        self.stopped = False
+        self._stop_asked = False
+        self._clock = time.perf_counter()
+        self._staging: Path | None = None
+        loader.tokens = state.get("tokens", 0)
+
+    @property
+    def tokens(self) -> int:
+        """Non-padding tokens trained on so far, over all processes."""
+        return self.loader.tokens
+
+    # Data, optimizer, schedule --------------------------------------------------------------------------------------------
+
+    def get_train_dataloader(self) -> Any:
+        return self.loader
+
+    def num_examples(self, dataloader: Any) -> int:
+        return len(dataloader)
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        if self.optimizer is None:
+            self.optimizer = optimization.make_optimizer(model or self.plain, self.config.train, self.learning_rate)
+        return self.optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        if self.lr_scheduler is None:
+            self.lr_scheduler = optimization.make_scheduler(
+                optimizer or self.create_optimizer(), self.config.train, self.learning_rate, num_training_steps
+            )
+        return self.lr_scheduler
+
+    def choose_precision(self, config: RunConfig, frozen: str | None) -> None:
+        """Fix the arithmetic of the run; a continued run keeps what its first start chose."""
+        if frozen is not None:
+            self.precision = frozen
+            note(f"train.precision: {frozen}, as at the first start of this run")
+            return
+
+        def forward_backward() -> None:
+            batch = next(iter(self.loader))[0]
+            batch.pop("filler", None)
+            loss = self._loss(self.model, self._prepare_inputs(batch), None)
+            loss.backward()
+            self.plain.zero_grad()
+
+        tokens, start = self.loader.tokens, self.loader.start
+        with torch.random.fork_rng(devices=[]):
+            chosen = on_main(choose_precision, config.train.precision, self.args.device, forward_backward)
+        self.loader.tokens, self.loader.start = tokens, start
+        self.precision = chosen[0]
+        note(f"train.precision: {chosen[0]} ({chosen[1]})")
+
+    # The exact loss -------------------------------------------------------------------------------------------------------
+
+    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Any:
+        """Term of the loss to its number of items in the *global* batch: all micro-batches of all processes."""
+        totals: dict[str, float] = {}
+        for step in batch_samples:
+            for batch in step:
+                for term, items in self.task.items(batch).items():
+                    totals[term] = totals.get(term, 0.0) + (0.0 if batch.get("filler") else float(items))
+        if self.args.world_size > 1:
+            # One reduction for all terms, and for the wish to stop, on which the processes must agree.
+            values = torch.tensor([*totals.values(), float(stop_requested())], dtype=torch.float64, device=device)
+            if device.type == "mps":
+                values = values.float()
+            torch.distributed.all_reduce(values)
+            totals = dict(zip(totals, values.tolist()[:-1], strict=True))
+            self._stop_asked = bool(values[-1] > 0)
+        else:
+            self._stop_asked = stop_requested()
+        return totals
+
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
+        """One optimizer step's gradient: forward and backward over this process's micro-batches."""
+        model.train()
+        total = torch.zeros((), device=self.args.device)
+        for number, batch in enumerate(inputs):
+            last = number == len(inputs) - 1
+            with nullcontext() if last else self._no_sync(model):
+                loss = self._loss(model, self._prepare_inputs(batch), num_items_in_batch)
+                if last and self.config.train.l1_penalty:
+                    weights = optimization.decayed(self.plain.named_parameters())
+                    loss = loss + self.config.train.l1_penalty * torch.stack([w.abs().sum() for w in weights]).sum()
+                self.accelerator.backward(loss)
+            total += loss.detach()
+        return total
+
+    def _no_sync(self, model: Any) -> AbstractContextManager[Any]:
+        return self.accelerator.no_sync(model)
+
+    def _loss(self, model: Any, batch: dict[str, Any], totals: dict[str, float] | None) -> torch.Tensor:
+        """Share of this micro-batch in the step's loss, times the number of processes, since DDP averages gradients."""
+        filler = batch.pop("filler", False)
+        with autocast(self.precision, self.args.device):
+            terms = self.task.loss(model, batch)
+        if totals is None:
+            totals = {term: float(items) for term, (_, items) in terms.items()}
+        loss = torch.stack([total.float() / max(totals[term], 1.0) for term, (total, _) in terms.items()]).sum()
+        return loss * (0.0 if filler else float(self.args.world_size))
+
+    # Judging, logging, saving ---------------------------------------------------------------------------------------------
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """``eval_loss``: the mean over the items of the validation split, as :func:`hftk.evaluation.evaluate` has it."""
+        self._tick("train")
+        assert self.validation is not None
+        outputs = collect(
+            self.task, self.model, self.tokenizer, self.validation, batch_size=self.config.eval.batch_size
+        )
+        metrics = {"eval_loss": self.task.eval_loss(outputs)}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        self.control.should_save |= self.restore_best and self.best_step() == self.state.global_step
+        patience = self.config.train.early_stopping
+        evaluated = [e["step"] for e in self.history if "eval_loss" in e]
+        if patience and len([s for s in evaluated if s > (self.best_step() or 0)]) >= patience:
+            note(f"stopped early at step {self.state.global_step}: {patience} evaluations without a better eval_loss")
+            self.control.should_training_stop = self.control.should_save = True
+        self._tick("evaluate")
+        return metrics
+
+    def best_step(self) -> int | None:
+        """The step with the lowest eval_loss so far (the first of equals)."""
+        judged = [e for e in self.history if "eval_loss" in e]
+        return min(judged, key=lambda e: e["eval_loss"])["step"] if judged else None
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        super().log(logs, start_time)
+        if "loss" in logs or "eval_loss" in logs:
+            if not self.history or self.history[-1]["step"] != self.state.global_step:
+                self._tick("train")
+                seconds = sum(self.seconds.values())
+                self.history.append({"step": self.state.global_step, "epoch": self.loader.epoch, "tokens": self.tokens, "seconds": round(seconds, 3)})  # fmt: skip
+            names = ("loss", "eval_loss", "learning_rate", "grad_norm")
+            self.history[-1].update({k: logs[k] for k in names if k in logs})
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Trainer's own files into a staging folder, then sealed and renamed (see :mod:`hftk.checkpoints`)."""
+        self._tick("train")
+        root = self.folder
+        self._staging = root / checkpoints.STAGING
+        name = f"checkpoint-{self.state.global_step}"
+        best, self.state.best_global_step = self.state.best_global_step, None  # ours is best_step()
+        super()._save_checkpoint(model, trial)
+        self.state.best_global_step = best
+        staged, self._staging = self._staging / name, None
+        self.accelerator.wait_for_everyone()
+        on_main(self._seal, staged, root / name)
+        self._tick("save")
+
+    def _seal(self, staged: Path, final: Path) -> None:
+        (staged / "training_args.bin").unlink(missing_ok=True)  # a pickle that nothing reads
+        state = {
+            "history": self.history, "tokens": self.tokens, "seconds": self.seconds, "precision": self.precision,
+            "run": fingerprint(self.loader.plan, self.config),
+        }  # fmt: skip
+        self.tokenizer.save_pretrained(staged)
+        (staged / STATE).write_text(json.dumps(state), encoding="utf-8")
+        checkpoints.seal(staged, final, {"step": self.state.global_step, "processes": self.args.world_size})
+        best = self.best_step() if self.restore_best else None
+        checkpoints.rotate(final.parent.parent, self.config.train.keep_checkpoints, best)
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return str(self._staging or self.args.output_dir)
+
+    def load_weights(self, step: int) -> None:
+        """Take the weights of the checkpoint of ``step``."""
+        self.state.best_model_checkpoint = str(self.folder / f"checkpoint-{step}")
+        self._load_best_model()
+
+    def _tick(self, stage: str) -> None:
+        """Book the time since the last tick on ``stage``."""
+        now = time.perf_counter()
+        self.seconds[stage] += now - self._clock
+        self._clock = now
+
+    def floating_point_ops(self, inputs: Any) -> int:
+        return 0  # Trainer counts padding too; tokens and seconds are in the history
+
+
+class _Conductor(TrainerCallback):
+    """Says after each step what is due: a point of the curve, an evaluation, a checkpoint, the end. Draws the progress bar."""
+
+    def __init__(self, trainer: ExactTrainer) -> None:
+        self.trainer = trainer
+        self.bar: Any = None
+        self.epoch = 0.0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        from tqdm.auto import tqdm
+
+        trainer, train = self.trainer, self.trainer.config.train
+        trainer.loader.start = state.global_step
+        total = state.max_steps
+        per_epoch = trainer.loader.plan.steps_per_epoch or max(1, total // 10)
+        self.eval_every = _interval(train.eval_steps, total)
+        self.save_every = _interval(train.save_steps, total)
+        self.log_every = train.log_steps or max(1, total // 200)
+        self.by_epoch = self.eval_every is None and trainer.loader.plan.steps_per_epoch is not None
+        if self.eval_every is None and not self.by_epoch:
+            self.eval_every = per_epoch
+        self.epoch = float(int(trainer.history[-1]["epoch"])) if trainer.history else 0.0
+        self.bar = tqdm(
+            total=total, initial=state.global_step, desc="training", unit="step", dynamic_ncols=True,
+            disable=not state.is_world_process_zero, mininterval=0.2 if sys.stderr.isatty() else 10,
+        )  # fmt: skip
+        trainer._clock = time.perf_counter()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        trainer, step = self.trainer, state.global_step
+        state.epoch = trainer.loader.epoch
+        last = step >= state.max_steps
+        control.should_log = step % self.log_every == 0 or step == 1 or last
+        if self.by_epoch:
+            due, self.epoch = int(state.epoch) > self.epoch, float(max(self.epoch, int(state.epoch)))
+        else:
+            due = bool(self.eval_every) and step % (self.eval_every or 1) == 0
+        control.should_evaluate = trainer.validation is not None and (due or last)
+        saves = due if self.save_every is None else bool(self.save_every) and step % self.save_every == 0
+        control.should_save = saves or last
+        if trainer._stop_asked and not last:
+            trainer.stopped = True
+            control.should_save = control.should_training_stop = True
+        control.should_training_stop |= last
+        self.bar.update(1)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
+        if self.bar is None or not logs:
+            return
+        shown = {k: f"{logs[k]:.4g}" for k in ("loss", "eval_loss", "learning_rate") if k in logs}
+        if "eval_loss" in logs:
+            self.bar.write(f"step {state.global_step}: eval_loss {logs['eval_loss']:.4f}", file=sys.stderr)
+        self.bar.set_postfix(shown, refresh=False)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.bar.close()
+        self.trainer._tick("train")
+
+
+def _interval(steps: float | None, total: int) -> int | None:
+    """A number of steps, or a share of the run, as steps; 0 stays 0, None stays None."""
+    if steps is None or steps == 0:
+        return None if steps is None else 0
+    return max(1, round(steps * total)) if steps < 1 else int(steps)

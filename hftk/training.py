@@ -1,0 +1,197 @@
+"""Train a model on a split, judge it on the way, and save it."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from hftk import checkpoints
+from hftk.batching import BatchSize, Plan, StepLoader, StreamPlan
+from hftk.choices import note, noted
+from hftk.config import InputError, Problem, RunConfig
+from hftk.evaluation import first_rows
+from hftk.launch import StopRequested, graceful, on_main
+from hftk.model import default_length, is_pretrained
+from hftk.task import Features, Splits, Task
+from hftk.trainer import STATE, ExactTrainer, fingerprint, make_arguments
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+STREAM_ROWS = 2000
+"""Rows of a stream that are encoded, shuffled and grouped together."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """What :func:`fit` hands on."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    history: list[dict[str, Any]]
+    """One entry per logged or evaluated step: step, epoch, loss, eval_loss, learning_rate, grad_norm, tokens, seconds."""
+    seconds: dict[str, float] = field(default_factory=dict)
+    """``train``: optimizer steps alone; ``evaluate`` and ``save``: what happened between them."""
+    tokens_per_second: float | None = None
+    """Non-padding tokens trained on per second of ``train``."""
+    peak_memory_bytes: int = 0
+    model_facts: dict[str, Any] = field(default_factory=dict)
+    choices: list[str] = field(default_factory=list)
+    data_facts: dict[str, Any] = field(default_factory=dict)
+    """Counts from encoding the training split."""
+    stopped_early: bool = False
+
+
+def fit(
+    task: Task, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, splits: Splits, config: RunConfig
+) -> Trained:
+    """Train ``model`` (in place) on ``splits.train`` and save it with its tokenizer in ``config.output``.
+
+    The validation split, where there is one, is judged between steps. With ``config.resume`` the run continues from a
+    checkpoint of the same run, on the CPU bit for bit as if it had never stopped. All processes call this.
+
+    Raises:
+        InputError: settings that do not fit the data or the checkpoint.
+        StopRequested: SIGTERM or SIGINT; a checkpoint was saved first.
+    """
+    checkpoint, told = on_main(checkpoints.choose, config.resume, config.output)
+    for line in told:
+        note(line)
+    state = json.loads((checkpoint / STATE).read_text(encoding="utf-8")) if checkpoint else {}
+    max_length = config.train.max_length or default_length(model.config)
+    plan, facts = _plan(task, tokenizer, splits, config, max_length)
+    _check_same_run(state, plan, config)
+    arguments = make_arguments(config, plan)
+    loader = StepLoader(
+        plan, task.collator(tokenizer, model, training=True), process=arguments.process_index, processes=arguments.world_size,
+        max_rows=config.train.per_device_batch_size, max_tokens=config.train.max_tokens_per_batch,
+    )  # fmt: skip
+    validation = None
+    if splits.validation is not None:
+        rows = first_rows(splits.validation, config.eval.max_rows)
+        validation = task.encode(rows, tokenizer, max_length=default_length(model.config), training=False)
+    trainer = ExactTrainer(task, model, tokenizer, arguments, config, loader, validation, state)
+    trainer.choose_precision(config, state.get("precision"))
+    if checkpoint:
+        note(f"continuing from {checkpoint} ({checkpoints.step_of(checkpoint)} of {plan.total_steps} steps done)")
+    with graceful():
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    if trainer.stopped:
+        raise StopRequested(f"stopped on request after step {trainer.state.global_step}; continue with --resume auto")
+    best = trainer.best_step()
+    if trainer.restore_best and best is not None and best != trainer.state.global_step:
+        trainer.load_weights(best)
+        note(f"weights of step {best} restored: its eval_loss was the lowest")
+    unwrapped = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+    trainer.accelerator.wait_for_everyone()
+    on_main(save_trained, unwrapped, tokenizer, Path(config.output))
+    return Trained(
+        model=unwrapped,
+        tokenizer=tokenizer,
+        history=trainer.history,
+        seconds={k: round(v, 3) for k, v in trainer.seconds.items()},
+        tokens_per_second=trainer.tokens / trainer.seconds["train"] if trainer.seconds["train"] else None,
+        peak_memory_bytes=peak_memory(),
+        model_facts=_model_facts(unwrapped, tokenizer, config),
+        choices=noted(),
+        data_facts=facts,
+        stopped_early=trainer.state.global_step < plan.total_steps,
+    )
+
+
+def save_trained(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, output: Path) -> None:
+    """Weights (safetensors), config and tokenizer into ``output``: each file whole under another name first, then renamed."""
+    staging = output / ".saving"
+    model.save_pretrained(staging)
+    tokenizer.save_pretrained(staging)
+    for path in sorted(staging.iterdir()):
+        os.replace(path, output / path.name)
+    staging.rmdir()
+
+
+def _plan(
+    task: Task, tokenizer: PreTrainedTokenizerBase, splits: Splits, config: RunConfig, max_length: int
+) -> tuple[Plan | StreamPlan, dict[str, Any]]:
+    """Encode the training split and lay out the optimizer steps."""
+    train, processes = config.train, int(os.environ.get("WORLD_SIZE", "1"))
+    if train.max_tokens_per_batch is not None and train.max_tokens_per_batch < max_length:
+        raise InputError(
+            Problem(
+                setting="train.max_tokens_per_batch",
+                message=f"expected at least one row of --train.max_length {max_length} tokens, found {train.max_tokens_per_batch}",
+            )
+        )
+    size = BatchSize(rows=train.global_batch_size, tokens=train.global_batch_tokens)
+    if size == BatchSize():
+        size = BatchSize(rows=train.per_device_batch_size * processes)
+    epochs = train.epochs if train.max_steps is None and train.epochs is not None else None
+    max_steps = train.max_steps
+    if epochs is None and max_steps is None:
+        epochs = 3.0
+        note("train.epochs: 3, since neither epochs nor max_steps is set")
+    if config.data.streaming:
+        assert max_steps is not None
+
+        def chunks(epoch: int) -> Iterator[Features]:
+            for rows in splits.train.batch(STREAM_ROWS):
+                yield task.encode(rows, tokenizer, max_length=max_length, training=True)
+
+        return StreamPlan(chunks, size, seed=train.seed, max_steps=max_steps), {"streaming": True}
+    features = task.encode(splits.train, tokenizer, max_length=max_length, training=True)
+    if not len(features):
+        raise InputError(Problem(setting="data.train", message="no training row is left after encoding"))
+    return Plan(features, size, seed=train.seed, epochs=epochs, max_steps=max_steps), features.facts
+
+
+def _check_same_run(state: dict[str, Any], plan: Plan | StreamPlan, config: RunConfig) -> None:
+    if not state:
+        return
+    now = fingerprint(plan, config)
+    problems = [
+        Problem(
+            setting="resume",
+            message=f"the checkpoint is of another run: {name} was {old}, now {now.get(name)}",
+            fix="use the settings and data of that run (its config.yaml is in --output), or start anew with --overwrite",
+        )
+        for name, old in state["run"].items()
+        if now.get(name) != old
+    ]
+    if problems:
+        raise InputError(*problems)
+
+
+def peak_memory() -> int:
+    """Most memory this process has held, in bytes: on the GPU where there is one, else resident memory."""
+    if torch.cuda.is_available():
+        return int(torch.cuda.max_memory_allocated())
+    try:
+        import resource
+
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return int(peak if sys.platform == "darwin" else peak * 1024)
+    except ImportError:  # Windows
+        import psutil
+
+        return int(psutil.Process().memory_info().peak_wset)
+
+
+def _model_facts(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: RunConfig) -> dict[str, Any]:
+    parameters = list(model.parameters())
+    return {
+        "architecture": type(model).__name__,
+        "origin": config.model.name or f"made on the spot ({config.model.size})",
+        "pretrained": is_pretrained(config.model),
+        "parameters": sum(p.numel() for p in parameters),
+        "parameters_trained": sum(p.numel() for p in parameters if p.requires_grad),
+        "context": default_length(model.config),
+        "vocabulary": len(tokenizer),
+        "tokenizer": type(tokenizer).__name__,
+        "dtype": str(parameters[0].dtype).removeprefix("torch."),
+    }
