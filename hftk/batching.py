@@ -15,10 +15,14 @@ from typing import Any
 
 import numpy as np
 
+from hftk.choices import note
+from hftk.config import InputError, Problem
 from hftk.task import Features
 
 POOL_STEPS = 32
 """Steps whose rows are sorted by length together: large enough that rows of a step are alike, small enough to stay random."""
+STREAM_STEPS = 8
+"""Steps whose rows are read from a stream before they are shuffled and cut: one step in so many may be smaller."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +31,10 @@ class BatchSize:
 
     rows: int | None = None
     tokens: int | None = None
+
+    def steps(self, lengths: np.ndarray) -> float:
+        """How many steps rows of these ``lengths`` (in tokens) fill."""
+        return len(lengths) / self.rows if self.rows is not None else float(lengths.sum()) / (self.tokens or 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +55,7 @@ def plan_epoch(
 
     ``lengths`` is (rows,) in tokens. With ``group_by_length`` rows of similar length share a step: rows are shuffled, sorted
     within pools of :data:`POOL_STEPS` steps, cut, and the steps are shuffled again. The plan depends on the arguments alone.
-    The last step of an epoch may be smaller.
+    One step of an epoch may be smaller than ``size`` (sizes in tokens: one of each pool).
     """
     rng = np.random.default_rng([seed, epoch])
     order = rng.permutation(len(lengths))
@@ -114,12 +122,20 @@ class Plan:
     """The optimizer steps of a whole run over ``features``, from the seed alone.
 
     Exactly one of ``epochs`` (fractions allowed) and ``max_steps`` is given. ``total_steps`` is the length of the run.
+
+    Raises:
+        InputError: there are no rows.
     """
 
     def __init__(
         self, features: Features, size: BatchSize, *, seed: int, epochs: float | None, max_steps: int | None,
         group_by_length: bool = True,
     ) -> None:  # fmt: skip
+        if not len(features):
+            raise InputError(Problem(setting="data.train", message="expected rows to train on, found none"))
+        if size.steps(features.lengths) < 1:
+            asked = f"global_batch_size {size.rows}" if size.rows else f"global_batch_tokens {size.tokens}"
+            note(f"train.{asked} is more than the training split: each step is one pass over {len(features)} rows")
         self._features, self._size, self._seed, self._group = features, size, seed, group_by_length
         self.steps_per_epoch = len(self._epoch(0))
         if max_steps is not None:
@@ -151,8 +167,9 @@ class Plan:
 class StreamPlan:
     """The optimizer steps of a run over a stream that is read and encoded in chunks of rows.
 
-    ``chunks(epoch)`` yields :class:`Features`, the same ones at every call. The rows of a chunk are shuffled and grouped among
-    themselves, so a chunk should hold many steps. The length of a pass is not known beforehand: ``steps_per_epoch`` is None.
+    ``chunks(epoch)`` yields :class:`Features`, the same ones at every call. Chunks are joined until they fill
+    :data:`STREAM_STEPS` steps; the rows of such a pool are shuffled and grouped among themselves. A stream that ends before the
+    run does is read again. The length of a pass is not known beforehand: ``steps_per_epoch`` is None.
     """
 
     steps_per_epoch = None
@@ -165,11 +182,15 @@ class StreamPlan:
         self.total_steps = max_steps
 
     def steps(self, start: int = 0) -> Iterator[Step]:
-        """Steps ``start`` to the end; earlier chunks are read again but never collated."""
+        """Steps ``start`` to the end; earlier chunks are read again but never collated.
+
+        Raises:
+            InputError: a pass over the stream gave no rows.
+        """
         epoch, done = 0, 0
         while done < self.total_steps:
             before = done
-            for number, features in enumerate(self._chunks(epoch)):
+            for number, features in enumerate(_pools(self._chunks(epoch), self._size)):
                 plan = plan_epoch(
                     features.lengths, self._size, seed=self._seed, epoch=epoch * 1_000_003 + number, group_by_length=self._group
                 )  # fmt: skip
@@ -179,9 +200,38 @@ class StreamPlan:
                     done += 1
                 if done >= self.total_steps:
                     return
-            if done == before:
-                return
             epoch += 1
+            if done == before:
+                raise InputError(
+                    Problem(setting="data.train", message=f"expected rows to train on, found none in pass {epoch} over the stream")
+                )  # fmt: skip
+            if epoch == 1 and start <= done:
+                note(f"the stream holds {done} steps: it is read again, for train.max_steps {self.total_steps}")
+
+
+def _pools(chunks: Iterator[Features], size: BatchSize) -> Iterator[Features]:
+    """Join chunks until they fill :data:`STREAM_STEPS` steps, so that the size of a chunk does not cut steps short."""
+    waiting: list[Features] = []
+    steps = 0.0
+    for chunk in chunks:
+        if len(chunk):
+            waiting.append(chunk)
+            steps += size.steps(chunk.lengths)
+        if steps >= STREAM_STEPS:
+            yield _join(waiting)
+            waiting, steps = [], 0.0
+    if waiting:
+        yield _join(waiting)
+
+
+def _join(parts: list[Features]) -> Features:
+    if len(parts) == 1:
+        return parts[0]
+    return Features(
+        columns={name: [entry for part in parts for entry in part.columns[name]] for name in parts[0].columns},
+        rows=np.concatenate([part.rows for part in parts]),
+        lengths=np.concatenate([part.lengths for part in parts]),
+    )
 
 
 class StepLoader:
@@ -223,9 +273,11 @@ class StepLoader:
 def pack(lengths: np.ndarray, capacity: int) -> list[list[int]]:
     """Pack pieces into blocks of ``capacity`` tokens by best fit, longest first; no piece is cut or dropped.
 
-    ``lengths`` is (pieces,), each at most ``capacity``. Returns blocks as lists of piece numbers. Best-fit decreasing as in
-    Ding et al. 2024, *Fewer Truncations Improve Language Modeling* (arXiv:2404.10830).
+    ``lengths`` is (pieces,), each at most ``capacity`` (ValueError where one is longer). Returns blocks as lists of piece
+    numbers. Best-fit decreasing as in Ding et al. 2024, *Fewer Truncations Improve Language Modeling* (arXiv:2404.10830).
     """
+    if len(lengths) and lengths.max() > capacity:
+        raise ValueError(f"expected pieces of at most {capacity} tokens, found one of {lengths.max()}")
     blocks: list[list[int]] = []
     with_room: dict[int, list[int]] = {}  # free tokens -> blocks
     rooms: list[int] = []  # the keys of with_room, ascending

@@ -76,7 +76,13 @@ def curve(history: Iterable[Mapping[str, Any]], name: str) -> list[Point]:
 
 
 def chart(
-    key: str, title: str, curves: Mapping[str, tuple[str, list[Point]]], unit: str = "", note: str = ""
+    key: str,
+    title: str,
+    curves: Mapping[str, tuple[str, list[Point]]],
+    unit: str = "",
+    note: str = "",
+    *,
+    linear: bool = False,
 ) -> Chart | None:
     """A chart of ``curves`` (name to (kind, points)); None where no curve has a point. ``note`` stands beside its title."""
     drawn = {name: (kind, thin(points)) for name, (kind, points) in curves.items() if points}
@@ -85,7 +91,7 @@ def chart(
     points = [point for _, some in drawn.values() for point in some]
     steps, values = [x for x, _ in points], [y for _, y in points]
     start = [0.0] if 0 < min(steps) < 0.15 * max(steps) else []
-    x, y = axis([*start, *steps], exact=True, whole=True, most=5), axis(values)
+    x, y = axis([*start, *steps], exact=True, whole=True, most=5), axis(values, linear=linear)
     series = [_series(name, kind, some, x, y) for name, (kind, some) in drawn.items()]
     span = f"step {_label(min(steps), 1)} to {_label(max(steps), 1)}"
     ends = "; ".join(f"{s.name} from {s.points[0][1]:.4g} to {s.points[-1][1]:.4g}" for s in series)
@@ -111,14 +117,14 @@ def thin(points: Sequence[Point], most: int = MOST_POINTS) -> list[Point]:
     return [*kept, points[-1]]
 
 
-def axis(values: Iterable[float], *, exact: bool = False, whole: bool = False, most: int = 7) -> Axis:
-    """An axis around ``values``: logarithmic where they are positive and far apart, else linear.
+def axis(values: Iterable[float], *, exact: bool = False, whole: bool = False, linear: bool = False, most: int = 7) -> Axis:
+    """An axis around ``values``: logarithmic where they are positive and far apart, else or if ``linear`` linear.
 
     ``exact`` ends it at the outer values instead of a little beyond them; ``whole`` allows ticks at whole numbers only.
     """
     found = [v for v in values if math.isfinite(v)]
     low, high = min(found), max(found)
-    if low > 0 and high / low > LOG_RATIO and not exact:
+    if low > 0 and high / low > LOG_RATIO and not (exact or linear):
         margin = (high / low) ** 0.04
         return _log_axis(low / margin, high * margin)
     if not exact:

@@ -1,12 +1,14 @@
 """Checkpoints that are whole or do not exist: sealed under another name, then renamed; verified before they are used.
 
 A folder ``checkpoints/checkpoint-<step>`` comes into being by one rename, after all of its files and a manifest of their sizes
-and SHA-256 are on the disk.
+and SHA-256 are on the disk; and it ends by one rename too. A damaged one is never deleted: it is named, and left to its owner.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -19,15 +21,17 @@ from hftk.config import InputError, Problem
 MANIFEST = "manifest.json"
 FOLDER = "checkpoints"
 STAGING = ".partial"
+REMOVED = ".removed"
 _NAME = re.compile(r"checkpoint-(\d+)")
 
 
 def seal(staged: Path, final: Path, facts: dict[str, Any]) -> None:
     """Make the staged files durable, write the manifest, and rename the folder into place.
 
-    ``facts`` (step, processes, versions ...) go into the manifest. Raises OSError where the disk refuses; ``final`` then does
-    not exist and older checkpoints are untouched.
+    ``facts`` (step, processes, versions ...) go into the manifest. A whole ``final`` from before is replaced, a damaged one is
+    kept beside it as ``damaged-<its name>``. Raises OSError where the disk refuses; older checkpoints are then untouched.
     """
+    (staged / MANIFEST).unlink(missing_ok=True)  # of an attempt that was cut off here
     files = sorted(p for p in staged.rglob("*") if p.is_file())
     listed = {str(p.relative_to(staged).as_posix()): {"bytes": p.stat().st_size, "sha256": _sha256(p)} for p in files}
     for path in files:
@@ -35,35 +39,48 @@ def seal(staged: Path, final: Path, facts: dict[str, Any]) -> None:
     manifest = staged / MANIFEST
     manifest.write_text(json.dumps({**facts, "files": listed}, indent=1), encoding="utf-8")
     _sync(manifest)
+    for folder in sorted((p for p in staged.rglob("*") if p.is_dir()), reverse=True):
+        _sync(folder)
     _sync(staged)
-    if final.exists():
-        shutil.rmtree(final)
+    if final.exists() and damage(final):
+        os.replace(final, _unused(final.with_name(f"damaged-{final.name}")))
+    replaced = _set_aside(final) if final.exists() else None
     os.replace(staged, final)
     _sync(final.parent)
+    if replaced:
+        shutil.rmtree(replaced, ignore_errors=True)
 
 
-def damage(folder: Path) -> str:
-    """What is wrong with a checkpoint, in words; "" if every file has the size and SHA-256 of the manifest."""
+def damage(folder: Path, *, contents: bool = True) -> str:
+    """What is wrong with a checkpoint, in words; "" if every file has the size and SHA-256 of the manifest.
+
+    Without ``contents`` the files are not read: sizes alone are compared.
+    """
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        files = [(name, int(facts["bytes"]), str(facts["sha256"])) for name, facts in manifest["files"].items()]
     except FileNotFoundError:
         return "it has no manifest"
-    except (OSError, ValueError) as error:
-        return f"its manifest cannot be read ({error})"
-    for name, facts in manifest["files"].items():
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"its manifest cannot be read ({type(error).__name__}: {error})"
+    for name, size, digest in files:
         path = folder / name
-        if not path.is_file():
-            return f"{name} is missing"
-        if path.stat().st_size != facts["bytes"]:
-            return f"{name} has {path.stat().st_size} bytes instead of {facts['bytes']}"
-        if _sha256(path) != facts["sha256"]:
-            return f"{name} is not what was written (SHA-256 differs)"
+        try:
+            if not path.is_file():
+                return f"{name} is missing"
+            if path.stat().st_size != size:
+                return f"{name} has {path.stat().st_size} bytes instead of {size}"
+            if contents and _sha256(path) != digest:
+                return f"{name} is not what was written (SHA-256 differs)"
+        except OSError as error:
+            return f"{name} cannot be read ({error})"
     return ""
 
 
 def checkpoints(output: str | Path) -> list[Path]:
     """Checkpoint folders of a run, oldest step first."""
-    found = [(int(m[1]), p) for p in (Path(output) / FOLDER).glob("checkpoint-*") if (m := _NAME.fullmatch(p.name))]
+    folders = (p for p in (Path(output) / FOLDER).glob("checkpoint-*") if p.is_dir())
+    found = [(int(m[1]), p) for p in folders if (m := _NAME.fullmatch(p.name))]
     return [path for _, path in sorted(found)]
 
 
@@ -116,11 +133,28 @@ def choose(resume: str, output: str | Path) -> tuple[Path | None, list[str]]:
 
 
 def rotate(output: str | Path, keep: int, best: int | None) -> None:
-    """Delete old checkpoints: the ``keep`` newest and the one of step ``best`` stay. Damaged ones are not counted, nor deleted."""
-    whole = [c for c in checkpoints(output) if (c / MANIFEST).exists()]
+    """Delete old checkpoints: the ``keep`` newest and the one of step ``best`` stay.
+
+    Damaged ones are not counted (by the sizes of their files: reading all of them at every save would cost too much), nor
+    deleted (by their contents).
+    """
+    whole = [c for c in checkpoints(output) if not damage(c, contents=False)]
     for folder in whole[:-keep]:
-        if step_of(folder) != best:
-            shutil.rmtree(folder)
+        if step_of(folder) != best and not damage(folder):
+            shutil.rmtree(_set_aside(folder), ignore_errors=True)
+
+
+def _set_aside(folder: Path) -> Path:
+    """Rename a checkpoint that is about to be deleted, so that a half deleted one is never taken for a damaged one."""
+    gone = folder.with_name(f"{REMOVED}-{folder.name}")
+    shutil.rmtree(gone, ignore_errors=True)
+    return folder.replace(gone)
+
+
+def _unused(path: Path) -> Path:
+    """``path``, or the first of ``path-2``, ``path-3`` ... that does not exist."""
+    names = itertools.chain([path], (path.with_name(f"{path.name}-{n}") for n in itertools.count(2)))
+    return next(p for p in names if not p.exists())
 
 
 def _sha256(path: Path) -> str:
@@ -142,5 +176,8 @@ def _sync(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY if path.is_dir() or os.name != "nt" else os.O_RDWR)
     try:
         os.fsync(handle)
+    except OSError as error:
+        if not (path.is_dir() and error.errno in (errno.EINVAL, errno.ENOTSUP)):  # some network disks sync no folders
+            raise
     finally:
         os.close(handle)

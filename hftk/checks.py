@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from hftk.config import InputError, RunConfig
-from hftk.model import check_model, default_length
+from collections.abc import Iterator
+
+from hftk.config import InputError, Problem, RunConfig
+from hftk.model import check_model, default_length, is_pretrained
+from hftk.optimization import check_optimizer
+from hftk.precision import choose_precision
 from hftk.task import Task
 
 
@@ -11,13 +15,46 @@ def check(config: RunConfig, task: Task) -> int:
     """Hold the settings against the model's own config; return the context in which rows are judged, in tokens.
 
     Raises:
-        InputError: every problem found: contradictory settings, no such model, a block longer than the model's context.
+        InputError: every problem found: contradictory settings, no such model, a block longer than the model's context, an
+            optimizer or a precision that is not to be had here.
     """
-    problems, made = list(config.problems()), None
+    problems, context = list(config.problems()), 0
     try:
-        made = check_model(config.model, task, config.train.max_length)
+        context = default_length(check_model(config.model, task, config.train.max_length))
     except InputError as error:
-        problems += [p for p in error.problems if p not in problems]
-    if problems or made is None:
-        raise InputError(*problems)
-    return default_length(made)
+        problems += error.problems
+    else:
+        problems += _length_problems(config, context)
+    for find in (_check_precision, _check_optimizer):
+        try:
+            find(config)
+        except InputError as error:
+            problems += error.problems
+    if problems:
+        raise InputError(*dict.fromkeys(problems))
+    return context
+
+
+def _length_problems(config: RunConfig, context: int) -> Iterator[Problem]:
+    stride, most = config.eval.stride, config.train.max_tokens_per_batch
+    if stride is not None and stride > context:
+        message = f"expected at most the context of {context} tokens, else tokens between windows are not judged; found {stride}"
+        yield Problem(setting="eval.stride", message=message)
+    length = config.train.max_length or context
+    if most is not None and most < length:
+        message = f"expected at least one row of {length} tokens, found {most}"
+        fix = f"use --train.max_tokens_per_batch {length}, or a shorter --train.max_length"
+        yield Problem(setting="train.max_tokens_per_batch", message=message, fix=fix)
+
+
+def _check_optimizer(config: RunConfig) -> None:
+    check_optimizer(config.train, is_pretrained(config.model))
+
+
+def _check_precision(config: RunConfig) -> None:
+    if config.train.precision == "fp16":
+        import torch
+
+        from hftk.launch import launched
+
+        choose_precision("fp16", torch.device(launched().device))

@@ -125,15 +125,22 @@ def _parsers() -> tuple[ArgumentParser, dict[str, ArgumentParser]]:
 
 
 def _add_evaluate(parser: ArgumentParser) -> None:
-    add = parser.add_argument add("dir", metavar="DIR", help="output folder of a run, or a folder or Hub id of a
-    language model") add("--data", metavar="PATH", help="the rows: a file, folder or glob") # Shown by --help; what
-    begins with --data. and --eval. goes to hftk.parsing. add("--data.columns.ROLE", metavar="NAME", help="the column
-    of a role of the task, such as --data.columns.text body") add("--batch_size", metavar="N", help="rows in one
-    forward pass (default: as --eval.batch_size); it changes no score") add("--stride", metavar="N", help="tokens
-    between the starts of windows over documents longer than the context") add("--max_length", type=int, metavar="N",
-    help="tokens of a window (default: the model's context, at most 1024)") add("--json", action="store_true",
-    help="print the scores as JSON") add("--output", metavar="FILE.json", help="write scores, data facts and settings
-    here too")
+    add = parser.add_argument
+    add("dir", metavar="DIR", help="output folder of a run, or a folder or Hub id of a language model")
+    add("--data", metavar="PATH", help="the rows: a file, folder or glob")
+    # Shown by --help; what begins with --data. and --eval. goes to hftk.parsing.
+    add(
+        "--data.columns.ROLE", metavar="NAME", help="the column of a role of the task, such as --data.columns.text body"
+    )
+    add(
+        "--batch_size",
+        metavar="N",
+        help="rows in one forward pass (default: as --eval.batch_size); it changes no score",
+    )
+    add("--stride", metavar="N", help="tokens between the starts of windows over documents longer than the context")
+    add("--max_length", type=int, metavar="N", help="tokens of a window (default: the model's context, at most 1024)")
+    add("--json", action="store_true", help="print the scores as JSON")
+    add("--output", metavar="FILE.json", help="write scores, data facts and settings here too")
 
 
 def _split_dotted(words: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -185,6 +192,7 @@ def _evaluate(given: Namespace, dotted: Sequence[str]) -> int:
 
     rows, facts = read_rows(config.data.path, config.data, task)
     model, tokenizer = load(given.dir, task.auto_model)
+    _check_length(given.max_length, model)
     split = (Path(config.data.path).name, rows)
     with contextlib.redirect_stdout(sys.stderr):
         result = evaluate(task, model, tokenizer, split, config.eval, max_length=given.max_length, samples=False)
@@ -204,20 +212,38 @@ def _task(given: Namespace, dotted: Sequence[str]) -> tuple[Any, Any]:
     from hftk.parsing import load_config, parse
     from hftk.records import RECORD, load_record
 
-    folder = Path(given.dir).expanduser() name = load_record(folder).task if (folder / RECORD).is_file() else
-    "causal_lm" if name not in TASKS: raise wrong(f"expected a run of {' or '.join(TASKS)}, found one of {name} in
-    {folder}", "use a newer hftk") module, task, settings = TASKS[name] config = getattr(import_module(module),
-    settings)() if (folder / "config.yaml").is_file(): config = load_config(config, folder / "config.yaml") # Other
-    data have other columns and files, but what the run did to every text belongs to the model. model =
-    replace(type(config.model)(), name=given.dir) config = replace(config,
-    data=DataConfig(unicode=config.data.unicode), model=model, resume="never", overwrite=False) flags = [] if
-    given.data is None else [f"--data.path={given.data}"] flags += [] if given.batch_size is None else
-    [f"--eval.batch_size={given.batch_size}"] flags += [] if given.stride is None else
-    [f"--eval.stride={given.stride}"] config = parse(config, [*flags, *dotted]) if config.data.path is None: raise
-    InputError(Problem(setting="data", message="expected the rows to judge, found none", fix="add --data FILE"))
-    _check_one_split(config.data.path) if given.max_length is not None and given.max_length < 1: raise
-    InputError(Problem(setting="max_length", message=f"expected at least 1, found {given.max_length}")) return
-    getattr(import_module(module), task)(config), config
+    folder = Path(given.dir).expanduser()
+    name = load_record(folder).task if (folder / RECORD).is_file() else "causal_lm"
+    if name not in TASKS:
+        raise wrong(f"expected a run of {' or '.join(TASKS)}, found one of {name} in {folder}", "use a newer hftk")
+    module, task, settings = TASKS[name]
+    config = getattr(import_module(module), settings)()
+    if (folder / "config.yaml").is_file():
+        config = load_config(config, folder / "config.yaml")
+    # Other data have other columns and files, but what the run did to every text belongs to the model.
+    model = replace(type(config.model)(), name=given.dir)
+    config = replace(config, data=DataConfig(unicode=config.data.unicode), model=model, resume="never", overwrite=False)
+    flags = [] if given.data is None else [f"--data.path={given.data}"]
+    flags += [] if given.batch_size is None else [f"--eval.batch_size={given.batch_size}"]
+    flags += [] if given.stride is None else [f"--eval.stride={given.stride}"]
+    config = parse(config, [*flags, *dotted])
+    if config.data.path is None:
+        raise InputError(
+            Problem(setting="data", message="expected the rows to judge, found none", fix="add --data FILE")
+        )
+    _check_one_split(config.data.path)
+    if given.max_length is not None and given.max_length < 1:
+        raise InputError(Problem(setting="max_length", message=f"expected at least 1, found {given.max_length}"))
+    return getattr(import_module(module), task)(config), config
+
+
+def _check_length(length: int | None, model: Any) -> None:
+    from hftk.model import context_length
+
+    context = context_length(model.config)
+    if length is not None and length > context:
+        message = f"expected at most {context}, the context of the model, found {length}"
+        raise InputError(Problem(setting="max_length", message=message, fix=f"use --max_length {context}"))
 
 
 def _check_one_split(path: str) -> None:
@@ -236,11 +262,12 @@ def _table(result: Evaluation) -> str:
     """The scores as people read them, and below them what they are exactly."""
     from hftk.wording import interval_text, number
 
-    head = ("score", "value", "95 % interval", "unit", "n") rows = [(s.name, number(s.value), interval_text(s),
-    s.unit, number(s.n)) for s in result.scores] widths = [max(map(len, column)) for column in zip(head, *rows,
-    strict=True)] lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for
-    row in (head, *rows)] return "\n".join([*lines, *dict.fromkeys(score.signature for score in result.scores if
-    score.signature)])
+    head = ("score", "value", "95 % interval", "unit", "n")
+    rows = [(s.name, number(s.value), interval_text(s), s.unit, number(s.n)) for s in result.scores]
+    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in (head, *rows)]
+    signatures = dict.fromkeys(score.signature for score in result.scores if score.signature)
+    return "\n".join([*(line.rstrip() for line in lines), *signatures])
 
 
 def _report(given: Namespace) -> int:

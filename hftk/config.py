@@ -183,7 +183,7 @@ class TrainConfig:
     optimizer: Optimizer = "adamw"
     """Optimizer, in the implementation of torch (lion: bitsandbytes)."""
     weight_decay: float = 0.0
-    """Weight decay of the matrices; biases and norms are never decayed. adamw and lion: decoupled; the others: an L2 penalty."""
+    """Weight decay of the matrices; biases and norms are never decayed. adamw, adafactor and lion: decoupled; the others: an L2 penalty."""
     adam_beta1: float = 0.9
     """Decay of the first moment of adamw, adam and lion; momentum of sgd and rmsprop."""
     adam_beta2: float = 0.999
@@ -233,6 +233,8 @@ class TrainConfig:
         for name in ("label_smoothing", "adam_beta1", "adam_beta2"):
             if not 0 <= getattr(self, name) < 1:
                 yield Problem(setting=f"train.{name}", message=f"expected 0 <= value < 1, found {getattr(self, name)}")
+        if not 0 <= self.seed < 2**32:
+            yield Problem(setting="train.seed", message=f"expected 0 <= seed < 2^32, found {self.seed}")
         if self.learning_rate is not None and self.min_learning_rate > self.learning_rate:
             yield Problem(
                 setting="train.min_learning_rate",

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from hftk.config import EvalConfig
+from hftk.generation import generate
 from hftk.model import default_length
 from hftk.task import Features, Score, Splits, Task
 
@@ -62,7 +63,7 @@ def evaluate(
     scores = task.scores(outputs, features, rows, tokenizer, resamples=config.resamples, seed=config.seed)
     return Evaluation(
         scores=[replace(s, split=split, when=when) for s in scores],
-        samples=task.show(model, tokenizer, rows, outputs) if samples else [],
+        samples=_complete(task, model, tokenizer, task.show(rows, outputs)) if samples else [],
         seconds=time.perf_counter() - started,
         split=split,
         outputs=outputs,
@@ -85,6 +86,17 @@ def evaluate_baselines(
     features = task.encode(rows, tokenizer, max_length=max_length, training=False)
     scores = task.baselines(splits, features, rows, tokenizer, resamples=config.resamples, seed=config.seed)
     return [replace(s, split=split) for s in scores]
+
+
+def _complete(
+    task: Task, model: Any, tokenizer: PreTrainedTokenizerBase, samples: list[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """Let the model continue the samples that have a ``prompt``, by the settings of ``generation``."""
+    prompts = [s["prompt"] for s in samples if "prompt" in s]
+    if not prompts:
+        return samples
+    texts = iter([g.text for g in generate(model, tokenizer, prompts, task.config.generation)])
+    return [{**s, "prediction": next(texts)} if "prompt" in s else s for s in samples]
 
 
 def first_rows(rows: Dataset, count: int | None) -> Dataset:

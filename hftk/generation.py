@@ -267,7 +267,7 @@ def _generation_config(
     rows = model.get_input_embeddings().weight.shape[0]
     # Padding is masked, so any token will do; one that the tokenizer has and the embeddings lack would crash.
     pads = [tokenizer.pad_token_id, *ends, 0]
-    config = GenerationConfig(  # type: ignore[no-untyped-call]
+    config = GenerationConfig(
         max_new_tokens=settings.max_new_tokens,
         num_beams=settings.num_beams,
         do_sample=False,
@@ -371,7 +371,7 @@ def _ready(model: Any) -> Iterator[None]:
     saved = dict(defaults)
     try:
         defaults.clear()
-        defaults.update(vars(GenerationConfig()))  # type: ignore[no-untyped-call]
+        defaults.update(vars(GenerationConfig()))
         model.eval()
         yield
     finally:

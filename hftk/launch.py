@@ -241,21 +241,22 @@ def _end(error: BaseException, current: _Run) -> int:
 
 
 def _end_peer(error: BaseException, current: _Run, state: str, code: int, message: str) -> int:
-    """A process that is not the main one speaks only if it alone knows what went wrong."""
-    if current.folder is None or state == "stopped" or getattr(error, "from_main", False):
-        if current.folder is None and state == "failed" and not getattr(error, "from_main", False):
+    """A process that is not the main one speaks only where the main process, given time, does not say what went wrong."""
+    if state in ("stopped", "done") or getattr(error, "from_main", False):
+        return code
+    if current.folder is None:  # too early for the two to have seen different things, unless it is a defect
+        if state == "failed":
             traceback.print_exception(error)
         return code
     deadline = time.monotonic() + PEER_SECONDS
-    while _told(current) is None:
-        if time.monotonic() > deadline:
-            rank = launcher.number_from_environment(launcher.RANK, 0)
-            message = f"process {rank}: {message}"
-            _print_ending(error, state, message, current.folder)
-            with contextlib.suppress(OSError):  # another machine may not see the folder
-                _write(current, state=state, exit_code=code, message=message)
+    while time.monotonic() < deadline:
+        if _told(current) is not None:
             return code
         time.sleep(0.05)
+    message = f"process {launcher.number_from_environment(launcher.RANK, 0)}: {message}"
+    _print_ending(error, state, message, current.folder)
+    with contextlib.suppress(OSError):  # another machine may not see the folder
+        _write(current, state=state, exit_code=code, message=message)
     return code
 
 

@@ -8,7 +8,6 @@ parser is not used: it imports torch, and the answer is wanted before anything s
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import re
 import sys
@@ -82,7 +81,7 @@ def find_launcher() -> Launcher | None:
 def contradictions(launcher: Launcher | None) -> list[Problem]:
     """What was asked of the launcher and is not what runs, as far as the environment tells (no torch)."""
     world = number_from_environment(WORLD_SIZE, 1)
-    if launcher is None or launcher.name != "accelerate":
+    if launcher is None:
         return []
     problems = []
     asked = launcher.processes
@@ -209,8 +208,7 @@ def _config_file(path: Path) -> Mapping[str, Any]:
     import yaml
 
     try:
-        text = path.read_text(encoding="utf-8")
-        content = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))  # accelerate reads JSON too, which is YAML
     except (OSError, ValueError, yaml.YAMLError):
         return {}
     return content if isinstance(content, Mapping) else {}

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError
 
 from hftk.choices import note
 from hftk.config import InputError, ModelConfig, Problem
 from hftk.task import Splits, Task
-from hftk.tokenizers import train_byte_bpe, train_characters
+from hftk.tokenizers import SMALLEST_VOCABULARY, train_byte_bpe, train_characters
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -20,27 +23,71 @@ if TYPE_CHECKING:
 LONGEST_DEFAULT = 1024
 """Default limit of ``train.max_length`` and of evaluation windows, for models whose context is longer."""
 FALLBACK_CONTEXT = 1024
+WEIGHTS = ("*.safetensors", "*.bin", "*.gguf")
+UNLOADABLE = (OSError, ValueError, ImportError, RuntimeError, KeyError, TypeError, SafetensorError)
+"""What transformers raises for files that are missing, damaged, of another model or of none."""
 
 
 def check_model(config: ModelConfig, task: Task, max_length: int | None = None) -> PretrainedConfig:
     """Find what is wrong with the model settings before any data or weights are read; return the model's config.
 
     Raises:
-        InputError: no such model, no network for a Hub id, an unknown size or config field, ``max_length`` above the context.
+        InputError: no such model, no weights in its folder, no network for a Hub id, an unknown size or config field, values
+            of which no model can be made, a vocabulary too small for its tokenizer, ``max_length`` above the context.
     """
     made = model_config(config, task)
     context = context_length(made)
+    problems = []
     if max_length is not None and max_length > context:
         where = f"--model.name {config.name}" if config.name else f"--model.size {config.size}"
-        raise InputError(
+        longer = f"--model.config.{made.attribute_map.get('max_position_embeddings', 'max_position_embeddings')} {max_length}"
+        problems.append(
             Problem(
                 setting="train.max_length",
                 message=f"expected at most {context}, the context of the model ({where}), found {max_length}",
-                fix=f"use --train.max_length {context}" + ("" if config.name else ", or a longer context: --model.config."
-                    + f"{'n_positions' if 'gpt2' in (config.architecture or task.architecture) else 'max_position_embeddings'} {max_length}"),
+                fix=f"use --train.max_length {context}" + ("" if config.name else f", or a longer context: {longer}"),
             )
-        )  # fmt: skip
+        )
+    if config.name is not None:
+        folder = Path(config.name)
+        if folder.is_dir() and not any(next(folder.glob(ending), None) for ending in WEIGHTS):
+            inside = ", ".join(sorted(p.name for p in folder.iterdir())[:8])
+            message = f"expected weights ({', '.join(WEIGHTS)}) in {folder}, found {inside}"
+            problems.append(Problem(setting="model.name", message=message, fix="name the folder that a run wrote"))
+    else:
+        problems += _tokenizer_problems(config)
+    if config.name is None or config.attention != "auto":
+        problems += _build_problems(config, task, made)
+    if problems:
+        raise InputError(*problems)
     return made
+
+
+def _tokenizer_problems(config: ModelConfig) -> Iterator[Problem]:
+    kind = config.tokenizer or "bpe"
+    smallest = SMALLEST_VOCABULARY.get(kind)
+    if smallest is not None:
+        if config.vocab_size < smallest:
+            message = f"expected at least {smallest} for --model.tokenizer {kind}, found {config.vocab_size}"
+            yield Problem(setting="model.vocab_size", message=message)
+        return
+    try:
+        _existing_tokenizer(kind)
+    except InputError as error:
+        near = get_close_matches(kind, SMALLEST_VOCABULARY, n=1)
+        message = error.problems[0].message + (f"; did you mean {near[0]}?" if near else "")
+        yield Problem(setting="model.tokenizer", message=message, fix="use bpe, characters, a folder or a Hub id")
+
+
+def _build_problems(config: ModelConfig, task: Task, made: PretrainedConfig) -> Iterator[Problem]:
+    """Make the model without memory for its weights, to see now and not after an hour of reading data that it can be made."""
+    try:
+        with torch.device("meta"):
+            _from_config(config, task, made)
+    except Exception as error:  # whatever an architecture raises when its numbers do not fit together
+        at_fault = "model.config" if config.attention == "auto" else "model.attention"
+        message = f"a {made.model_type} cannot be made of these settings: {_reason(error)}"
+        yield Problem(setting=at_fault, message=message, fix="change or leave out the field that is named")
 
 
 def model_config(config: ModelConfig, task: Task) -> PretrainedConfig:
@@ -57,29 +104,48 @@ def model_config(config: ModelConfig, task: Task) -> PretrainedConfig:
             raise InputError(
                 Problem(
                     setting="model.size",
-                    message=f"expected one of {', '.join(sizes)}, found {config.size}"
+                    message=f"expected one of {', '.join(sizes)}, found {config.size or 'nothing'}"
                     + (f" (did you mean {near[0]}?)" if near else ""),
                     fix="choose one of these, or --model.name with a Hub id or folder",
                 )
             )
         made = AutoConfig.for_model(architecture, **sizes[config.size])
-    known = made.to_dict()
-    problems = []
-    for name, value in config.config.items():
-        if name not in known:
-            near = get_close_matches(name, known, n=1)
-            problems.append(
+    known = {*made.to_dict(), *made.attribute_map}
+    unknown = [name for name in config.config if name not in known]
+    if unknown:
+        near_ones = {name: get_close_matches(name, known, n=1) for name in unknown}
+        raise InputError(
+            *(
                 Problem(
                     setting=f"model.config.{name}",
                     message=f"the config of {made.model_type} has no such field" + (f"; did you mean {near[0]}?" if near else ""),
                 )
-            )  # fmt: skip
-        setattr(made, name, value)
-    if problems:
-        raise InputError(*problems)
+                for name, near in near_ones.items()
+            )
+        )  # fmt: skip
+    made = _lay_over(made, config, {} if config.name else sizes[config.size])
     if config.dropout is not None:
         _set_dropout(made, config.dropout)
     return made
+
+
+def _lay_over(made: PretrainedConfig, config: ModelConfig, size: Mapping[str, Any]) -> PretrainedConfig:
+    """``made`` with the fields of ``--model.config``."""
+    from transformers import AutoConfig
+
+    problems = []
+    for name, value in config.config.items():
+        try:
+            setattr(made, name, value)
+        except Exception as error:  # transformers checks types; its errors have no common base
+            problems.append(Problem(setting=f"model.config.{name}", message=_reason(error)))
+    if problems:
+        raise InputError(*problems)
+    if config.name or not config.config:
+        return made
+    # Made anew, so that fields which follow from others (Llama's head_dim from hidden_size) follow from these.
+    fields = {made.attribute_map.get(name, name): value for name, value in config.config.items()}
+    return AutoConfig.for_model(made.model_type, **{**size, **fields})
 
 
 def context_length(config: PretrainedConfig) -> int:
@@ -101,8 +167,8 @@ def load_model(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The model (in float32 unless ``model.dtype`` says otherwise, on the CPU) and its tokenizer.
 
-    A model made on the spot gets a tokenizer trained on the training split and weights from ``seed``; the global random state
-    is left as it was.
+    A model made on the spot gets a tokenizer trained on the training split. Weights that no file holds come from ``seed``; the
+    global random state is left as it was.
 
     Raises:
         InputError: as :func:`check_model`; or a tokenizer that does not fit the model.
@@ -110,17 +176,26 @@ def load_model(
     made = model_config(config, task)
     for name, value in task.model_settings(splits).items():
         setattr(made, name, value)
-    if config.name is not None:
+    with _seeded(seed):
+        if config.name is None:
+            return _make(config, task, splits, made)
         model, tokenizer = _load_named(config, task, made)
-    else:
-        model, tokenizer = _make(config, task, splits, made, seed)
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    embeddings: Any = model.get_input_embeddings()
-    if len(tokenizer) > embeddings.weight.shape[0]:
-        model.resize_token_embeddings(len(tokenizer))
-        note(f"embeddings grown to {len(tokenizer)} rows: the tokenizer has more entries than the model")
-    return model, tokenizer
+        embeddings: Any = model.get_input_embeddings()
+        if len(tokenizer) > embeddings.weight.shape[0]:
+            model.resize_token_embeddings(len(tokenizer))
+            note(f"embeddings grown to {len(tokenizer)} rows: the tokenizer has more entries than the model")
+        return model, tokenizer
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Draw from ``seed`` on the CPU, where weights are made, and leave all random states as they were."""
+    state = torch.get_rng_state()
+    torch.default_generator.manual_seed(seed)
+    try:
+        yield
+    finally:
+        torch.set_rng_state(state)
 
 
 def load_trained(
@@ -155,28 +230,31 @@ def _load_named(
 
 
 def _make(
-    config: ModelConfig, task: Task, splits: Splits, made: PretrainedConfig, seed: int
+    config: ModelConfig, task: Task, splits: Splits, made: PretrainedConfig
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    import transformers
-
     kind = config.tokenizer or "bpe"
     if kind in ("bpe", "characters"):
         train = train_byte_bpe if kind == "bpe" else train_characters
         tokenizer: PreTrainedTokenizerBase = train(task.texts(splits), config.vocab_size)
         note(f"tokenizer: {kind}, trained on the training split, {len(tokenizer)} entries")
     else:
-        tokenizer = _tokenizer(ModelConfig(name=kind))
+        tokenizer = _existing_tokenizer(kind)
     tokenizer.model_max_length = context_length(made)
-    made.vocab_size = len(tokenizer)
+    made.vocab_size = max(len(tokenizer), config.config.get("vocab_size", 0))
     made.bos_token_id, made.eos_token_id = tokenizer.bos_token_id, tokenizer.eos_token_id
     if tokenizer.pad_token_id != tokenizer.eos_token_id:
         made.pad_token_id = tokenizer.pad_token_id
-    attention = {} if config.attention == "auto" else {"attn_implementation": config.attention}
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = getattr(transformers, task.auto_model).from_config(made, dtype=_dtype(config), **attention)
-        _initialize(model, config.initialization)
+    model = _from_config(config, task, made)
+    _initialize(model, config.initialization)
     return model, tokenizer
+
+
+def _from_config(config: ModelConfig, task: Task, made: PretrainedConfig) -> PreTrainedModel:
+    import transformers
+
+    attention = {} if config.attention == "auto" else {"attn_implementation": config.attention}
+    model: PreTrainedModel = getattr(transformers, task.auto_model).from_config(made, dtype=_dtype(config), **attention)
+    return model
 
 
 def _initialize(model: PreTrainedModel, scheme: str) -> None:
@@ -216,6 +294,20 @@ def _tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
     tokenizer = _named(config, lambda name, **kw: AutoTokenizer.from_pretrained(name, **kw))
+    return _with_padding(tokenizer)
+
+
+def _existing_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """A tokenizer by Hub id or folder, which may hold nothing else."""
+    from transformers import AutoTokenizer
+
+    try:
+        return _with_padding(AutoTokenizer.from_pretrained(name))
+    except UNLOADABLE as error:
+        raise InputError(Problem(setting="model.tokenizer", **_explain(name, error))) from error
+
+
+def _with_padding(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
     if tokenizer.pad_token_id is None and tokenizer.eos_token_id is not None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -246,20 +338,26 @@ def _named(config: ModelConfig, load: Any) -> Any:
         arguments["revision"] = config.revision or "main"
     try:
         return load(name, **arguments)
-    except (OSError, ValueError, ImportError) as error:
-        raise InputError(Problem(setting="model.name", **_explain(config, path, error))) from error
+    except UNLOADABLE as error:
+        raise InputError(Problem(setting="model.name", **_explain(config.name, error))) from error
 
 
-def _explain(config: ModelConfig, path: Path, error: Exception) -> dict[str, str]:
-    text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    if path.exists():
+def _explain(name: str, error: Exception) -> dict[str, str]:
+    text = _reason(error)
+    if Path(name).exists():
         fix = 'pip install "hftk[gguf]"' if isinstance(error, ImportError) and "gguf" in str(error) else "check the folder's files"
-        return {"message": f"{config.name} cannot be loaded: {text}", "fix": fix}
+        return {"message": f"{name} cannot be loaded: {text}", "fix": fix}
     return {
-        "message": f"there is no folder {config.name}, and as a Hub id it cannot be loaded: {text}",
+        "message": f"there is no folder {name}, and as a Hub id it cannot be loaded: {text}",
         "fix": "check the spelling and the network (HF_HUB_OFFLINE, HF_ENDPOINT); for a private model: hf auth login. "
         "Without a network: --model.name FOLDER of a downloaded model, or --model.size tiny for one made on the spot",
     }
+
+
+def _reason(error: Exception) -> str:
+    """What an exception says, in one line: the last one where the first only announces it."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return lines[-1] if lines[0].endswith(":") else lines[0]
 
 
 def _plain(model: PreTrainedModel) -> PreTrainedModel:

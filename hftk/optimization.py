@@ -2,17 +2,52 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from collections.abc import Iterable
 from typing import Any
 
 import torch
 
+from hftk.choices import note
 from hftk.config import InputError, Problem, TrainConfig
 
-PLATEAU_PATIENCE = 2
+PLATEAU_EVALUATIONS = 2
 PLATEAU_FACTOR = 0.5
 INVERSE_SQRT_TIMESCALE = 10_000
+LION = Problem(
+    setting="train.optimizer",
+    message="lion comes from bitsandbytes, which is not installed",
+    fix='pip install "hftk[quantize]", or use --train.optimizer adamw',
+)
+
+
+def peak_learning_rate(config: TrainConfig, pretrained: bool) -> float:
+    """``train.learning_rate``, or the default for pre-trained weights or for a model made on the spot."""
+    return config.learning_rate or (5e-5 if pretrained else 1e-3)
+
+
+def check_optimizer(config: TrainConfig, pretrained: bool) -> None:
+    """Find what is wrong with optimizer and schedule before anything slow.
+
+    Raises:
+        InputError: lion without bitsandbytes; a lowest learning rate above the default peak.
+    """
+    problems = []
+    if config.optimizer == "lion" and importlib.util.find_spec("bitsandbytes") is None:
+        problems.append(LION)
+    peak = peak_learning_rate(config, pretrained)
+    if config.learning_rate is None and config.min_learning_rate > peak:
+        kind = "pre-trained weights" if pretrained else "a model made on the spot"
+        problems.append(
+            Problem(
+                setting="train.min_learning_rate",
+                message=f"expected at most the peak, which for {kind} is {peak:g}, found {config.min_learning_rate:g}",
+                fix="lower it, or set --train.learning_rate too",
+            )
+        )
+    if problems:
+        raise InputError(*problems)
 
 
 def warmup_steps(warmup: float, total_steps: int) -> int:
@@ -23,13 +58,14 @@ def warmup_steps(warmup: float, total_steps: int) -> int:
 def schedule_factor(kind: str, step: int, total_steps: int, warmup: int, floor: float = 0.0) -> float:
     """Learning rate of optimizer step ``step`` (0, 1 ...) as a share of its peak.
 
-    ``warmup`` steps rise linearly and never start at 0, so that no step is without effect. ``floor`` is the smallest share:
-    linear, cosine and polynomial (power 2) end exactly there, the others never go below it. ``inverse_sqrt`` is that of
+    ``warmup`` steps rise linearly from the floor and never start at 0, so that no step is without effect. ``floor`` is the
+    smallest share: linear, cosine, polynomial (power 2) and warmup_stable_decay arrive there with the end of the run, the
+    others never go below it. ``inverse_sqrt`` is that of
     Vaswani et al. 2017 with its peak at the end of the warm-up (or a time scale of 10,000 steps without one);
     ``warmup_stable_decay`` that of Hu et al. 2024 (MiniCPM), falling linearly over the last fifth of the run.
     """
     if step < warmup:
-        return (step + 1) / (warmup + 1)
+        return floor + (1 - floor) * (step + 1) / (warmup + 1)
     progress = min(1.0, (step - warmup) / max(1, total_steps - warmup))
     if kind in ("linear", "cosine", "polynomial"):
         share = {
@@ -39,8 +75,8 @@ def schedule_factor(kind: str, step: int, total_steps: int, warmup: int, floor: 
         }[kind]
         return floor + (1 - floor) * share
     if kind == "warmup_stable_decay":
-        start = 0.8 * total_steps
-        share = 1.0 if step < start else max(0.0, (total_steps - step) / (total_steps - start))
+        start = max(0.8 * total_steps, warmup)
+        share = 1.0 if step <= start else max(0.0, (total_steps - step) / (total_steps - start))
         return floor + (1 - floor) * share
     if kind == "inverse_sqrt":
         timescale = warmup or INVERSE_SQRT_TIMESCALE
@@ -53,9 +89,12 @@ def make_scheduler(optimizer: torch.optim.Optimizer, config: TrainConfig, peak: 
     """The scheduler of ``train.schedule``; ``peak`` is the learning rate, ``total_steps`` the length of the run."""
     if config.schedule == "reduce_on_plateau":
         return torch.optim.lr_scheduler.ReduceLROnPlateau(
-            optimizer, factor=PLATEAU_FACTOR, patience=PLATEAU_PATIENCE, min_lr=config.min_learning_rate
+            # torch counts the evaluations that are forgiven, and lowers at the next one
+            optimizer, factor=PLATEAU_FACTOR, patience=PLATEAU_EVALUATIONS - 1, min_lr=config.min_learning_rate
         )
     warmup, floor = warmup_steps(config.warmup, total_steps), config.min_learning_rate / peak
+    if warmup >= total_steps:
+        note(f"train.warmup: {warmup} steps, and the run has {total_steps}: the learning rate only rises")
     return torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: schedule_factor(config.schedule, step, total_steps, warmup, floor)
     )
@@ -63,13 +102,18 @@ def make_scheduler(optimizer: torch.optim.Optimizer, config: TrainConfig, peak: 
 
 def decayed(parameters: Iterable[tuple[str, torch.nn.Parameter]]) -> list[torch.nn.Parameter]:
     """Trained parameters that weight decay and the L1 penalty act on: matrices, not biases and norms."""
-    return [p for _, p in parameters if p.requires_grad and p.dim() >= 2]
+    return [p for n, p in parameters if p.requires_grad and _is_matrix(n, p)]
+
+
+def _is_matrix(name: str, parameter: torch.nn.Parameter) -> bool:
+    # T5 keeps its attention bias as an embedding: (buckets, heads).
+    return parameter.dim() >= 2 and "bias" not in name
 
 
 def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Two groups for the optimizer: decayed matrices, and biases and norms without decay. Empty groups are left out."""
     trained = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
-    rest = [p for _, p in trained if p.dim() < 2]
+    rest = [p for n, p in trained if not _is_matrix(n, p)]
     groups = [{"params": decayed(trained), "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]
     return [g for g in groups if g["params"]]
 
@@ -110,10 +154,5 @@ def _lion(groups: list[dict[str, Any]], learning_rate: float, betas: tuple[float
     try:
         from bitsandbytes.optim import Lion
     except ImportError as error:
-        raise InputError(
-            Problem(
-                setting="train.optimizer", message="lion comes from bitsandbytes, which is not installed",
-                fix='pip install "hftk[quantize]", or use --train.optimizer adamw',
-            )
-        ) from error  # fmt: skip
+        raise InputError(LION) from error
     return Lion(groups, lr=learning_rate, betas=betas)

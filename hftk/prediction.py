@@ -39,8 +39,12 @@ def add_flags(parser: ArgumentParser) -> None:
     one = prompts.add_mutually_exclusive_group()
     one.add_argument("--prompt", action="append", metavar="TEXT", help="a prompt; may be given several times")
     one.add_argument("--file", metavar="FILE", help="prompts in a file: .txt (one a line), .jsonl, .csv, .parquet ...")
-    prompts.add_argument("--column", metavar="NAME", help="the column of --file with the prompts (default: prompt, text)")
-    prompts.add_argument("--encoding", metavar="NAME", default=DataConfig.encoding, help="of --file (default: %(default)s)")
+    prompts.add_argument(
+        "--column", metavar="NAME", help="the column of --file with the prompts (default: prompt, text)"
+    )
+    prompts.add_argument(
+        "--encoding", metavar="NAME", default=DataConfig.encoding, help="of --file (default: %(default)s)"
+    )
     where = parser.add_argument_group("output (default: stdout)")
     where.add_argument(
         "--output", metavar="OUT.jsonl",
@@ -48,13 +52,15 @@ def add_flags(parser: ArgumentParser) -> None:
     )  # fmt: skip
     how = parser.add_argument_group("generation")
     for item in read_settings(GenerationSettings()).values():
+        meaning = item.meaning.replace("%", "%%")
         if item.is_bool:
-            how.add_argument(f"--{item.name}", action="store_true", help=item.meaning)
+            how.add_argument(f"--{item.name}", action="store_true", help=meaning)
             continue
-        shown = f"{item.default}, or half of a shorter context" if item.name == "max_new_tokens" else item.default
-        default = None if item.name == "max_new_tokens" else item.default
-        text = f"{item.meaning} (default: {shown})"
-        how.add_argument(f"--{item.name}", type=item.hint, metavar=item.hint.__name__.upper(), default=default, help=text)
+        kind: Any = item.members[0]
+        default = f"{item.default}, or half of a shorter context" if item.name == "max_new_tokens" else item.default
+        how.add_argument(
+            f"--{item.name}", type=kind, metavar=kind.__name__.upper(), help=f"{meaning} (default: {default})"
+        )
     how.add_argument(
         "--batch_size", type=int, metavar="INT",
         help="Most prompts at a time; it changes no output. (default: as many as fit into 4096 tokens)",
@@ -128,27 +134,43 @@ def read_prompts(given: Namespace) -> list[str]:
 
 
 def _stdin_prompts() -> list[str]:
-    raw = sys.stdin.buffer.read() try: text = raw.decode("utf-8-sig")  # PowerShell puts a byte-order mark before what
-    it pipes except UnicodeDecodeError as error: line = raw.count(b"\n", 0, error.start) + 1 raise wrong(f"expected
-    UTF-8, found other bytes in line {line} of stdin", "use --file with --encoding") from None if not text: raise
-    wrong("expected prompts on stdin, one a line, found nothing", "use --prompt TEXT or --file FILE") return
-    [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]
+    raw = sys.stdin.buffer.read()
+    try:
+        text = raw.decode("utf-8-sig")  # PowerShell puts a byte-order mark before what it pipes
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise wrong(
+            f"expected UTF-8, found other bytes in line {line} of stdin", "use --file with --encoding"
+        ) from None
+    if not text:
+        raise wrong("expected prompts on stdin, one a line, found nothing", "use --prompt TEXT or --file FILE")
+    return [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]
 
 
 def _file_prompts(path: Path, column: str | None, encoding: str) -> list[str]:
     from hftk.data.files import format_of
     from hftk.data.sources import read_source
 
-    shape: Any = format_of(path) or "txt" source, _ = read_source(path, DataConfig(format=shape, documents="line",
-    encoding=encoding), "file") prompts: list[str] = [] for chunk in source.read(None): name = column or next((name
-    for name in ("prompt", "text") if name in chunk.table), None) if name not in chunk.table: columns = ",
-    ".join(chunk.table) or "none" message = f"expected a column {column or 'prompt or text'} in {path}, found
-    {columns}" raise InputError(Problem(setting="column", message=message, fix="name the column of prompts: --column
-    NAME")) values = chunk.table[name] odd = next((row for row, value in enumerate(values) if not isinstance(value,
-    str)), None) if odd is not None: message = f"expected text in column {name} of {path}, found {values[odd]!r:.40}
-    in row {chunk.start + odd}" raise InputError(Problem(setting="column", message=message, fix="drop the row, or name
-    another column")) prompts += values if not prompts: raise InputError(Problem(setting="file", message=f"expected
-    prompts, one a line, found {path} empty")) return prompts
+    shape: Any = format_of(path) or "txt"
+    source, _ = read_source(path, DataConfig(format=shape, documents="line", encoding=encoding), "file")
+    prompts: list[str] = []
+    for chunk in source.read(None):
+        name = column or next((name for name in ("prompt", "text") if name in chunk.table), None)
+        if name not in chunk.table:
+            columns = ", ".join(chunk.table) or "none"
+            message = f"expected a column {column or 'prompt or text'} in {path}, found {columns}"
+            raise InputError(
+                Problem(setting="column", message=message, fix="name the column of prompts: --column NAME")
+            )
+        values = chunk.table[name]
+        odd = next((row for row, value in enumerate(values) if not isinstance(value, str)), None)
+        if odd is not None:
+            message = f"expected text in column {name} of {path}, found {values[odd]!r:.40} in row {chunk.start + odd}"
+            raise InputError(Problem(setting="column", message=message, fix="drop the row, or name another column"))
+        prompts += values
+    if not prompts:
+        raise InputError(Problem(setting="file", message=f"expected prompts, one a line, found {path} empty"))
+    return prompts
 
 
 def _check_settings(settings: GenerationSettings, batch_size: int | None) -> None:

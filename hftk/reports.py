@@ -78,7 +78,7 @@ def render_html(record: RunRecord) -> str:
         "environment": "Environment",
         "again": "Run it again",
     }
-    return _environment().get_template("report.html.j2").render(
+    page = _environment().get_template("report.html.j2").render(
         record=record,
         model=wording.model_name(record),
         data=wording.data_name(record),
@@ -97,6 +97,7 @@ def render_html(record: RunRecord) -> str:
         settings=_yaml(record.config),
         output=record.config.get("output") or "out",
     )  # fmt: skip
+    return page.lstrip()
 
 
 def _environment() -> Environment:

@@ -60,7 +60,9 @@ def tiles(record: RunRecord) -> list[dict[str, str]]:
     if main := record.main_score:
         way = "↑ higher is better" if main.higher_is_better else "↓ lower is better"
         interval = wording.interval_text(main)
-        tiles.append(_tile(wording.score_title(main), wording.value_text(main), interval, way, kind="main"))
+        unit = "" if main.unit == "%" else main.unit
+        value = wording.value_text(main) if not unit else number(main.value)
+        tiles.append(_tile(wording.score_title(main), value, unit, interval, way, kind="main"))
         for other, name in (
             (next(iter(record.related(main, "before")), None), "Before training"),
             (wording.best(record.related(main, "baseline:")), "Best baseline"),
@@ -144,7 +146,7 @@ def charts(record: RunRecord) -> list[Chart]:
     note = f"lowest validation loss {number(least[1])} at step {least[0]:,.0f}" if least else ""
     found = (
         chart("loss", "Loss", {"training": ("train", train), "validation": ("eval", judged)}, "nats per item", note),
-        chart("rate", "Learning rate", {"learning rate": ("rate", rate)}),
+        chart("rate", "Learning rate", {"learning rate": ("rate", rate)}, linear=True),
         chart("norm", "Gradient norm", {"gradient norm": ("norm", norm)}, "before clipping"),
     )
     return [c for c in found if c]
@@ -174,7 +176,9 @@ def sample_view(sample: Mapping[str, Any]) -> dict[str, Any]:
     said = next((f["text"] for f in fields if f["role"] == "output"), None)
     wanted = next((f["text"] for f in fields if f["role"] == "reference"), None)
     short = said is not None and wanted is not None and len(said) <= 40 and "prompt" not in sample
-    return {"fields": fields, "match": said == wanted if short else None}
+    groups = {"inputs": ("input",), "outputs": ("output", "before", "reference"), "others": ("other",)}
+    parts = {name: [f for f in fields if f["role"] in roles] for name, roles in groups.items()}
+    return {**parts, "fields": fields, "match": said == wanted if short else None}
 
 
 def _field(key: str, value: Any, prompt: str) -> dict[str, Any]:
@@ -216,7 +220,7 @@ def _leaves(name: str, fact: Any) -> Iterator[tuple[str, Any]]:
         yield name, fact
         return
     for key, value in fact.items():
-        yield from _leaves(f"{name}: {key}", value)
+        yield from _leaves(f"{name} {key}" if ":" in name else f"{name}: {key}", value)
 
 
 def fact_text(key: Any, value: Any) -> str:
@@ -251,9 +255,9 @@ def table_of(value: Mapping[str, Any] | list[Mapping[str, Any]]) -> dict[str, An
     entries = list(value.items() if isinstance(value, Mapping) else enumerate(value))
     columns = list(dict.fromkeys(key for _, entry in entries for key in entry))
     rows = [(name, [fact_text(c, entry[c]) if c in entry else "" for c in columns]) for name, entry in entries]
-    kinds = ["number" if all(_is_number(e.get(c, 0)) for _, e in entries) else "" for c in columns]
+    kinds = ["number" if any(_is_number(e.get(c)) for _, e in entries) else "" for c in columns]
     return {"named": named, "head": list(zip(columns, kinds, strict=True)), "rows": rows}
 
 
 def _is_number(value: Any) -> bool:
-    return value is None or (isinstance(value, (int, float)) and not isinstance(value, bool))
+    return isinstance(value, (int, float)) and not isinstance(value, bool)

@@ -106,9 +106,8 @@ def die_with(launcher: int) -> None:
 
 
 def _on_signal(number: int, frame: FrameType | None) -> None:
-    if (
-        _request.owner != os.getpid()
-    ):  # a forked worker: Ctrl-C is for its parent to answer, SIGTERM is the parent's answer
+    # A forked worker: Ctrl-C is for its parent to answer, and SIGTERM is the parent's answer.
+    if _request.owner != os.getpid():
         if number != signal.SIGINT:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from hftk.config import RunConfig
+
     Batch = Mapping[str, torch.Tensor]
     Rows = Any  # datasets.Dataset, or IterableDataset in streams
 
@@ -111,6 +113,8 @@ class Task(Protocol):
     """Name of the transformers auto class, such as ``AutoModelForCausalLM``."""
     architecture: str
     """Model type of a model made on the spot where the user names none, such as ``gpt2``."""
+    config: RunConfig
+    """The settings that the task was made with."""
     judged_by: frozenset[str]
     """Subset of {"loss", "logits", "generation"}: what evaluation has to compute."""
 
@@ -155,5 +159,5 @@ class Task(Protocol):
     ) -> list[Score]:  # fmt: skip
         """What trivial systems, fitted on the training split, score on the same rows; ``when="baseline:NAME"``."""
 
-    def show(self, model: Any, tokenizer: PreTrainedTokenizerBase, rows: Dataset, outputs: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
-        """A few samples a person wants to see, as plain dictionaries."""
+    def show(self, rows: Dataset, outputs: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
+        """A few samples a person wants to see, as plain dictionaries; the model continues those that have a ``prompt``."""

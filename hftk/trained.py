@@ -7,7 +7,7 @@ import difflib
 import os
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,16 +24,27 @@ def check_model(name: str, command: str) -> None:
         InputError: no such folder, or one without weights; it says what is there, and what to type (``command`` is the
             hftk command that was typed).
     """
-    path = Path(name).expanduser() if path.is_dir(): whole = (path / "config.json").is_file() and
-    any(next(path.glob(ending), None) for ending in WEIGHTS) if whole or next(path.glob("*.gguf"), None): return
-    inside = ", ".join(sorted(entry.name for entry in path.iterdir())[:8]) or "nothing" made = [config.parent for
-    pattern in ("*/config.json", "*/*/config.json") for config in path.glob(pattern)] made.sort(key=lambda folder:
-    folder.stat().st_mtime) fix = " or ".join(f"hftk {command} {shlex.quote(str(folder))}" for folder in made[:-4:-1])
-    raise wrong(f"expected config.json and weights in {path}, found {inside}", fix or "name the --output of a run") if
-    path.is_file(): if path.suffix != ".gguf": raise wrong(f"expected a folder, found the file {path}", f"hftk
-    {command} {shlex.quote(str(path.parent))}") elif name.count("/") > 1 or name.startswith((".", "/", "~")) or "\\"
-    in name or path.parent.name and path.parent.is_dir(): fix = _near(path) or "name the --output folder of a run, or
-    a Hub id" raise wrong(f"expected the folder of a model, found nothing at {path}", fix)
+    path = Path(name).expanduser()
+    if path.is_dir():
+        whole = (path / "config.json").is_file() and any(next(path.glob(ending), None) for ending in WEIGHTS)
+        if whole or next(path.glob("*.gguf"), None):
+            return
+        inside = ", ".join(sorted(entry.name for entry in path.iterdir())[:8]) or "nothing"
+        made = [config.parent for pattern in ("*/config.json", "*/*/config.json") for config in path.glob(pattern)]
+        made.sort(key=lambda folder: folder.stat().st_mtime)
+        fix = " or ".join(f"hftk {command} {shlex.quote(str(folder))}" for folder in made[:-4:-1])
+        raise wrong(f"expected config.json and weights in {path}, found {inside}", fix or "name the --output of a run")
+    if path.is_file():
+        if path.suffix != ".gguf":
+            raise wrong(f"expected a folder, found the file {path}", f"hftk {command} {shlex.quote(str(path.parent))}")
+    elif (
+        name.count("/") > 1
+        or name.startswith((".", "/", "~"))
+        or "\\" in name
+        or (path.parent.name and path.parent.is_dir())
+    ):
+        fix = _near(path) or "name the --output folder of a run, or a Hub id"
+        raise wrong(f"expected the folder of a model, found nothing at {path}", fix)
 
 
 def load(name: str, auto_model: str = "AutoModelForCausalLM") -> tuple[Any, Any]:
@@ -46,12 +57,37 @@ def load(name: str, auto_model: str = "AutoModelForCausalLM") -> tuple[Any, Any]
 
     from hftk.model import load_trained
 
-    with contextlib.redirect_stdout(sys.stderr): try: loaded: Any = load_trained(name, auto_model=auto_model) except
-    InputError as error: fix = _near(Path(name)) or "name the --output folder of a run; for a Hub id check the
-    spelling and the network" told = [replace(p, setting="", fix=fix) if p.setting == "model.name" else p for p in
-    error.problems] raise InputError(*told) from error model, tokenizer = loaded device =
-    torch.accelerator.current_accelerator(check_available=True) if device is not None: model.to(device) say(f"on
-    {device}") return model, tokenizer
+    with contextlib.redirect_stdout(sys.stderr), _bars_for_terminals():
+        try:
+            loaded: Any = load_trained(name, auto_model=auto_model)
+        except InputError as error:
+            fix = (
+                _near(Path(name))
+                or "name the --output folder of a run; for a Hub id check the spelling and the network"
+            )
+            told = [replace(p, setting="", fix=fix) if p.setting == "model.name" else p for p in error.problems]
+            raise InputError(*told) from error
+    model, tokenizer = loaded
+    device = torch.accelerator.current_accelerator(check_available=True)
+    if device is not None:
+        model.to(device)
+        say(f"on {device}")
+    return model, tokenizer
+
+
+@contextlib.contextmanager
+def _bars_for_terminals() -> Iterator[None]:
+    """No progress bars of transformers where stderr is a file or a pipe."""
+    from transformers.utils import logging
+
+    hide = logging.is_progress_bar_enabled() and not sys.stderr.isatty()
+    if hide:
+        logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if hide:
+            logging.enable_progress_bar()
 
 
 def check_output(name: str | None, source: str | None = None) -> None:
@@ -64,7 +100,7 @@ def check_output(name: str | None, source: str | None = None) -> None:
         message, fix = f"expected a file, found the folder {path}", f"use --output {path / 'predictions.jsonl'}"
     elif not path.parent.is_dir():
         message, fix = f"the folder {path.parent} does not exist", "make it first, or choose another file"
-    elif not os.access(path.parent, os.W_OK) or path.exists() and not os.access(path, os.W_OK):
+    elif not os.access(path.parent, os.W_OK) or (path.exists() and not os.access(path, os.W_OK)):
         message, fix = f"{path} cannot be written", "choose another file"
     elif source is not None and path.exists() and Path(source).exists() and path.samefile(source):
         message, fix = f"{path} is the file that the prompts come from", "choose another file"

@@ -137,11 +137,11 @@ def test_a_batch_of_eight_equals_eight_of_one_in_data_order(case: str, kind: str
     assert len(set(texts)) >= 4 and len({letter for text in texts for letter in text.split()}) >= 5, texts
 
 
+@pytest.mark.parametrize("prompt", PROMPTS[:3])
 @pytest.mark.parametrize("case", CASES)
-def test_greedy_decoding_takes_the_likeliest_token_of_a_plain_forward_pass(case: str) -> None:
+def test_greedy_decoding_takes_the_likeliest_token_of_a_plain_forward_pass(case: str, prompt: str) -> None:
     model, tokenizer = CASES[case]
-    prompt = PROMPTS[1]
-    [result] = generate(model, tokenizer, [prompt], KINDS["greedy"])
+    [result] = generate(model, tokenizer, [prompt], GenerationSettings(max_new_tokens=20))
     ids = tokenizer(prompt, return_tensors="pt")["input_ids"]
     start = torch.tensor([[model.config.decoder_start_token_id]]) if model.config.is_encoder_decoder else ids
     output = start
@@ -153,7 +153,12 @@ def test_greedy_decoding_takes_the_likeliest_token_of_a_plain_forward_pass(case:
 
 
 def test_the_end_of_text_ends_a_row_and_is_not_part_of_it() -> None:
-    results = generate(successor(), letters(bos_token="</s>", pad_token="</s>"), ["m", "a b c", "p"], GenerationSettings(max_new_tokens=5))
+    results = generate(
+        successor(),
+        letters(bos_token="</s>", pad_token="</s>"),
+        ["m", "a b c", "p"],
+        GenerationSettings(max_new_tokens=5),
+    )
     assert [(r.text.split(), r.tokens, r.finished) for r in results] == [
         (["n", "o", "p"], 3, True),
         (["d", "e", "f", "g", "h"], 5, False),
@@ -190,7 +195,9 @@ def test_an_empty_prompt_starts_where_a_text_starts(tokenizer: PreTrainedTokeniz
 
 
 def test_a_tokenizer_that_ends_every_text_does_not_end_the_prompt() -> None:
-    [result] = generate(successor(), letters(bos_token="<s>", frame="<s> $A </s>"), ["c"], GenerationSettings(max_new_tokens=2))
+    [result] = generate(
+        successor(), letters(bos_token="<s>", frame="<s> $A </s>"), ["c"], GenerationSettings(max_new_tokens=2)
+    )
     assert result.text.split() == ["d", "e"]
 
 
@@ -241,7 +248,9 @@ def test_sampling_follows_the_probabilities() -> None:
         (GenerationSettings(do_sample=True, temperature=100.0), {0, 1, 2, 3}),
     ],
 )
-def test_temperature_top_k_and_top_p_narrow_or_widen_the_choice(settings: GenerationSettings, expected: set[int]) -> None:
+def test_temperature_top_k_and_top_p_narrow_or_widen_the_choice(
+    settings: GenerationSettings, expected: set[int]
+) -> None:
     scores = torch.tensor([0.5, 0.3, 0.15, 0.05]).log().repeat(300, 1)
     drawn = RowSampling(settings, range(300))(torch.zeros(300, 1), scores).argmax(-1)
     assert set(drawn.tolist()) == expected
@@ -283,7 +292,9 @@ def test_defaults_of_the_checkpoint_are_not_inherited_and_are_left_as_they_were(
 def test_an_encoder_decoder_keeps_its_forced_first_token() -> None:
     model, tokenizer = bart(), CASES["bart"][1]
     model.generation_config.forced_bos_token_id = 7
-    assert {r.text.split()[0] for r in generate(model, tokenizer, PROMPTS, GenerationSettings(max_new_tokens=4))} == {"e"}
+    assert {r.text.split()[0] for r in generate(model, tokenizer, PROMPTS, GenerationSettings(max_new_tokens=4))} == {
+        "e"
+    }
 
 
 def test_a_default_end_of_the_model_class_that_is_a_letter_here_is_ignored() -> None:
@@ -299,7 +310,9 @@ def test_dropout_is_off_and_every_module_keeps_its_mode() -> None:
     model, tokenizer = gpt2().train(), CASES["gpt2, pad = eos"][1]
     model.transformer.h[0].eval()
     modes = [module.training for module in model.modules()]
-    assert generate(model, tokenizer, PROMPTS, KINDS["greedy"]) == generate(gpt2().eval(), tokenizer, PROMPTS, KINDS["greedy"])
+    assert generate(model, tokenizer, PROMPTS, KINDS["greedy"]) == generate(
+        gpt2().eval(), tokenizer, PROMPTS, KINDS["greedy"]
+    )
     assert [module.training for module in model.modules()] == modes
 
 
@@ -307,7 +320,7 @@ def test_modes_and_defaults_are_restored_after_an_error(monkeypatch: pytest.Monk
     model, tokenizer = gpt2().train(), CASES["gpt2, pad = eos"][1]
     before = model.generation_config.to_dict()
     monkeypatch.setattr(GPT2LMHeadModel, "forward", lambda *args, **kwargs: 1 / 0)
-    with pytest.raises(Exception):  # noqa: B017: whatever generate makes of it
+    with pytest.raises(Exception):  # noqa: B017  whatever generate makes of it
         generate(model, tokenizer, ["a"], KINDS["greedy"])
     assert all(module.training for module in model.modules()) and model.generation_config.to_dict() == before
 
@@ -318,7 +331,9 @@ def test_bfloat16_weights_generate_in_their_own_type() -> None:
     assert len(results) == 8 and {weight.dtype for weight in model.parameters()} == {torch.bfloat16}
 
 
-def test_nothing_is_printed_or_warned_about(capfd: pytest.CaptureFixture[str], recwarn: pytest.WarningsRecorder) -> None:
+def test_nothing_is_printed_or_warned_about(
+    capfd: pytest.CaptureFixture[str], recwarn: pytest.WarningsRecorder
+) -> None:
     for model, tokenizer in CASES.values():
         for settings in KINDS.values():
             generate(model, tokenizer, [*PROMPTS, "a " * 60], settings)
@@ -365,7 +380,9 @@ def test_no_prompts_give_no_outputs() -> None:
     ],
 )
 @pytest.mark.parametrize("call", [generate, stream])
-def test_wrong_input_is_refused_at_once(call: Any, settings: GenerationSettings, prompts: list[Any], expected: str) -> None:
+def test_wrong_input_is_refused_at_once(
+    call: Any, settings: GenerationSettings, prompts: list[Any], expected: str
+) -> None:
     with pytest.raises(InputError, match=expected):
         call(*CASES["gpt2, pad = eos"], prompts, settings)
 
@@ -433,6 +450,21 @@ def test_an_interrupted_file_is_continued_and_equals_the_uninterrupted_one(
     assert not partial.exists()
 
 
+def test_a_line_cut_by_an_interruption_does_not_spoil_the_next_ones(
+    tmp_path: Path, straight: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, partial = tmp_path / "out.jsonl", tmp_path / "out.jsonl.partial"
+    for _ in range(3):
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            interrupted(patch, after=1)
+            generate_to_file(path, *CASES["gpt2, pad = eos"], PROMPTS, SAMPLING, batch_size=2)
+        with partial.open("ab") as file:
+            file.write(b'{"index": 3, "text')
+    count = interrupted(monkeypatch, after=99)
+    generate_to_file(path, *CASES["gpt2, pad = eos"], PROMPTS, SAMPLING, batch_size=2)
+    assert (path.read_bytes(), count["batches"]) == (straight, 1)
+
+
 def test_an_earlier_file_stays_until_the_new_one_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "out.jsonl"
     path.write_text("earlier")
@@ -450,7 +482,7 @@ def test_partial_outputs_of_another_job_are_not_mixed_in(
     model, tokenizer = gpt2().eval(), CASES["gpt2, pad = eos"][1]
     if change == "weights":
         model.transformer.wte.weight.data[5, 3] += 1
-    prompts = [*PROMPTS[:-1], "b"] if change == "prompts" else PROMPTS
+    prompts = [*PROMPTS[:-1], "b a"] if change == "prompts" else PROMPTS
     settings = GenerationSettings(max_new_tokens=7) if change == "settings" else SAMPLING
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         interrupted(patch, after=2)

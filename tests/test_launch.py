@@ -26,10 +26,10 @@ def environment(**variables):
     return {**kept, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "ACCELERATE_USE_CPU": "true", **variables}
 
 
-def start(act, folder, *flags, command=(sys.executable,)):
+def start(act, folder, *flags, command=(sys.executable,), **variables):
     return subprocess.Popen(
         [*command, str(TOY), "--model.name", act, *flags],
-        cwd=folder, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        cwd=folder, env=environment(**variables), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
 
 
@@ -114,6 +114,15 @@ def test_help_is_quick_and_without_torch(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_help_is_printed_by_the_main_process_alone(monkeypatch, capsys):
+    for rank in ("0", "1"):
+        monkeypatch.setenv("RANK", rank)
+        with pytest.raises(SystemExit) as caught:
+            launch.run(print, hftk.config.RunConfig(), ["--help"])
+        assert caught.value.code == 0
+        assert ("--output" in capsys.readouterr().out) == (rank == "0")
+
+
 # --- signals
 
 
@@ -163,6 +172,12 @@ def test_graceful_alone_installs_and_removes_its_handlers():
         assert signals.stop_requested()
     assert signal.getsignal(signal.SIGTERM) is before
     assert not signals.stop_requested()
+
+
+def test_no_signal_interrupts_the_last_words_of_a_run():
+    with signals.handled():
+        signals.ignore_requests()
+        signal.raise_signal(signal.SIGTERM)
 
 
 @posix
@@ -414,7 +429,7 @@ def test_a_peer_with_the_same_wrong_input_as_the_main_process_is_silent(tmp_path
 @pytest.mark.launch
 def test_two_processes_share_results_and_errors_and_one_of_them_speaks(tmp_path):
     command = (sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(RECIPES / "two_processes.yaml"))
-    code, out, err = finish(start("work_together", tmp_path, command=command))
+    code, out, err = finish(start("work_together", tmp_path, command=command, ACCELERATE_USE_CPU=""))
     first, second = (json.loads((tmp_path / "out" / f"rank{rank}.json").read_text()) for rank in (0, 1))
     facts = {"processes": 2, "device": "cpu", "backend": "gloo", "asked": 2, "strategy": "ddp", "cpu": "true"}
     assert facts.items() <= first.items() and facts.items() <= second.items()

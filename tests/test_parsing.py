@@ -37,6 +37,8 @@ class Recipe(RunConfig):
     """Sizes in bytes."""
     maybe: bool | None = None
     """True, false, or left to the model."""
+    kind: Literal["none", "some"] | None = None
+    """A choice of which "none" is one."""
 
 
 def flags(line: str, config: Any = None) -> Any:
@@ -99,9 +101,9 @@ def test_dotted_names_work_in_yaml(yaml_file: Any) -> None:
 
 
 def test_yaml_anchors_and_merge_keys_work(yaml_file: Any) -> None:
-    path = yaml_file("data: &d\n  seed: 5\neval:\n  <<: *d\n  max_rows: 2\n")
+    path = yaml_file("<<: {output: o}\ndata: &d\n  seed: 5\neval:\n  <<: *d\n  max_rows: 2\n")
     config = flags(f"--config {path}")
-    assert (config.data.seed, config.eval.seed, config.eval.max_rows) == (5, 5, 2)
+    assert (config.output, config.data.seed, config.eval.seed, config.eval.max_rows) == ("o", 5, 5, 2)
 
 
 # values ---------------------------------------------------------------------------------------------------------------
@@ -117,7 +119,7 @@ def test_yaml_anchors_and_merge_keys_work(yaml_file: Any) -> None:
         ("data.path", "a b/ü.txt", "a b/ü.txt"), ("data.path", "5", "5"), ("data.path", "true", "true"),
         ("data.path", "a: b", "a: b"), ("data.path", "# x", "# x"), ("output", "2024-01-01", "2024-01-01"),
         ("data.unicode", "none", "none"), ("train.schedule", "cosine", "cosine"), ("overwrite", "true", True),
-        ("overwrite", "False", False), ("overwrite", "yes", True), ("maybe", "none", None), ("maybe", "no", False),
+        ("overwrite", "False", False), ("overwrite", "yes", True), ("maybe", "none", None), ("kind", "none", "none"), ("kind", "null", None), ("maybe", "no", False),
         ("sizes", "[3, 4]", (3, 4)), ("adapter.bits", "4", 4), ("adapter.targets", "all", "all"),
         ("adapter.targets", "[q, v]", ["q", "v"]), ("adapter.targets", "q", ["q"]),
     ],
@@ -282,7 +284,7 @@ def test_a_given_split_takes_the_place_of_its_fraction() -> None:
         ("--overwrite maybe", "overwrite", "expected true or false, found 'maybe'", ""),
         ("--overwrite 1", "overwrite", "expected true or false, found '1'", ""),
         ("--train.schedule cosin", "train.schedule", "expected one of linear, cosine, ", "did you mean cosine?"),
-        ("--train.schedule Linear", "train.schedule", "found 'Linear'", "did you mean linear?"),
+        ("--train.schedule LINEAR", "train.schedule", "found 'LINEAR'", "did you mean linear?"),
         ("--adapter.bits 5", "adapter.bits", "expected one of 0, 4, 8, found '5'", ""),
         ("--sizes 1 x", "sizes", "expected a list, found ['1', 'x']", ""),
         ("--output", "output", "expected text, found no value", "--output VALUE"),
@@ -339,7 +341,7 @@ def test_a_setting_that_could_not_be_read_is_not_complained_about_twice() -> Non
     [
         "--train.extra.hub_token hf_SECRETSECRET", "--hub_token hf_SECRETSECRET", "--token=hf_SECRETSECRET",
         "--train.extra '{hub_token: hf_SECRETSECRET}'", "--train.extra.api_key = hf_SECRETSECRET", "hf_SECRETSECRET",
-        "hub_token=hf_SECRETSECRET", "--train.seed hf_SECRETSECRET",
+        "hub_token=SECRETSECRET", "--train.seed hf_SECRETSECRET",
     ],
 )  # fmt: skip
 def test_a_secret_is_refused_and_never_shown(line: str) -> None:

@@ -163,6 +163,7 @@ def test_a_setting_that_a_recipe_lacks_is_not_recommended() -> None:
     ("wrong", "right"),
     [
         ("train.learning_rat", "did you mean --train.learning_rate?"),
+        ("per-device-train-batch-size", "use --train.per_device_batch_size"),
         ("train.learning-rate", "did you mean --train.learning_rate?"),
         ("trian.epochs", "did you mean --train.epochs?"),
         ("temperature", "did you mean --generation.temperature?"),

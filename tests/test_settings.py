@@ -60,6 +60,13 @@ def test_help_shows_every_field_with_meaning_and_default(capsys: pytest.CaptureF
     assert "adapter:\n  Small trained matrices beside frozen ones.\n" in shown
 
 
+@pytest.mark.parametrize("columns", range(50, 120, 7))
+def test_help_breaks_no_word_at_a_hyphen(columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    shown = flat(format_help(Recipe()))
+    assert all(item.meaning in shown for item in read_settings(Recipe()).values())
+
+
 def test_optional_settings_show_one_default() -> None:
     shown = flat(format_help(RunConfig()))
     assert "Passes over the training split (fractions allowed). (default: none)" in shown

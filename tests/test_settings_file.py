@@ -36,6 +36,8 @@ class Recipe(RunConfig):
     """Sizes in bytes."""
     maybe: bool | None = None
     """True, false, or left to the model."""
+    folder: Path = Path("x")
+    """A folder."""
 
 
 def mistake(path: Path) -> Problem:
@@ -127,24 +129,21 @@ def other_value(item: Setting) -> Any:
         )
     by_type = {int: 7, float: 0.3, bool: not item.value, str: "none"}
     choices = [choice for member in item.members for choice in getattr(member, "__args__", ()) if choice != item.value]
-    return {"sizes": (7, 8), "adapter.targets": ["q", "5"]}.get(
+    return {"folder": Path("y"), "sizes": (7, 8), "adapter.targets": ["q", "5"]}.get(
         item.name, by_type.get(kind, choices[-1] if choices else None)
     )
 
 
 @pytest.mark.parametrize("name", read_settings(Recipe()))
-def test_a_saved_field_is_read_again(name: str, tmp_path: Path) -> None:
-    """Without the checks of contradictions, which would refuse some single fields."""
+def test_a_saved_field_is_read_again(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(RunConfig, "problems", lambda self: ())  # some fields contradict the rest when they stand alone
     value = other_value(read_settings(Recipe())[name])
     for part in reversed(name.split(".")):
         value = {part: value}
     config = override(Recipe(), value)
     assert config != Recipe()
     save_config(config, tmp_path / "config.yaml")
-    try:
-        assert load_config(Recipe(), tmp_path / "config.yaml") == config
-    except InputError as error:
-        assert list(error.problems) and {p.setting for p in error.problems} <= {p.setting for p in config.problems()}
+    assert load_config(Recipe(), tmp_path / "config.yaml") == config
 
 
 def test_a_saved_config_given_back_makes_an_equal_config(tmp_path: Path) -> None:
@@ -175,8 +174,8 @@ def test_saved_text_reads_the_same_to_other_yaml_readers() -> None:
 
 
 def test_text_in_other_scripts_is_printed_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
-    print_config(Recipe(output="数据/ü"))
-    assert "output: 数据/ü\n" in capsys.readouterr().out
+    print_config(Recipe(output="数据/ü " * 30))
+    assert "output: '" + "数据/ü " * 30 + "'\n" in capsys.readouterr().out
 
 
 def test_a_terminal_without_the_characters_gets_escapes() -> None:

@@ -28,6 +28,7 @@ _CANDIDATES = (
     "cp1258", "koi8_r", "koi8_u", "iso8859_2", "iso8859_5", "iso8859_6", "iso8859_7", "iso8859_8", "cp874", "cp866", "cp855",
     "mac_roman", "mac_cyrillic", "utf_16_le", "utf_16_be",
 )  # fmt: skip
+_LATIN = ("cp1250", "cp1254", "cp1257", "cp1258", "iso8859_2", "mac_roman")
 _NAMES = {"cp932": "shift_jis", "cp949": "euc-kr"}
 _BLOCK = 1 << 20
 _SAMPLE = 200
@@ -125,16 +126,24 @@ def _undecodable(file: File, encoding: str, codec: str) -> Problem:
 def likely_encodings(data: bytes) -> list[tuple[str, str]]:
     """Encodings that fit the bytes equally well, the likeliest first, each with the text that it gives.
 
-    charset-normalizer over the encodings that texts are found in; where Central European cp1250 fits no better than
-    Western cp1252, the more common one goes first.
+    charset-normalizer over the encodings that texts are found in; where another Latin encoding fits hardly better than
+    Western cp1252, that more common one goes first.
     """
     from charset_normalizer import from_bytes
 
     matches = list(from_bytes(data, cp_isolation=list(_CANDIDATES)))
+    if not matches:
+        return []
     best = [m for m in matches if (m.chaos, -m.coherence) <= (matches[0].chaos, -matches[0].coherence)]
     names = list(dict.fromkeys(name for match in best for name in match.could_be_from_charset))
-    if "cp1250" in names:
-        names = sorted(names, key=lambda name: name != "cp1252")
+    western = next((m for m in matches if "cp1252" in m.could_be_from_charset), None)
+    if (
+        names[0] in _LATIN
+        and western
+        and western.chaos <= best[0].chaos + 0.1
+        and western.coherence >= best[0].coherence
+    ):
+        names = list(dict.fromkeys(["cp1252", *names]))
     return [(_NAMES.get(name, name), data.decode(name, "replace")) for name in names]
 
 

@@ -58,13 +58,14 @@ def load_sample(name: str) -> list[dict[str, Any]]:
 
 
 def python_docs() -> list[dict[str, Any]]:
-    """About 1 MB of English about Python: columns ``text`` and ``name``; a row is a topic or one module's docstrings.
+    """About 1 MB of English about Python: columns ``text`` and ``name``; a row is a topic (``topics/numbers``)
+    or the docstrings of a module (``numbers``).
 
     Modules come in the order of a hash of their name until the size is reached, so that the choice has no slant.
     """
     from pydoc_data.topics import topics
 
-    rows = [{"name": name, "text": _without_rules(text)} for name, text in sorted(topics.items())]
+    rows = [{"name": f"topics/{name}", "text": _without_rules(text)} for name, text in sorted(topics.items())]
     size = sum(len(row["text"]) for row in rows)
     for module, path in sorted(_modules(), key=lambda item: blake2b(item[0].encode(), digest_size=8).digest()):
         if size >= CHARACTERS:

@@ -196,7 +196,7 @@ def _from_hub(config: DataConfig, path: str) -> Sources:
     splits = {}
     for split, names in named.items():
         parts = [
-            _from_dataset(loaded[name], f"{path} ({name})", "data.path", {**facts, "split": name}) for name in names
+            _from_dataset(loaded[name], f"{path} ({name})", "data.path", {**facts, "part": name}) for name in names
         ]
         splits[split] = _joined(parts)
     return _assemble(config, splits, whole=list(splits) == ["train"], choices=choices)
@@ -211,7 +211,7 @@ def _from_python(config: DataConfig, source: Any) -> Sources:
         split: _joined([_one_python(source[name], f"source[{name!r}]", "") for name in names])
         for split, names in named.items()
     }
-    return _assemble(config, splits, whole=list(splits) == ["train"], choices=choices)
+    return _assemble(config, splits, whole=dataset_dict and list(splits) == ["train"], choices=choices)
 
 
 def _one_python(source: Any, name: str, setting: str) -> Source:

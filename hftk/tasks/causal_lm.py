@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import accumulate
+from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -26,6 +26,18 @@ from hftk.batching import pack
 from hftk.choices import note
 from hftk.config import InputError, Problem, RunConfig
 from hftk.task import Column, Features, Score, Splits
+from hftk.tasks.decoders import (
+    IGNORED,
+    check_attention,
+    collate,
+    describe,
+    end_of_text,
+    join,
+    next_token_logits,
+    opening,
+    start_of_text,
+    tokenize,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -34,11 +46,8 @@ if TYPE_CHECKING:
 
     from hftk.task import Batch, Rows
 
-IGNORED = -100
-"""Label of a position that is not trained and not counted (torch's and transformers' convention)."""
-
 STREAM_SAMPLE = 10_000
-"""Documents of a stream that the n-gram baselines are fitted on."""
+"""Documents of a stream that a tokenizer is trained on and the n-gram baselines are fitted on."""
 
 _GPT2_WIDTHS = {"tiny": (4, 4, 128, 128), "mini": (4, 4, 256, 256), "small": (12, 12, 768, 1024),
                 "medium": (24, 16, 1024, 1024), "large": (36, 20, 1280, 1024), "xl": (48, 25, 1600, 1024)}  # fmt: skip
@@ -93,16 +102,22 @@ class CausalLM:
                 }
                 for name, (layers, heads, width, context) in _LLAMA_WIDTHS.items()
             }  # fmt: skip
+        near = get_close_matches(architecture, ("gpt2", "llama"), n=1)
         raise InputError(
             Problem(
                 setting="model.architecture",
-                message=f"there is a size table for gpt2 and llama, not for {architecture}",
+                message=f"there is a size table for gpt2 and llama, not for {architecture}"
+                + (f" (did you mean {near[0]}?)" if near else ""),
                 fix="use --model.architecture gpt2 or llama, or --model.name with a checkpoint of that architecture",
             )
         )
 
     def texts(self, splits: Splits) -> Iterator[str]:
-        for row in splits.train:
+        rows = splits.train
+        if not hasattr(rows, "__len__"):
+            note(f"the tokenizer is trained on the first {STREAM_SAMPLE} documents of the stream")
+            rows = rows.take(STREAM_SAMPLE)
+        for row in rows:
             yield row["text"]
 
     def model_settings(self, splits: Splits) -> dict[str, Any]:
@@ -127,35 +142,34 @@ class CausalLM:
     def _training_blocks(
         self, documents: list[np.ndarray], tokenizer: PreTrainedTokenizerBase, max_length: int
     ) -> Features:
-        end = end_of_text(tokenizer)
-        start = [start_of_text(tokenizer)]
+        start, end = start_of_text(tokenizer), end_of_text(tokenizer)
         if self.config.packing == "concatenate":
-            stream = np.concatenate([np.array(start, np.int32), *(np.append(d, end).astype(np.int32) for d in documents)])
-            sequences, owners = [stream], [0]
+            sequences = [join(documents, start, end)]
         else:
-            sequences = [np.concatenate([start, d, [end]]).astype(np.int32) for d in documents]
-            owners = list(range(len(documents)))
-        pieces, rows = [], []
-        for sequence, owner in zip(sequences, owners, strict=True):
-            for at in range(0, len(sequence) - 1, max_length):
-                pieces.append(sequence[at : at + max_length + 1])  # one token more than the block: the last target
-                rows.append(owner)
-        blocks = pack(np.array([len(p) - 1 for p in pieces]), max_length)
+            sequences = [join([d], start, end) for d in documents]
+        inputs, labels, rows = [], [], []
+        for row, (tokens, targets) in enumerate(sequences):
+            for at in range(0, len(tokens) - 1, max_length):
+                inputs.append(tokens[:-1][at : at + max_length])
+                labels.append(targets[1:][at : at + max_length])
+                rows.append(row)
+        lengths = np.array([len(piece) for piece in inputs], np.int64)
+        blocks = pack(lengths, max_length)
         facts = {
             "documents": len(documents),
             "tokens": int(sum(len(d) for d in documents)),
             "blocks": len(blocks),
             "block_size": max_length,
-            "padding": 1 - sum(len(s) - 1 for s in sequences) / (len(blocks) * max_length),
+            "padding": 1 - float(lengths.sum()) / max(1, len(blocks) * max_length),
         }
         return Features(
             columns={
-                "input_ids": [np.concatenate([pieces[i][:-1] for i in block]) for block in blocks],
-                "labels": [np.concatenate([pieces[i][1:] for i in block]) for block in blocks],
-                "pieces": [[len(pieces[i]) - 1 for i in block] for block in blocks],
+                "input_ids": [np.concatenate([inputs[i] for i in block]) for block in blocks],
+                "labels": [np.concatenate([labels[i] for i in block]) for block in blocks],
+                "pieces": [lengths[block].tolist() for block in blocks],
             },
-            rows=np.array([rows[block[0]] for block in blocks]),
-            lengths=np.array([sum(len(pieces[i]) - 1 for i in block) for block in blocks]),
+            rows=np.array([rows[block[0]] for block in blocks], np.int64),
+            lengths=np.array([lengths[block].sum() for block in blocks], np.int64),
             facts=facts,
         )
 
@@ -186,7 +200,12 @@ class CausalLM:
     def collator(
         self, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, *, training: bool
     ) -> Callable[[list[dict[str, Any]]], dict[str, torch.Tensor]]:
-        """Right-pads. No attention mask is needed: in a causal model padding on the right is never seen by a real token."""
+        """Right-pads. No attention mask is needed: in a causal model padding on the right is never seen by a real token.
+
+        Raises:
+            InputError: the model is not causal, or cannot keep packed documents apart.
+        """
+        check_attention(model, packed=training and self.config.packing == "documents")
         return collate
 
     # Loss ---------------------------------------------------------------------------------------------------------------
@@ -212,7 +231,8 @@ class CausalLM:
 
         logits = next_token_logits(model, batch)
         nats = cross_entropy(logits.transpose(1, 2).float(), batch["labels"], ignore_index=IGNORED, reduction="none")
-        return {"nats": nats.double().sum(1), "tokens": (batch["labels"] != IGNORED).sum(1)}
+        # On the CPU, since Apple's GPU has no float64.
+        return {"nats": nats.cpu().double().sum(1), "tokens": (batch["labels"] != IGNORED).sum(1)}
 
     # Judging ------------------------------------------------------------------------------------------------------------
 
@@ -255,8 +275,9 @@ class CausalLM:
         from hftk.metrics.perplexity import Counts, perplexity_scores
 
         texts = list(rows["text"])
-        size = np.array([len(t.encode()) for t in texts], np.float64)
         by_row = np.bincount(features.rows, tokens, minlength=len(texts))
+        # A text that is nothing to the tokenizer has no bytes that tokens stand for.
+        size = np.array([len(t.encode()) if n else 0 for t, n in zip(texts, by_row, strict=True)], np.float64)
         # A window's share of its document's bytes goes by tokens: exact in the sum, close enough for an interval.
         share = size[features.rows] * tokens / np.maximum(by_row[features.rows], 1)
         return perplexity_scores(
@@ -272,98 +293,11 @@ class CausalLM:
             details=details,
         )
 
-    def show(
-        self, model: Any, tokenizer: PreTrainedTokenizerBase, rows: Dataset, outputs: Mapping[str, np.ndarray]
-    ) -> list[dict[str, Any]]:
-        """Prompts (the first words of held-out documents) for samples of generated text."""
-        chosen = list(rows["text"])[: self.config.prompts]
-        return [{"prompt": opening(text), "reference": text[len(opening(text)) :][:200]} for text in chosen]
-
-
-# Shared with other tasks on decoder-only models --------------------------------------------------------------------------
-
-
-def next_token_logits(model: Any, batch: Batch) -> torch.Tensor:
-    """(batch, tokens, vocabulary). Packed pieces are told apart by ``position_ids`` alone: with an attention mask or a cache,
-    transformers lets attention leak between documents (see masking_utils.find_packed_sequence_indices)."""
-    inputs = {name: batch[name] for name in ("input_ids", "position_ids") if name in batch}
-    return model(**inputs, use_cache=False).logits
-
-
-def collate(features: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-    """Features to a batch; padding is a piece of its own, so that packed attention keeps it apart."""
-    import torch
-
-    width = max(len(f["input_ids"]) for f in features)
-    input_ids = np.zeros((len(features), width), np.int64)
-    labels = np.full((len(features), width), IGNORED, np.int64)
-    for i, feature in enumerate(features):
-        n = len(feature["input_ids"])
-        input_ids[i, :n], labels[i, :n] = feature["input_ids"], feature["labels"]
-    batch = {"input_ids": torch.from_numpy(input_ids), "labels": torch.from_numpy(labels)}
-    if any(len(f.get("pieces", ())) > 1 for f in features):
-        batch["position_ids"] = torch.from_numpy(np.stack([_positions(f["pieces"], width) for f in features]))
-    return batch
-
-
-def _positions(pieces: list[int], width: int) -> np.ndarray:
-    """(width,) 0, 1, 2 ... from the start of every piece; the padding counts as one more piece."""
-    starts = [0, *accumulate(pieces)]
-    lengths = [*pieces, width - starts[-1]]
-    return np.arange(width) - np.repeat(starts, lengths)
-
-
-def tokenize(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[np.ndarray]:
-    """Token ids of each text, without special tokens, as int32 arrays. Uses the Rust tokenizer directly where there is one."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:
-        return [np.array(ids, np.int32) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
-    ids: list[np.ndarray] = []
-    for at in range(0, len(texts), 1000):  # the Rust objects are large: convert them chunk by chunk
-        encodings = backend.encode_batch_fast(texts[at : at + 1000], add_special_tokens=False)
-        ids.extend(np.array(e.ids, np.int32) for e in encodings)
-    return ids
-
-
-def end_of_text(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Id of the token that ends a document.
-
-    Raises:
-        InputError: the tokenizer has no end-of-text token.
-    """
-    if tokenizer.eos_token_id is None:
-        raise InputError(
-            Problem(
-                setting="model.name",
-                message="the tokenizer has no end-of-text (eos) token, so documents cannot be ended",
-                fix='save it with one: tokenizer.add_special_tokens({"eos_token": "</s>"}), and resize the model',
-            )
-        )
-    return int(tokenizer.eos_token_id)
-
-
-def start_of_text(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Id of the token in whose context the first token of a document is predicted.
-
-    The tokenizer's bos token where it puts one itself (Llama); else the end-of-text token, which in packed pre-training stands
-    before every document (GPT-2).
-    """
-    bos = tokenizer.bos_token_id
-    if bos is not None and tokenizer("a")["input_ids"][:1] == [bos]:
-        return int(bos)
-    return end_of_text(tokenizer)
-
-
-def describe(tokenizer: PreTrainedTokenizerBase) -> str:
-    """A tokenizer's name and size for signatures."""
-    return f"{type(tokenizer).__name__}[{len(tokenizer)}]"
-
-
-def opening(text: str, words: int = 8, characters: int = 40) -> str:
-    """The first words of a text: a prompt. Texts without spaces give their first characters."""
-    line = text.strip().splitlines()[0] if text.strip() else ""
-    head = " ".join(line.split()[:words])
-    return head if len(head) <= characters else head[: characters if " " not in head else head.rfind(" ", 0, characters)]
+    def show(self, rows: Dataset, outputs: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
+        """The first words of held-out documents as prompts, and how the documents go on."""
+        chosen = [text for text in list(rows["text"])[: self.config.prompts] if text.strip()]
+        prompts = [opening(text) for text in chosen]
+        return [{"prompt": p, "reference": t.lstrip()[len(p) :][:200]} for p, t in zip(prompts, chosen, strict=True)]
 
 
 def take(rows: Any, count: int) -> Any:

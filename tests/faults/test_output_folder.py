@@ -128,7 +128,7 @@ def test_overwrite_removes_what_a_run_left_and_nothing_else(tmp_path):
 @pytest.mark.parametrize("mark", ["record.json", "config.yaml"])
 def test_a_record_or_a_config_of_hftk_shows_whose_folder_it_is(tmp_path, mark):
     (tmp_path / "model.safetensors").write_text("weights")
-    (tmp_path / mark).write_text('{"other": 1}' if mark == "record.json" else "learning_rate: 1\n")
+    (tmp_path / mark).write_text('{"other": 1}' if mark == "record.json" else "model: a\nlearning_rate: 1\n")
     with pytest.raises(InputError, match="not known to be from one"):
         prepare_output(config(tmp_path, overwrite=True))
     (tmp_path / mark).write_text(
