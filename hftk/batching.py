@@ -19,8 +19,9 @@ from hftk.choices import note
 from hftk.config import InputError, Problem
 from hftk.task import Features
 
-POOL_STEPS = 32
-"""Steps whose rows are sorted by length together: large enough that rows of a step are alike, small enough to stay random."""
+POOL_STEPS = 50
+"""Steps whose rows are sorted by length together: large enough that rows of a step are alike, small enough to stay random.
+Texts of log-normal length in steps of 32 rows: 71 % padding ungrouped, 12 % with pools of 32 steps, 9 % of 50, 5 % of 100."""
 STREAM_STEPS = 8
 """Steps whose rows are read from a stream before they are shuffled and cut: one step in so many may be smaller."""
 

@@ -117,7 +117,9 @@ def thin(points: Sequence[Point], most: int = MOST_POINTS) -> list[Point]:
     return [*kept, points[-1]]
 
 
-def axis(values: Iterable[float], *, exact: bool = False, whole: bool = False, linear: bool = False, most: int = 7) -> Axis:
+def axis(
+    values: Iterable[float], *, exact: bool = False, whole: bool = False, linear: bool = False, most: int = 7
+) -> Axis:
     """An axis around ``values``: logarithmic where they are positive and far apart, else or if ``linear`` linear.
 
     ``exact`` ends it at the outer values instead of a little beyond them; ``whole`` allows ticks at whole numbers only.

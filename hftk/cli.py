@@ -47,7 +47,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command in ``argv`` (default: the command line) and return its exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
     try:
-        code = _command(words)
+        try:
+            code = _command(words)
+        except SystemExit as end:  # --help, --version
+            code = int(end.code or 0)
         sys.stdout.flush()
         return code
     except InputError as error:
@@ -55,8 +58,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
         print("\n".join([f"hftk: {count} in the input", *(f"  {p}" for p in problems)]), file=sys.stderr)
         return 2
-    except SystemExit as end:  # --help, --version
-        return int(end.code or 0)
     except KeyboardInterrupt as stop:
         print(f"hftk: stopped on request{stop}", file=sys.stderr)
         return 3

@@ -45,7 +45,8 @@ def private(text: str) -> str:
     """``text`` with paths relative to the working directory, the home folder as ``~``, and tokens redacted."""
     here, home = str(Path.cwd()), str(Path.home())
     if len(here) > 1:
-        text = re.sub(rf"(?<![\w.~-]){re.escape(here)}[/\\]", "", text)
+        text = re.sub(rf"(?<![\w.~-]){re.escape(here)}[/\\](?=[\w.])", "", text)
+        text = re.sub(rf"(?<![\w.~-]){re.escape(here)}(?![\w.-])", ".", text)
     if len(home) > 1:  # "/" is the home of some containers' users
         for form in {home, home.replace("\\", "/")}:
             text = re.sub(re.escape(form) + r"(?![\w.-])", "~", text)
@@ -62,10 +63,8 @@ def redact_command(words: Sequence[str]) -> str:
             word = REDACTED
         elif equals and _is_secret(name) and not value.isdigit():
             word = f"{name}={REDACTED}"
-        elif equals:
-            word = f"{name}={_relative(value)}"
         hide = word.startswith("-") and not equals and _is_secret(word)
-        shown.append(_quote(private(_relative(word))))
+        shown.append(_quote(private(word)))
     return " ".join(shown)
 
 
@@ -76,14 +75,6 @@ def _quote(word: str) -> str:
     if re.fullmatch(r"[\w@%+=:,./~-]+", word, re.ASCII):
         return word
     return '"' + re.sub(r'(["$`])', r"\\\1", word) + '"'
-
-
-def _relative(word: str) -> str:
-    """An absolute path below the working directory as a relative one."""
-    with contextlib.suppress(ValueError, OSError):
-        if os.path.isabs(word):
-            return Path(word).relative_to(Path.cwd()).as_posix()
-    return word
 
 
 def command_line() -> str:

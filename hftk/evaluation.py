@@ -132,7 +132,7 @@ def judging(model: Any) -> Iterator[None]:
     was_training = model.training
     model.eval()
     try:
-        with torch.inference_mode():
+        with torch.no_grad():  # what inference_mode leaves in a model's caches cannot be trained with afterwards
             yield
     finally:
         model.train(was_training)

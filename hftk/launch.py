@@ -31,7 +31,7 @@ from typing import Any, ParamSpec, TypeVar
 from hftk import choices, launcher
 from hftk.config import InputError, RunConfig, override, to_dict
 from hftk.environment import command_line, private, redact
-from hftk.output import now, prepare_output, read_status, release_output, write_status
+from hftk.output import check_output, now, prepare_output, read_status, release_output, settle_output, write_status
 from hftk.signals import StopRequested, die_with, graceful, handled, ignore_requests, stop_requested
 
 __all__ = ["Launch", "StopRequested", "graceful", "launched", "on_main", "run", "stop_requested"]
@@ -146,6 +146,7 @@ def run(main: Callable[[Any], Any], config: RunConfig, argv: Sequence[str] | Non
     and keeps ``status.json``. Returns if all went well. Wrong flags and ``--help`` need no torch and touch no file.
     """
     current = _Run()
+    code = 1
     with handled():
         try:
             code = _attempt(main, config, argv, current)
@@ -156,6 +157,8 @@ def run(main: Callable[[Any], Any], config: RunConfig, argv: Sequence[str] | Non
             code = _end(error, current)
         finally:
             if current.folder is not None and _is_main():
+                with contextlib.suppress(OSError):
+                    settle_output(current.folder, keep_new=code != 2)
                 release_output(current.folder)
     if code:
         sys.stdout.flush()
@@ -188,9 +191,11 @@ def _attempt(main: Callable[[Any], Any], config: RunConfig, argv: Sequence[str] 
         raise InputError(*problems)
     if started_by is not None:
         die_with(started_by.pid)
+    if _processes() == 1:  # several processes have to be joined before one of them may stop
+        check_output(config)
+    if _processes() > 1 or not _cpu_asked(started_by):  # one process on the CPU, as asked: nothing can be amiss
+        launched()  # before --overwrite sets anything aside
     current.folder, current.status = on_main(_begin, config)
-    if not (_processes() == 1 and _cpu_asked(started_by)):  # one process on the CPU, as asked: nothing can be amiss
-        launched()
     main(config)
     on_main(_write, current, state="done", exit_code=0, message="")
     _leave_group()

@@ -96,56 +96,51 @@ def model_config(config: ModelConfig, task: Task) -> PretrainedConfig:
 
     if config.name is not None:
         made = _named(config, lambda name, **kw: AutoConfig.from_pretrained(name, **kw))
+        _lay_over(made, config.config)
     else:
         architecture = config.architecture or task.architecture
-        sizes = task.sizes(architecture)
-        if config.size is None or config.size not in sizes:
-            near = get_close_matches(str(config.size), sizes, n=1)
-            raise InputError(
-                Problem(
-                    setting="model.size",
-                    message=f"expected one of {', '.join(sizes)}, found {config.size or 'nothing'}"
-                    + (f" (did you mean {near[0]}?)" if near else ""),
-                    fix="choose one of these, or --model.name with a Hub id or folder",
-                )
-            )
-        made = AutoConfig.for_model(architecture, **sizes[config.size])
-    known = {*made.to_dict(), *made.attribute_map}
-    unknown = [name for name in config.config if name not in known]
-    if unknown:
-        near_ones = {name: get_close_matches(name, known, n=1) for name in unknown}
-        raise InputError(
-            *(
-                Problem(
-                    setting=f"model.config.{name}",
-                    message=f"the config of {made.model_type} has no such field" + (f"; did you mean {near[0]}?" if near else ""),
-                )
-                for name, near in near_ones.items()
-            )
-        )  # fmt: skip
-    made = _lay_over(made, config, {} if config.name else sizes[config.size])
+        size = _size(config, task.sizes(architecture))
+        made = AutoConfig.for_model(architecture, **size)
+        _lay_over(made, config.config)
+        # Made anew, so that a field which follows from others (Llama's head_dim from hidden_size) follows from the new ones.
+        fields = {made.attribute_map.get(name, name): value for name, value in config.config.items()}
+        made = AutoConfig.for_model(architecture, **{**size, **fields})
     if config.dropout is not None:
         _set_dropout(made, config.dropout)
     return made
 
 
-def _lay_over(made: PretrainedConfig, config: ModelConfig, size: Mapping[str, Any]) -> PretrainedConfig:
-    """``made`` with the fields of ``--model.config``."""
-    from transformers import AutoConfig
+def _size(config: ModelConfig, sizes: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Any]:
+    if config.size is not None and config.size in sizes:
+        return sizes[config.size]
+    near = get_close_matches(str(config.size), sizes, n=1)
+    raise InputError(
+        Problem(
+            setting="model.size",
+            message=f"expected one of {', '.join(sizes)}, found {config.size or 'nothing'}"
+            + (f" (did you mean {near[0]}?)" if near else ""),
+            fix="choose one of these, or --model.name with a Hub id or folder",
+        )
+    )
 
-    problems = []
-    for name, value in config.config.items():
-        try:
-            setattr(made, name, value)
-        except Exception as error:  # transformers checks types; its errors have no common base
-            problems.append(Problem(setting=f"model.config.{name}", message=_reason(error)))
+
+def _lay_over(made: PretrainedConfig, values: Mapping[str, Any]) -> None:
+    """Set fields; InputError for those that the config does not have, and for values of another type."""
+    known, problems = {*made.to_dict(), *made.attribute_map}, []
+    for name, value in values.items():
+        message = ""
+        if name not in known:
+            near = get_close_matches(name, known, n=1)
+            message = f"the config of {made.model_type} has no such field" + (f"; did you mean {near[0]}?" if near else "")
+        else:
+            try:
+                setattr(made, name, value)
+            except Exception as error:  # transformers checks types; its errors have no base of their own
+                message = _reason(error)
+        if message:
+            problems.append(Problem(setting=f"model.config.{name}", message=message))
     if problems:
         raise InputError(*problems)
-    if config.name or not config.config:
-        return made
-    # Made anew, so that fields which follow from others (Llama's head_dim from hidden_size) follow from these.
-    fields = {made.attribute_map.get(name, name): value for name, value in config.config.items()}
-    return AutoConfig.for_model(made.model_type, **{**size, **fields})
 
 
 def context_length(config: PretrainedConfig) -> int:

@@ -29,9 +29,11 @@ OURS = (
     "training_args.bin", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
     "vocab.json", "vocab.txt", "merges.txt", "*.spm", "spiece.model", "sentencepiece.bpe.model", "tokenizer.model",
     "chat_template.json*", "chat_template.jinja", "README.md", "report.html", "report.md", "predictions.jsonl",
-    "checkpoints", "stages", ".*.tmp", LOCK, "record.json", "config.yaml", STATUS,
+    "checkpoints", ".saving", ".replaced", "predictions.jsonl.partial", ".*.tmp", LOCK, "record.json", "config.yaml", STATUS,
 )  # fmt: skip
 """Names that a run leaves in its output folder, and that ``--overwrite`` removes; the last ones tell whose folder it is."""
+REPLACED = ".replaced"
+"""Where ``--overwrite`` keeps the earlier run until the new one has proved its input right."""
 NOTHING_YET = frozenset({STATUS, LOCK, "config.yaml"})
 """All that a run leaves which ended before it made anything."""
 HEARTBEAT_SECONDS = 20.0
@@ -43,27 +45,51 @@ SILENT_SECONDS = 120.0
 
 
 def prepare_output(config: RunConfig) -> Path:
-    """Creates ``config.output``, locks it for this process and, with ``overwrite``, removes what an earlier run left.
+    """Creates ``config.output``, locks it for this process and, with ``overwrite``, sets aside what an earlier run left.
 
     Raises InputError, with the folder as it was, where the folder holds something that is not to be lost, another run writes
-    to it, or it cannot be written. :func:`release_output` gives the lock back.
+    to it, or it cannot be written. :func:`settle_output` removes or brings back what was set aside, and
+    :func:`release_output` gives the lock back.
     """
+    folder = check_output(config)
+    with _folder_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        _lock(folder)
+        try:
+            _check_contents(folder, config)  # again: until the lock was taken, another run may have written
+            if config.overwrite:
+                _set_aside(folder)
+        except BaseException:
+            release_output(folder)
+            raise
+    return folder
+
+
+def check_output(config: RunConfig) -> Path:
+    """The folder of ``config.output`` if a run may write there; makes and removes nothing. Raises InputError as above."""
     if not config.output.strip():
         raise _problem("expected a folder, found an empty name", "name one: --output out/my_run")
     folder = Path(config.output).expanduser()
     with _folder_errors(folder):
         _check_free(folder / LOCK)
         _check_contents(folder, config)
-        folder.mkdir(parents=True, exist_ok=True)
-        _lock(folder)
-        try:
-            _check_contents(folder, config)  # again: until the lock was taken, another run may have written
-            if config.overwrite:
-                _clear(folder)
-        except BaseException:
-            release_output(folder)
-            raise
     return folder
+
+
+def settle_output(folder: Path, *, keep_new: bool) -> None:
+    """Ends an overwrite: removes what was set aside or, where the new run came to nothing, brings it back.
+
+    The new run's ``status.json`` stays: it says why nothing came of it.
+    """
+    aside = folder / REPLACED
+    if not aside.is_dir():
+        return
+    if not keep_new:
+        _remove([entry for entry in folder.iterdir() if entry.name not in (LOCK, REPLACED, STATUS)])
+        for entry in sorted(aside.iterdir()):
+            if entry.name != STATUS:
+                os.replace(entry, folder / entry.name)
+    _remove([aside])
 
 
 def release_output(folder: Path) -> None:
@@ -110,7 +136,7 @@ def now() -> str:
 def _check_contents(folder: Path, config: RunConfig) -> None:
     if not folder.is_dir():
         return
-    entries = sorted(entry.name for entry in folder.iterdir() if entry.name != LOCK)
+    entries = sorted(entry.name for entry in folder.iterdir() if entry.name not in (LOCK, REPLACED))
     foreign = [name for name in entries if not any(fnmatch.fnmatch(name, pattern) for pattern in OURS)]
     earlier = _earlier_run(folder)
     if not entries:
@@ -180,15 +206,24 @@ def _earlier_run(folder: Path) -> str | None:
     return "a run that ended early (config.yaml)" if known else None
 
 
-def _clear(folder: Path) -> None:
-    """Removes what an earlier run left; what tells whose folder it is goes last, in case this is interrupted."""
+def _set_aside(folder: Path) -> None:
+    """Moves what an earlier run left into a folder of its own; what tells whose folder it is goes last, in case of a crash."""
+    aside = folder / REPLACED
     order = {pattern: position for position, pattern in enumerate(OURS)}
-    ours = [entry for entry in folder.iterdir() if entry.name != LOCK]
-    for entry in sorted(ours, key=lambda entry: order.get(entry.name, 0)):
+    entries = [entry for entry in folder.iterdir() if entry.name not in (LOCK, REPLACED)]
+    if entries:
+        _remove([aside])
+        aside.mkdir()
+    for entry in sorted(entries, key=lambda entry: order.get(entry.name, 0)):
+        os.replace(entry, aside / entry.name)
+
+
+def _remove(entries: list[Path]) -> None:
+    for entry in entries:
         if entry.is_dir() and not entry.is_symlink():
             shutil.rmtree(entry)
         else:
-            entry.unlink()
+            entry.unlink(missing_ok=True)
 
 
 def _lock(folder: Path) -> None:

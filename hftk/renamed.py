@@ -15,6 +15,7 @@ from hftk.arguments import SECRET, argument_types, secrets, wrong_type
 from hftk.config import Problem
 
 _PLAN = "leave it out: hftk plans the batches of an epoch by itself, rows of similar length together"
+_MEMORY = "leave it out: batches come tokenized from memory, there is nothing to wait for"
 _JUDGE = "leave it out: hftk judges by itself, the same for every batch size; see the --eval settings"
 _STAGES = "leave it out: a recipe trains and judges; `hftk evaluate DIR` and `hftk predict DIR` do so later"
 _LOGIN = "set HF_TOKEN in the environment or run `hf auth login` instead"
@@ -34,9 +35,7 @@ OWN_ARGUMENTS: Mapping[str, str] = {
     "num_train_epochs": "--train.epochs",
     "max_steps": "--train.max_steps",
     "learning_rate": "--train.learning_rate",
-    "lr_scheduler_type": "--train.schedule",
     "warmup_steps": "--train.warmup (a share of all steps if below 1, else a number of steps)",
-    "optim": "--train.optimizer",
     "weight_decay": "--train.weight_decay",
     "adam_beta1": "--train.adam_beta1",
     "adam_beta2": "--train.adam_beta2",
@@ -74,6 +73,19 @@ OWN_ARGUMENTS: Mapping[str, str] = {
     "data_seed": "--train.seed (--data.seed is the seed of the split)",
     "use_cpu": _CPU,
     "dataloader_drop_last": _PLAN,
+    "dataloader_num_workers": _MEMORY,
+    "dataloader_persistent_workers": _MEMORY,
+    "dataloader_pin_memory": _MEMORY,
+    "dataloader_prefetch_factor": _MEMORY,
+    "include_num_input_tokens_seen": "leave it out: the history in record.json counts the tokens of every step",
+    "logging_first_step": "leave it out: the first step is always logged",
+    "eval_accumulation_steps": _JUDGE,
+    "eval_delay": "--train.eval_steps",
+    "eval_do_concat_batches": _JUDGE,
+    "eval_on_start": "leave it out: recipes judge the model before training too",
+    "eval_use_gather_object": _JUDGE,
+    "torch_empty_cache_steps": "leave it out: it only slows training down; for less memory use --train.max_tokens_per_batch",
+    "push_to_hub": "leave it out: push the finished folder with `hf upload REPO DIR --private`",
     "train_sampling_strategy": _PLAN,
     "length_column_name": _PLAN,
     "remove_unused_columns": "leave it out: the task chooses the columns of a batch",
@@ -91,6 +103,8 @@ An entry that begins with ``--`` names a setting; the others say why there is no
 RENAMED: Mapping[str, str] = {
     # TrainingArguments of transformers 4, gone in 5
     "evaluation_strategy": "--train.eval_steps (transformers 5 calls the argument eval_strategy)",
+    "lr_scheduler_type": "--train.schedule (transformers' own ones: --train.extra.lr_scheduler_type)",
+    "optim": "--train.optimizer (transformers' own ones: --train.extra.optim)",
     "evaluate_during_training": "--train.eval_steps",
     "group_by_length": f"{_PLAN} (transformers 5 calls the argument train_sampling_strategy)",
     "warmup_ratio": "--train.warmup (a share of all steps if below 1; transformers 5: a fractional warmup_steps)",

@@ -230,7 +230,11 @@ def fact_text(key: Any, value: Any) -> str:
     if isinstance(value, list):
         text = ", ".join(wording.exact(v) for v in value[:20]) or "none"
         return text + (f" and {len(value) - 20} more" if len(value) > 20 else "")
-    return f"{value[:12]}…" if isinstance(value, str) and DIGEST.fullmatch(value) else wording.exact(value)
+    return (
+        f"{value[:12]}…"
+        if isinstance(value, str) and key != "commit" and DIGEST.fullmatch(value)
+        else wording.exact(value)
+    )
 
 
 def fact_name(key: Any) -> str:

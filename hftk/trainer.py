@@ -9,19 +9,22 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+import shutil
 import sys
 import time
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from hftk import checkpoints, optimization
 from hftk.batching import Plan, StepLoader, StreamPlan
 from hftk.choices import note
-from hftk.config import RunConfig
+from hftk.config import InputError, Problem, RunConfig
 from hftk.evaluation import collect
 from hftk.launch import on_main, stop_requested
 from hftk.model import is_pretrained
@@ -33,6 +36,22 @@ if TYPE_CHECKING:
 
 STATE = "hftk.json"
 """What a checkpoint of ours holds besides Trainer's files: history, counters, automatic choices, and what the run trains on."""
+FIXED = (
+    "seed", "learning_rate", "min_learning_rate", "schedule", "warmup", "optimizer", "weight_decay", "adam_beta1",
+    "adam_beta2", "l1_penalty", "label_smoothing", "max_grad_norm",
+)  # fmt: skip
+"""Settings of ``train`` that a continued run must share: the saved optimizer and schedule overrule them, or mix the two."""
+CHECK_STEPS = 100
+"""Most steps between two looks at the losses: on a GPU each look waits for the device."""
+
+
+class TrainingDiverged(RuntimeError):
+    """A loss or gradient that is no finite number; what was saved before is kept."""
+
+
+def peak_learning_rate(config: RunConfig) -> float:
+    """``train.learning_rate``, or its default for the weights that the run starts from."""
+    return config.train.learning_rate or (5e-5 if is_pretrained(config.model) else 1e-3)
 
 
 def make_arguments(config: RunConfig, plan: Plan | StreamPlan) -> TrainingArguments:
@@ -45,6 +64,9 @@ def make_arguments(config: RunConfig, plan: Plan | StreamPlan) -> TrainingArgume
         per_device_train_batch_size=train.per_device_batch_size,
         max_grad_norm=train.max_grad_norm,
         seed=train.seed,
+        # For train.extra.optim and lr_scheduler_type alone, which bring Trainer's own optimizers and schedules.
+        learning_rate=peak_learning_rate(config), weight_decay=train.weight_decay, adam_beta1=train.adam_beta1, adam_beta2=train.adam_beta2,
+        warmup_steps=train.warmup,
         full_determinism=train.deterministic,
         torch_compile=train.torch_compile,
         activation_checkpointing=train.gradient_checkpointing,
@@ -59,15 +81,26 @@ def make_arguments(config: RunConfig, plan: Plan | StreamPlan) -> TrainingArgume
     )  # fmt: skip
 
 
-def fingerprint(plan: Plan | StreamPlan, config: RunConfig) -> dict[str, Any]:
-    """What must be the same for a run to continue: rows per step and length of the run."""
-    facts: dict[str, Any] = {"total_steps": plan.total_steps, "seed": config.train.seed}
-    if isinstance(plan, Plan):
-        first = next(plan.steps())
-        facts["rows"] = len(first.features)
-        facts["lengths"] = hashlib.sha256(first.features.lengths.tobytes()).hexdigest()[:16]
-        facts["rows_in_first_step"] = len(first.indices)
-    return facts
+def fingerprint(plan: Plan | StreamPlan, config: RunConfig, model: PreTrainedModel) -> dict[str, Any]:
+    """What must be the same for a run to continue, by the name that a person knows it under; plain values, fit for JSON.
+
+    Raises:
+        InputError: a stream without a single row to train on.
+    """
+    first = next(plan.steps(), None)  # of a stream it holds the first chunk, else all rows
+    if first is None:
+        raise InputError(Problem(setting="data.train", message="no training row is left after encoding"))
+    digest = hashlib.sha256()
+    for name in sorted(first.features.columns):
+        for entry in first.features.columns[name]:
+            digest.update(np.asarray(entry).tobytes())
+    return {
+        "the model": f"{type(model).__name__} of {sum(p.numel() for p in model.parameters())} parameters",
+        "the training data": f"{len(first.features)} rows with SHA-256 {digest.hexdigest()[:12]}",
+        "the global batch": f"{len(first.indices)} rows in the first step",
+        "the length of the run": f"{plan.total_steps} steps",
+        **{f"--train.{name}": getattr(config.train, name) for name in FIXED},
+    }
 
 
 class ExactTrainer(Trainer):
@@ -75,23 +108,30 @@ class ExactTrainer(Trainer):
 
     def __init__(
         self, task: Task, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, arguments: TrainingArguments,
-        config: RunConfig, loader: StepLoader, validation: Features | None, state: dict[str, Any],
+        config: RunConfig, loader: StepLoader, validation: Features | None, run: dict[str, Any], state: dict[str, Any],
     ) -> None:  # fmt: skip
+        """``run`` is the :func:`fingerprint`, ``state`` what :data:`STATE` of the checkpoint holds that the run continues from."""
+        use_cache = getattr(model.config, "use_cache", None)
         # No processing_class: with one, Trainer writes the tokenizer's ids into the model's config (align_special_tokens).
         super().__init__(model=model, args=arguments, callbacks=[_Conductor(self)])
+        if use_cache is not None:
+            model.config.use_cache = use_cache  # Trainer turns it off, and off it would be saved
         self.remove_callback(PrinterCallback)
         self.plain, self.tokenizer = model, tokenizer
         self.folder = Path(config.output) / checkpoints.FOLDER
-        self.task, self.config, self.loader, self.validation = task, config, loader, validation
-        self.pretrained = is_pretrained(config.model)
-        self.learning_rate = config.train.learning_rate or (5e-5 if self.pretrained else 1e-3)
+        self.task, self.config, self.loader, self.validation, self.run = task, config, loader, validation, run
+        self.learning_rate = peak_learning_rate(config)
         if config.train.learning_rate is None:
-            note(f"train.learning_rate: {self.learning_rate:g}, {'for pre-trained weights' if self.pretrained else 'for a model made on the spot'}")  # fmt: skip
+            weights = "pre-trained weights" if is_pretrained(config.model) else "a model made on the spot"
+            note(f"train.learning_rate: {self.learning_rate:g}, for {weights}")
         self.restore_best = bool(config.train.restore_best or config.train.early_stopping) and validation is not None
         self.history: list[dict[str, Any]] = state.get("history", [])
         self.seconds: dict[str, float] = state.get("seconds", {"train": 0.0, "evaluate": 0.0, "save": 0.0})
         self.precision = "fp32"
+        self.unlogged: tuple[float, int] | None = state.get("unlogged")
+        """Sum of the losses since the last logged step, and that step, at the checkpoint that the run continues from."""
         self.stopped = False
+        self._losses: list[torch.Tensor] = []
         self._stop_asked = False
         self._clock = time.perf_counter()
         self._staging: Path | None = None
@@ -111,11 +151,15 @@ class ExactTrainer(Trainer):
         return len(dataloader)
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        if "optim" in self.config.train.extra:
+            return super().create_optimizer(model)
         if self.optimizer is None:
             self.optimizer = optimization.make_optimizer(model or self.plain, self.config.train, self.learning_rate)
         return self.optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        if "lr_scheduler_type" in self.config.train.extra:
+            return super().create_scheduler(num_training_steps, optimizer)
         if self.lr_scheduler is None:
             self.lr_scheduler = optimization.make_scheduler(
                 optimizer or self.create_optimizer(), self.config.train, self.learning_rate, num_training_steps
@@ -155,8 +199,6 @@ class ExactTrainer(Trainer):
         if self.args.world_size > 1:
             # One reduction for all terms, and for the wish to stop, on which the processes must agree.
             values = torch.tensor([*totals.values(), float(stop_requested())], dtype=torch.float64, device=device)
-            if device.type == "mps":
-                values = values.float()
             torch.distributed.all_reduce(values)
             totals = dict(zip(totals, values.tolist()[:-1], strict=True))
             self._stop_asked = bool(values[-1] > 0)
@@ -166,10 +208,12 @@ class ExactTrainer(Trainer):
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
         """One optimizer step's gradient: forward and backward over this process's micro-batches."""
-        model.train()
+        if not self.plain.training:
+            model.train()
         total = torch.zeros((), device=self.args.device)
         for number, batch in enumerate(inputs):
             last = number == len(inputs) - 1
+            self.accelerator.gradient_state._set_sync_gradients(last)
             with nullcontext() if last else self._no_sync(model):
                 loss = self._loss(model, self._prepare_inputs(batch), num_items_in_batch)
                 if last and self.config.train.l1_penalty:
@@ -177,6 +221,7 @@ class ExactTrainer(Trainer):
                     loss = loss + self.config.train.l1_penalty * torch.stack([w.abs().sum() for w in weights]).sum()
                 self.accelerator.backward(loss)
             total += loss.detach()
+        self._losses.append(total)
         return total
 
     def _no_sync(self, model: Any) -> AbstractContextManager[Any]:
@@ -189,8 +234,9 @@ class ExactTrainer(Trainer):
             terms = self.task.loss(model, batch)
         if totals is None:
             totals = {term: float(items) for term, (_, items) in terms.items()}
-        loss = torch.stack([total.float() / max(totals[term], 1.0) for term, (total, _) in terms.items()]).sum()
-        return loss * (0.0 if filler else float(self.args.world_size))
+        share = 0.0 if filler else float(self.args.world_size)
+        loss: torch.Tensor = sum(total.float() * (share / (totals[term] or 1.0)) for term, (total, _) in terms.items())  # type: ignore[assignment]
+        return loss
 
     # Judging, logging, saving ---------------------------------------------------------------------------------------------
 
@@ -202,21 +248,58 @@ class ExactTrainer(Trainer):
             self.task, self.model, self.tokenizer, self.validation, batch_size=self.config.eval.batch_size
         )
         metrics = {"eval_loss": self.task.eval_loss(outputs)}
+        self._tick("evaluate")
+        if not math.isfinite(metrics["eval_loss"]):
+            raise self._diverged(f"eval_loss is {metrics['eval_loss']} after step {self.state.global_step}")
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         self.control.should_save |= self.restore_best and self.best_step() == self.state.global_step
-        patience = self.config.train.early_stopping
-        evaluated = [e["step"] for e in self.history if "eval_loss" in e]
-        if patience and len([s for s in evaluated if s > (self.best_step() or 0)]) >= patience:
-            note(f"stopped early at step {self.state.global_step}: {patience} evaluations without a better eval_loss")
+        if self.out_of_patience():
+            note(f"stopped early at step {self.state.global_step}: {self.config.train.early_stopping} evaluations without a better eval_loss")  # fmt: skip
             self.control.should_training_stop = self.control.should_save = True
-        self._tick("evaluate")
         return metrics
 
     def best_step(self) -> int | None:
         """The step with the lowest eval_loss so far (the first of equals)."""
         judged = [e for e in self.history if "eval_loss" in e]
         return min(judged, key=lambda e: e["eval_loss"])["step"] if judged else None
+
+    def out_of_patience(self) -> bool:
+        """Whether the last ``early_stopping`` evaluations brought no better eval_loss."""
+        patience, best = self.config.train.early_stopping, self.best_step()
+        return best is not None and 0 < patience <= sum("eval_loss" in e and e["step"] > best for e in self.history)
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        if not self.out_of_patience():  # a continued run may have stopped early before
+            super()._run_epoch(*args, **kwargs)
+
+    def _maybe_log_save_evaluate(self, tr_loss: Any, grad_norm: Any, *args: Any, **kwargs: Any) -> None:
+        control = self.control
+        if control.should_log or control.should_evaluate or control.should_save or len(self._losses) >= CHECK_STEPS:
+            self._check_finite(grad_norm)
+        super()._maybe_log_save_evaluate(tr_loss, grad_norm, *args, **kwargs)
+
+    def _check_finite(self, grad_norm: Any) -> None:
+        """Raise before anything is logged or saved that is not finite. All processes see the same numbers."""
+        step = self.state.global_step
+        if self._losses:
+            losses = self.accelerator.gather(torch.stack(self._losses)).view(self.args.world_size, -1).mean(0).tolist()
+            self._losses.clear()
+            for number, loss in enumerate(losses, step - len(losses) + 1):
+                if not math.isfinite(loss):
+                    raise self._diverged(f"the loss of step {number} is {loss}")
+        if grad_norm is not None and not self.accelerator.optimizer_step_was_skipped and not math.isfinite(grad_norm):
+            raise self._diverged(f"the gradient of step {step} has the norm {float(grad_norm)}")
+
+    def _diverged(self, what: str) -> TrainingDiverged:
+        train = self.config.train
+        ways = [f"a lower --train.learning_rate (it was {self.learning_rate:g})"]
+        ways += [] if train.warmup else ["--train.warmup 0.05"]
+        ways += [] if 0 < train.max_grad_norm <= 1 else ["--train.max_grad_norm 1"]
+        ways += ["--train.precision bf16 or fp32"] if self.precision == "fp16" else []
+        saved = checkpoints.checkpoints(self.config.output)
+        kept = f"; {saved[-1]} is kept: its weights are a start for a new run by --model.name" if saved else ""
+        return TrainingDiverged(f"training diverged: {what}. Try {', '.join(ways)}{kept}")
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         super().log(logs, start_time)
@@ -234,6 +317,7 @@ class ExactTrainer(Trainer):
         root = self.folder
         self._staging = root / checkpoints.STAGING
         name = f"checkpoint-{self.state.global_step}"
+        self.unlogged = (self.accelerator.gather(self._tr_loss).mean().item(), self._globalstep_last_logged)
         best, self.state.best_global_step = self.state.best_global_step, None  # ours is best_step()
         super()._save_checkpoint(model, trial)
         self.state.best_global_step = best
@@ -245,21 +329,24 @@ class ExactTrainer(Trainer):
     def _seal(self, staged: Path, final: Path) -> None:
         (staged / "training_args.bin").unlink(missing_ok=True)  # a pickle that nothing reads
         state = {
-            "history": self.history, "tokens": self.tokens, "seconds": self.seconds, "precision": self.precision,
-            "run": fingerprint(self.loader.plan, self.config),
+            "history": self.history, "unlogged": self.unlogged, "tokens": self.tokens, "seconds": self.seconds,
+            "precision": self.precision, "run": self.run,
         }  # fmt: skip
         self.tokenizer.save_pretrained(staged)
         (staged / STATE).write_text(json.dumps(state), encoding="utf-8")
         checkpoints.seal(staged, final, {"step": self.state.global_step, "processes": self.args.world_size})
-        best = self.best_step() if self.restore_best else None
-        checkpoints.rotate(final.parent.parent, self.config.train.keep_checkpoints, best)
+        checkpoints.rotate(final.parent.parent, self.config.train.keep_checkpoints, self.best_step())
 
     def _get_output_dir(self, trial: Any) -> str:
         return str(self._staging or self.args.output_dir)
 
     def load_weights(self, step: int) -> None:
-        """Take the weights of the checkpoint of ``step``."""
-        self.state.best_model_checkpoint = str(self.folder / f"checkpoint-{step}")
+        """Take the weights of the checkpoint of ``step``; RuntimeError if it is not whole (Trainer would only warn)."""
+        folder = self.folder / f"checkpoint-{step}"
+        problem = on_main(checkpoints.damage, folder)
+        if problem:
+            raise RuntimeError(f"the best weights, in {folder}, cannot be restored: {problem}")
+        self.state.best_model_checkpoint = str(folder)
         self._load_best_model()
 
     def _tick(self, stage: str) -> None:
@@ -278,13 +365,17 @@ class _Conductor(TrainerCallback):
     def __init__(self, trainer: ExactTrainer) -> None:
         self.trainer = trainer
         self.bar: Any = None
-        self.epoch = 0.0
+        self.epoch = 0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         from tqdm.auto import tqdm
 
         trainer, train = self.trainer, self.trainer.config.train
+        on_main(shutil.rmtree, trainer.folder / checkpoints.STAGING, ignore_errors=True)  # half a checkpoint of a killed run
         trainer.loader.start = state.global_step
+        if trainer.unlogged is not None:
+            trainer._tr_loss += trainer.unlogged[0]
+            trainer._globalstep_last_logged = trainer.unlogged[1]
         total = state.max_steps
         per_epoch = trainer.loader.plan.steps_per_epoch or max(1, total // 10)
         self.eval_every = _interval(train.eval_steps, total)
@@ -293,7 +384,7 @@ class _Conductor(TrainerCallback):
         self.by_epoch = self.eval_every is None and trainer.loader.plan.steps_per_epoch is not None
         if self.eval_every is None and not self.by_epoch:
             self.eval_every = per_epoch
-        self.epoch = float(int(trainer.history[-1]["epoch"])) if trainer.history else 0.0
+        self.epoch = int(state.epoch or 0)
         self.bar = tqdm(
             total=total, initial=state.global_step, desc="training", unit="step", dynamic_ncols=True,
             disable=not state.is_world_process_zero, mininterval=0.2 if sys.stderr.isatty() else 10,
@@ -306,7 +397,7 @@ class _Conductor(TrainerCallback):
         last = step >= state.max_steps
         control.should_log = step % self.log_every == 0 or step == 1 or last
         if self.by_epoch:
-            due, self.epoch = int(state.epoch) > self.epoch, float(max(self.epoch, int(state.epoch)))
+            due, self.epoch = int(state.epoch) > self.epoch, int(state.epoch)
         else:
             due = bool(self.eval_every) and step % (self.eval_every or 1) == 0
         control.should_evaluate = trainer.validation is not None and (due or last)

@@ -61,13 +61,15 @@ def fit(
         InputError: settings that do not fit the data or the checkpoint.
         StopRequested: SIGTERM or SIGINT; a checkpoint was saved first.
     """
+    _check_validation(splits, config)
     checkpoint, told = on_main(checkpoints.choose, config.resume, config.output)
     for line in told:
         note(line)
     state = json.loads((checkpoint / STATE).read_text(encoding="utf-8")) if checkpoint else {}
     max_length = config.train.max_length or default_length(model.config)
     plan, facts = _plan(task, tokenizer, splits, config, max_length)
-    _check_same_run(state, plan, config)
+    run = fingerprint(plan, config, model)
+    _check_same_run(state, run)
     arguments = make_arguments(config, plan)
     loader = StepLoader(
         plan, task.collator(tokenizer, model, training=True), process=arguments.process_index, processes=arguments.world_size,
@@ -77,14 +79,14 @@ def fit(
     if splits.validation is not None:
         rows = first_rows(splits.validation, config.eval.max_rows)
         validation = task.encode(rows, tokenizer, max_length=default_length(model.config), training=False)
-    trainer = ExactTrainer(task, model, tokenizer, arguments, config, loader, validation, state)
+    trainer = ExactTrainer(task, model, tokenizer, arguments, config, loader, validation, run, state)
     trainer.choose_precision(config, state.get("precision"))
     if checkpoint:
         note(f"continuing from {checkpoint} ({checkpoints.step_of(checkpoint)} of {plan.total_steps} steps done)")
     with graceful():
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if trainer.stopped:
-        raise StopRequested(f"stopped on request after step {trainer.state.global_step}; continue with --resume auto")
+        raise StopRequested(f"after step {trainer.state.global_step} of {plan.total_steps}")
     best = trainer.best_step()
     if trainer.restore_best and best is not None and best != trainer.state.global_step:
         trainer.load_weights(best)
@@ -108,7 +110,7 @@ def fit(
 
 def save_trained(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, output: Path) -> None:
     """Weights (safetensors), config and tokenizer into ``output``: each file whole under another name first, then renamed."""
-    staging = output / ".saving"
+    staging = output / ".saving.tmp"
     model.save_pretrained(staging)
     tokenizer.save_pretrained(staging)
     for path in sorted(staging.iterdir()):
@@ -150,20 +152,35 @@ def _plan(
     return Plan(features, size, seed=train.seed, epochs=epochs, max_steps=max_steps), features.facts
 
 
-def _check_same_run(state: dict[str, Any], plan: Plan | StreamPlan, config: RunConfig) -> None:
-    if not state:
-        return
-    now = fingerprint(plan, config)
+def _check_same_run(state: dict[str, Any], run: dict[str, Any]) -> None:
     problems = [
         Problem(
             setting="resume",
-            message=f"the checkpoint is of another run: {name} was {old}, now {now.get(name)}",
-            fix="use the settings and data of that run (its config.yaml is in --output), or start anew with --overwrite",
+            message=f"the checkpoint is of another run: {name} was {old}, now {run[name]}",
+            fix="use the settings and data of that run (its config.yaml is in --output), or start anew with --overwrite; "
+            "to go on from its weights only: --model.name CHECKPOINT and another --output",
         )
-        for name, old in state["run"].items()
-        if now.get(name) != old
+        for name, old in state.get("run", {}).items()
+        if name in run and run[name] != old
     ]
     if problems:
+        raise InputError(*problems)
+
+
+def _check_validation(splits: Splits, config: RunConfig) -> None:
+    """Some settings act on evaluations during training, which need a validation split."""
+    train = config.train
+    acting = {"early_stopping": train.early_stopping > 0, "restore_best": train.restore_best, "schedule": train.schedule == "reduce_on_plateau"}  # fmt: skip
+    problems = [
+        Problem(
+            setting=f"train.{name}",
+            message=f"{getattr(train, name)} goes by the loss on a validation split, and the data have none",
+            fix="add --data.validation FILE, or --data.validation_fraction 0.05",
+        )
+        for name, acts in acting.items()
+        if acts
+    ]
+    if problems and splits.validation is None:
         raise InputError(*problems)
 
 

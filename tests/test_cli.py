@@ -229,14 +229,15 @@ def test_lines_are_utf8_whatever_the_terminal_speaks(folder: Path, monkeypatch: 
     assert json.loads(raw.getvalue().decode("utf-8"))["prompt"] == "漢"
 
 
+@pytest.mark.parametrize("words", [["predict", "RUN", "--prompt", "a", "--max_new_tokens", "1"], ["--version"]])
 def test_a_reader_that_has_had_enough_is_no_error(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: list[str]
 ) -> None:
     reading, writing = os.pipe()
     os.close(reading)
     with os.fdopen(writing, "w") as pipe:
         monkeypatch.setattr(sys, "stdout", pipe)
-        assert main(["predict", str(folder), "--prompt", "a", "--max_new_tokens", "1"]) == 0
+        assert main([str(folder) if word == "RUN" else word for word in words]) == 0
         pipe.flush()  # as Python does when it exits
     assert capsys.readouterr().err == ""
 
@@ -304,6 +305,8 @@ WRONG: dict[str, tuple[list[str], list[str]]] = {
     "an abbreviated flag": (["predict", "RUN", "--prom", "a"], ["does not take --prom", "did you mean --prompt?"]),
     "no folder at all": (["predict"], ["required: DIR", "hftk predict --help"]),
     "an unknown command": (["predcit", "RUN"], ["expected one of the commands predict, evaluate, report", "did you mean hftk predict?"]),
+    "no weights to judge": (["evaluate", "TMP/full", "--data", "TMP/prompts.txt"], ["hftk: 1 problem", "found notes.txt"]),
+    "scores in no folder": (["evaluate", "RUN", "--data", "TMP/prompts.txt", "--output", "TMP/x/y"], ["TMP/x does not exist"]),
     "no data": (["evaluate", "RUN"], ["--data: expected the rows to judge", "add --data FILE"]),
     "missing data": (["evaluate", "RUN", "--data", "TMP/rowz.jsonl"], ["--data: ", "did you mean rows.jsonl?"]),
     "data without the column": (
@@ -480,7 +483,7 @@ def test_scores_do_not_depend_on_the_batch_size_but_on_windows(hftk: Any, folder
 
 def test_scores_are_shown_as_a_table_and_kept_as_a_record(hftk: Any, folder: Path, rows: Path, tmp_path: Path) -> None:
     out = tmp_path / "scores.json"
-    result = hftk("evaluate", folder, "--data", rows, "--data.columns.text=body", "--eval.max_rows", 2, "--output", out)
+    result = hftk("evaluate", "--data.columns.text=body", folder, "--data", rows, "--eval.max_rows", 2, "--output", out)
     head, *lines = result.out.splitlines()
     [first] = [line for line in lines if line.startswith("perplexity ")]
     assert head.split() == ["score", "value", "95", "%", "interval", "unit", "n"]
@@ -498,7 +501,7 @@ def test_evaluation_settings_of_the_run_are_the_defaults(hftk: Any, folder: Path
         (run / file.name).write_bytes(file.read_bytes())
     save_record(RunRecord(hftk="0.1", task="causal_lm"), run)
     (run / "config.yaml").write_text(
-        "data:\n  sample: python_docs\nmodel:\n  size: tiny\neval:\n  stride: 24\nresume: auto\n"
+        "data:\n  sample: python_docs\n  max_rows: 1\nmodel:\n  size: tiny\neval:\n  stride: 24\nresume: auto\n"
     )
     assert scores(hftk, run, "--data", rows) == scores(hftk, folder, "--data", rows, "--stride", 24)
     assert scores(hftk, run, "--data", rows, "--stride", 96) == scores(hftk, folder, "--data", rows)

@@ -365,6 +365,18 @@ def test_several_gpus_in_one_process_never_become_data_parallel(alone, monkeypat
     assert launch.launched().device == "cpu"
 
 
+def test_a_wrong_launch_is_found_before_overwrite_removes_anything(alone, monkeypatch, tmp_path):
+    import torch
+
+    (tmp_path / "record.json").write_text('{"hftk": "0"}')
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda **_: torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(SystemExit) as caught:
+        launch.run(print, hftk.config.RunConfig(output=str(tmp_path)), ["--overwrite"])
+    assert caught.value.code == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["record.json"]
+
+
 def test_one_plain_process_is_what_it_is(alone, monkeypatch):
     import torch
 

@@ -268,7 +268,7 @@ def test_paths_below_the_working_directory_become_relative(monkeypatch: pytest.M
     monkeypatch.chdir(tmp_path)
     here = Path.cwd()
     assert redact_command([str(here / "recipes" / "a.py"), f"--output={here}/out"]) == "recipes/a.py --output=out"
-    assert private(f"read {here}/a.txt") == "read a.txt"
+    assert private(f"read {here}/a.txt of {here} and {here}2") == f"read a.txt of . and {here}2"
 
 
 def test_nothing_in_a_record_names_the_machine_or_its_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

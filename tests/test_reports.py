@@ -214,16 +214,35 @@ def test_nothing_of_a_record_becomes_markup(attack: str) -> None:
 
 def test_every_score_stands_on_the_page_with_its_interval_and_signature() -> None:
     text = Page(render_html(gpt2_run())).text
-    for shown in ("61.34", "[58.94, 63.74]", "4,093", "85.20", "612.4", "1.935", "bits/byte"):
+    for shown in (
+        "61.34",
+        "[58.94, 63.74]",
+        "[591.4, 633.4]",
+        "[1.915, 1.955]",
+        "4,093",
+        "85.20",
+        "612.4",
+        "1.935",
+        "bits/byte",
+    ):
         assert shown in text
     for s in gpt2_run().scores:
         assert s.signature in text
+    assert gpt2_run().git["commit"] in text  # type: ignore[index]
     assert text.count("↓ lower is better") == 3  # two blocks and the tile
 
 
 def test_the_main_score_is_the_first_one_after_training_and_its_block_comes_first() -> None:
-    text = Page(render_html(classification_run())).text
-    assert text.index("test accuracy, %") < text.index("test macro f1, %")
+    """Scores from before training come first in a record, and may stand in another order."""
+    scores = [
+        score("bits", 4.0, "before"),
+        score("perplexity", 90.0, "before"),
+        score("perplexity", 60.0),
+        score("bits", 2.0),
+    ]
+    record = RunRecord(hftk="1", task="x", scores=scores)
+    text = Page(render_html(record)).text
+    assert record.main_score == scores[2] and text.index("test perplexity") < text.index("test bits")
 
 
 def test_charts_hold_every_point_of_a_short_history() -> None:
@@ -272,7 +291,7 @@ def test_data_facts_become_one_table_per_split_and_counts_of_zero_one_line() -> 
     }
     text = " ".join(Page(render_html(RunRecord(hftk="1", task="x", data=facts))).text.split())
     assert "cleaned: empty dropped 3 –" in text and "rows 177 11" in text
-    assert "0 in every split: cleaned: unicode changed." in text
+    assert "0 in every split: cleaned: unicode changed." in text and text.count("unicode") == 1
     assert "No row stands in two splits" in text and "1.5 kB" in text
 
 

@@ -140,7 +140,7 @@ def _usual(column: Column, sample: Table) -> Sequence[str]:
     """Columns of the data that have one of the usual names; other capitals count after the same ones."""
     folded = {name.casefold(): name for name in sample}
     exact = [name for name in column.usual_names if name in sample]
-    return exact + [folded[name.casefold()] for name in column.usual_names if name.casefold() in folded]
+    return exact or [folded[name.casefold()] for name in column.usual_names if name.casefold() in folded]
 
 
 def _absent(role: str, name: str, sample: Table, source: str) -> Problem:

@@ -67,11 +67,11 @@ def open_bytes(path: Path) -> IO[bytes]:
 
 
 @contextmanager
-def open_text(file: File, encoding: str, newline: str | None = "") -> Iterator[TextIO]:
+def open_text(file: File, encoding: str) -> Iterator[TextIO]:
     """Open for reading; undecodable bytes and damaged files become an InputError that says where and what to type."""
     codec = check_encoding(encoding)
     try:
-        with open_bytes(file.path) as binary, TextIOWrapper(cast(Any, binary), encoding=codec, newline=newline) as text:
+        with open_bytes(file.path) as binary, TextIOWrapper(cast(Any, binary), encoding=codec, newline="") as text:
             yield text
     except UnicodeError:
         raise InputError(_undecodable(file, encoding, codec)) from None

@@ -135,7 +135,7 @@ def _json_lines(file: File, encoding: str) -> Iterator[Table]:
     mistakes = _Mistakes(file)
     records: list[dict[str, Any]] = []
     number = 0
-    with open_text(file, encoding, newline=None) as text:
+    with open_text(file, encoding) as text:
         for number, line in enumerate(text, 1):
             try:
                 record = json.loads(line)

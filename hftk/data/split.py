@@ -37,7 +37,7 @@ def fractions_for(config: DataConfig, given: Collection[str], *, whole: bool) ->
                 )
             )
         share = (DEFAULT_FRACTION if whole else 0.0) if asked is None else asked
-        if share and split not in given:
+        if share:
             fractions[split] = share
     return fractions
 

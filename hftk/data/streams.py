@@ -112,7 +112,7 @@ class TrainStream:
                 counts["carved"] += 1
             elif key in self.held_out:
                 counts["overlap"] += 1
-            elif self.config.deduplicate and key in seen:
+            elif key in seen:
                 counts["repeats"] += 1
             else:
                 if self.config.deduplicate:

@@ -95,6 +95,13 @@ def test_a_set_that_cannot_be_had_names_both_possibilities(answers, lm, refusal,
     assert "found nothing at org/name" in message and "cannot be had from the Hub" in message and str(error) in message
 
 
+def test_an_unreachable_hub_is_not_asked_again(answers, lm, refusal, monkeypatch):
+    calls = answers(datasets.DatasetDict({"train": rows("a")}))
+    monkeypatch.setattr(hub, "_commit", lambda path: (None, "no connection"))
+    assert "no connection" in refusal(load_splits, DataConfig(path="org/name-that-no-cache-has"), lm)
+    assert calls == []
+
+
 def test_whatever_else_fails_is_an_input_error(answers, lm, refusal):
     answers(RuntimeError("Dataset scripts are no longer supported, but found x.py"))
     assert "no longer supported" in refusal(load_splits, DataConfig(path="org/name"), lm)

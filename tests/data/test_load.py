@@ -190,6 +190,19 @@ def test_empty_sources_are_refused_and_named_together(tmp_path, lm, refusal):
     assert "it is empty" in refusal(load_splits, DataConfig(), lm, [])
 
 
+def test_missing_values_of_a_frame_are_dropped_whatever_their_kind(lm):
+    import pandas
+
+    frame = pandas.DataFrame({"text": pandas.array(["a", pandas.NA, None], dtype="string")})
+    splits = load_splits(DataConfig(), lm, {"train": frame})
+    assert list(splits.train["text"]) == ["a"] and splits.facts["cleaned"]["train"]["missing"]["dropped"] == 2
+
+
+def test_wrong_types_are_counted_over_the_whole_file(lm, refusal):
+    rows = [{"text": "a" if i % 2 else 5} for i in range(25_000)]
+    assert "found int in 12,500 rows (first: row 1 of" in refusal(load_splits, DataConfig(), lm, {"train": rows})
+
+
 def test_a_split_that_is_wholly_contained_in_another_is_refused(tmp_path, lm, refusal):
     write(tmp_path / "train.jsonl", ["a", "b"])
     write(tmp_path / "test.jsonl", ["a", "b", "c"])

@@ -51,6 +51,17 @@ def test_counts_grow_while_the_stream_is_read(path, lm):
     assert splits.facts["rows"]["train"] in (10, 11) and not splits.facts["stream"]["complete"]
 
 
+def test_counts_are_there_while_a_pass_is_open_and_reading_stops_at_max_rows(tmp_path, lm):
+    file = tmp_path / "a.jsonl"
+    file.write_text("".join(json.dumps({"text": f"text {i}"}) + "\n" for i in range(25_000)))
+    splits = load_splits(DataConfig(train=str(file), streaming=True), lm)
+    rows = iter(splits.train)
+    next(rows)
+    assert splits.facts["read"]["train"] == 10_000 and not splits.facts["stream"]["complete"]
+    splits = load_splits(DataConfig(train=str(file), streaming=True, max_rows=5), lm)
+    assert len(list(splits.train)) == 5 and splits.facts["read"]["train"] == 10_000
+
+
 def test_held_out_rows_are_bounded_and_never_trained_on(path, lm, monkeypatch):
     monkeypatch.setattr(streams, "HELD_OUT_ROWS", 7)
     splits = load_splits(DataConfig(path=path, streaming=True, test_fraction=0.2), lm)
@@ -95,6 +106,14 @@ def test_a_broken_line_in_the_stream_is_an_input_error_while_reading(path, lm):
         file.write("".join(json.dumps({"text": f"more {i}"}) + "\n" for i in range(20_000)) + "{broken\n")
     splits = load_splits(DataConfig(train=path, streaming=True), lm)
     with pytest.raises(InputError, match="line 21102: broken JSON"):
+        list(splits.train)
+
+
+def test_a_wrong_type_ends_a_stream_at_once(tmp_path, lm):
+    file = tmp_path / "a.jsonl"
+    file.write_text('{"text": "a"}\n' * 10_000 + '{"text": 5}\n' * 30_000)
+    splits = load_splits(DataConfig(train=str(file), streaming=True, deduplicate=False), lm)
+    with pytest.raises(InputError, match="found int in 10,000 rows"):
         list(splits.train)
 
 

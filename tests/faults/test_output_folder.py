@@ -12,7 +12,7 @@ import pytest
 import hftk.config
 from hftk import output
 from hftk.config import InputError, RunConfig
-from hftk.output import prepare_output, read_status, release_output, write_status
+from hftk.output import prepare_output, read_status, release_output, settle_output, write_status
 
 ROOT = Path(hftk.config.__file__).parents[1]
 STATUS = {"state": "done", "exit_code": 0, "message": "", "pid": 1, "started": "2026-01-02T03:04:05+00:00"}
@@ -121,8 +121,31 @@ def test_overwrite_removes_what_a_run_left_and_nothing_else(tmp_path):
     assert content(folder) == before
     (folder / "mine.py").unlink()
     prepare_output(config(folder, overwrite=True))
+    settle_output(folder, keep_new=True)
     assert list(content(folder)) == ["run.lock"]
     release_output(folder)
+
+
+def test_overwrite_brings_the_earlier_run_back_if_the_new_input_is_wrong(tmp_path):
+    folder = earlier_run(tmp_path / "out", "model.safetensors", "record.json", "checkpoints/a/b.bin")
+    before = content(folder)
+    prepare_output(config(folder, overwrite=True))
+    assert not (folder / "model.safetensors").exists()
+    write_status(folder, {"state": "wrong input", "exit_code": 2, "pid": 1})
+    (folder / "config.yaml").write_text("of the new run")
+    settle_output(folder, keep_new=False)
+    release_output(folder)
+    after = content(folder)
+    assert read_status(folder)["state"] == "wrong input"
+    assert {k: v for k, v in after.items() if k != "status.json"} == {k: v for k, v in before.items() if k != "status.json"}
+
+
+def test_an_overwrite_that_was_killed_is_finished_by_the_next(tmp_path):
+    folder = earlier_run(tmp_path / "out", "model.safetensors")
+    release_output(prepare_output(config(folder, overwrite=True)))
+    release_output(prepare_output(config(folder)))
+    settle_output(folder, keep_new=True)
+    assert list(content(folder)) == []
 
 
 @pytest.mark.parametrize("mark", ["record.json", "config.yaml"])
@@ -135,6 +158,7 @@ def test_a_record_or_a_config_of_hftk_shows_whose_folder_it_is(tmp_path, mark):
         '{"hftk": "1"}' if mark == "record.json" else "model:\n  size: a\ntrain: {}\noutput: b\n"
     )
     prepare_output(config(tmp_path, overwrite=True))
+    settle_output(tmp_path, keep_new=True)
     assert list(content(tmp_path)) == ["run.lock"]
     release_output(tmp_path)
 
@@ -161,22 +185,23 @@ def test_overwrite_removes_a_link_and_not_what_it_points_to(tmp_path):
     folder = earlier_run(tmp_path / "out", "model.safetensors")
     (folder / "checkpoints").symlink_to(tmp_path / "scratch", target_is_directory=True)
     release_output(prepare_output(config(folder, overwrite=True)))
+    settle_output(folder, keep_new=True)
     assert not (folder / "checkpoints").exists()
     assert (tmp_path / "scratch" / "big.bin").exists()
 
 
 def test_an_interrupted_overwrite_still_knows_whose_folder_it_is(tmp_path, monkeypatch):
     folder = earlier_run(tmp_path / "out", "model.safetensors", "report.html", "record.json", "zzz.safetensors")
-    removed = []
-    unlink = Path.unlink
+    moved = []
+    replace = os.replace
 
-    def note(path, *args, **kwargs):
-        removed.append(path.name)
-        unlink(path, *args, **kwargs)
+    def note(path, target):
+        moved.append(Path(path).name)
+        replace(path, target)
 
-    monkeypatch.setattr(Path, "unlink", note)
+    monkeypatch.setattr(os, "replace", note)
     release_output(prepare_output(config(folder, overwrite=True)))
-    named = [name for name in removed if name in ("model.safetensors", "record.json", "zzz.safetensors", "status.json")]
+    named = [name for name in moved if name in ("model.safetensors", "record.json", "zzz.safetensors", "status.json")]
     assert named[-2:] == ["record.json", "status.json"]
 
 
@@ -273,7 +298,7 @@ def test_a_half_written_lock_is_waited_for_and_then_stale(tmp_path):
 RACE = """
 import sys, time
 from hftk.config import InputError, RunConfig
-from hftk.output import prepare_output, release_output
+from hftk.output import prepare_output, read_status, release_output, settle_output, write_status
 for folder in sys.argv[2:]:
     while time.time() < float(sys.argv[1]):
         pass

@@ -1,0 +1,160 @@
+"""Tokenizers trained on the spot lose no text, repeat themselves, and are the same after saving."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hftk.tasks.decoders import tokenize
+from hftk.tokenizers import END_OF_TEXT, UNKNOWN, character_table, look_up, train_byte_bpe, train_characters
+
+TEXTS = [
+    "The quick brown fox jumps over the lazy dog. The dog sleeps.\n",
+    "床前明月光，疑是地上霜。\n举头望明月，低头思故乡。",
+    "naïve café, Straße, Ελληνικά, русский, العربية, हिन्दी",
+    "emoji 👩‍👩‍👧‍👦 🇨🇳 👍🏽 and e\u0301 beside é",
+    "  two  spaces,\ttabs\t\t, \r\n, \n\n\n and trailing   ",
+    "\u3000全角　空白\u00a0no-break\u200bzero-width",
+    "",
+    "\n",
+]
+UNSEEN = "Zażółć gęślą jaźń 龍 🦖 \x00\x07 ﷽"
+
+
+def ids(tokenizer: Any, text: str) -> list[int]:
+    return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+@pytest.fixture(scope="module")
+def bpe() -> Any:
+    return train_byte_bpe(TEXTS, 400)
+
+
+@pytest.fixture(scope="module")
+def characters() -> Any:
+    return train_characters(TEXTS, 1000)
+
+
+# Byte-level BPE ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("text", [*TEXTS, UNSEEN])
+def test_bpe_gives_every_text_back_seen_or_unseen(bpe: Any, text: str) -> None:
+    assert bpe.decode(ids(bpe, text)) == text
+
+
+def test_bpe_learns_pairs_and_keeps_to_the_size_asked_for(bpe: Any) -> None:
+    assert len(bpe) == 400 and bpe.unk_token is None
+    assert len(ids(bpe, "the dog")) < len("the dog")
+    assert len(train_byte_bpe(["aaaa"], 300)) == 259  # 256 bytes, the end of text, aa, aaaa
+    assert len(train_byte_bpe(TEXTS, 257)) == 257
+    assert len(ids(train_byte_bpe(TEXTS, 257), "月")) == len("月".encode())
+
+
+def test_the_end_of_text_is_also_start_and_padding_and_is_not_in_plain_text(bpe: Any, characters: Any) -> None:
+    for tokenizer in (bpe, characters):
+        assert {tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token} == {END_OF_TEXT}
+        assert tokenizer.eos_token_id == 0
+        assert tokenizer("dog")["input_ids"] == ids(tokenizer, "dog")  # nothing is added by itself
+        assert 0 not in ids(tokenizer, "".join(TEXTS))
+
+
+@pytest.mark.parametrize("train", [train_byte_bpe, train_characters])
+def test_training_is_deterministic(train: Any) -> None:
+    first, second = (train(TEXTS, 330).backend_tokenizer.to_str() for _ in range(2))
+    assert first == second
+
+
+# Characters ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_each_character_is_one_token_line_ends_included(characters: Any, text: str) -> None:
+    found = ids(characters, text)
+    assert len(found) == len(text) and characters.decode(found) == text
+
+
+def test_the_most_frequent_characters_are_kept_and_ties_go_by_code_point() -> None:
+    tokenizer = train_characters(["aabbbc", "d\n\n\n\n"], 5)
+    assert tokenizer.convert_ids_to_tokens(range(5)) == [END_OF_TEXT, UNKNOWN, "\n", "b", "a"]
+    assert len(tokenizer) == 5
+    assert len(train_characters(["aabbbc"], 1000)) == 5
+    assert train_characters(["cba"], 4).convert_ids_to_tokens([2, 3]) == ["a", "b"]
+    assert len(train_characters(["abc"], 3)) == 3
+
+
+def test_an_unknown_character_is_one_unknown_token_each(characters: Any) -> None:
+    found = ids(characters, "do龍龍g")
+    assert found.count(characters.unk_token_id) == 2 and len(found) == 5
+    assert characters.decode(found, skip_special_tokens=True) == "dog"
+
+
+# The table in place of the Rust tokenizer ----------------------------------------------------------------------------
+
+
+def through_rust(tokenizer: Any, text: str) -> list[int]:
+    return tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids
+
+
+def test_the_table_gives_what_the_tokenizer_gives(characters: Any) -> None:
+    table = character_table(characters.backend_tokenizer)
+    assert table is not None
+    points = [p for p in (*range(0xD800), *range(0xE000, 0x110000)) if p % 97 == 0 or p < 0x300]
+    random.Random(0).shuffle(points)
+    for text in (*TEXTS, UNSEEN, "".join(map(chr, points))):
+        assert look_up(text, table).tolist() == through_rust(characters, text)
+        assert tokenize([text], characters)[0].tolist() == through_rust(characters, text)
+
+
+def test_special_tokens_written_out_in_a_text_are_what_the_tokenizer_makes_of_them(characters: Any) -> None:
+    for text in (f"dog{END_OF_TEXT}dog", UNKNOWN, "<|endoftext|", f"a {END_OF_TEXT}"):
+        assert tokenize(["dog", text], characters)[1].tolist() == through_rust(characters, text)
+
+
+def test_only_tokenizers_of_single_characters_have_a_table(bpe: Any) -> None:
+    from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
+
+    def plain(pattern: Any = None, behaviour: str = "isolated", normalizer: Any = None, invert: bool = False) -> Any:
+        tokenizer = Tokenizer(models.WordLevel({"?": 0, "a": 1}, unk_token="?"))
+        tokenizer.pre_tokenizer = pre_tokenizers.Split(pattern or Regex(r"[\s\S]"), behaviour, invert=invert)
+        if normalizer:
+            tokenizer.normalizer = normalizer
+        return tokenizer
+
+    assert character_table(plain()) is not None
+    others = [
+        plain(Regex(r"\S")), plain("a"), plain(behaviour="removed"), plain(normalizer=normalizers.Lowercase()), plain(invert=True),
+    ]  # fmt: skip
+    no_split = plain()
+    no_split.pre_tokenizer = pre_tokenizers.Whitespace()
+    no_unknown = Tokenizer(models.WordLevel({"a": 0}, unk_token="?"))
+    no_unknown.pre_tokenizer = plain().pre_tokenizer
+    for other in (*others, no_split, no_unknown, bpe.backend_tokenizer):
+        assert character_table(other) is None
+
+
+# Saving --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("model_type", [None, "gpt2", "llama"])
+@pytest.mark.parametrize("kind", ["bpe", "characters"])
+def test_saved_and_loaded_by_transformers_it_is_the_same(
+    request: pytest.FixtureRequest, tmp_path: Path, kind: str, model_type: str | None
+) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = request.getfixturevalue(kind)
+    tokenizer.save_pretrained(tmp_path)
+    if model_type:
+        (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
+    loaded = AutoTokenizer.from_pretrained(tmp_path)
+    for text in (*TEXTS, UNSEEN):
+        assert loaded(text)["input_ids"] == tokenizer(text)["input_ids"]
+        assert loaded.decode(ids(loaded, text)) == tokenizer.decode(ids(tokenizer, text))
+    assert [a.tolist() for a in tokenize(TEXTS, loaded)] == [a.tolist() for a in tokenize(TEXTS, tokenizer)]
+    assert (len(loaded), loaded.eos_token_id, loaded.pad_token_id) == (len(tokenizer), 0, 0)
+    assert (character_table(loaded.backend_tokenizer) is None) == (kind == "bpe")
