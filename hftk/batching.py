@@ -100,7 +100,7 @@ def split_step(
     """
     order = indices[np.argsort(-lengths[indices], kind="stable")]
     count = -(-len(order) // (processes * max_rows)) * processes
-    pieces = np.array_split(order, max(count, processes))
+    pieces = np.array_split(order, count)
     if max_tokens is not None and any(len(p) > 1 and len(p) * lengths[p[0]] > max_tokens for p in pieces):
         pieces = _fill(order, lengths, max_rows, max_tokens)
         while len(pieces) % processes:
@@ -137,7 +137,7 @@ class Plan:
         if size.steps(features.lengths) < 1:
             asked = f"global_batch_size {size.rows}" if size.rows else f"global_batch_tokens {size.tokens}"
             note(f"train.{asked} is more than the training split: each step is one pass over {len(features)} rows")
-        self._features, self._size, self._seed, self._group = features, size, seed, group_by_length
+        self._features, self.size, self._seed, self._group = features, size, seed, group_by_length
         self.steps_per_epoch = len(self._epoch(0))
         if max_steps is not None:
             self.total_steps = max_steps
@@ -150,7 +150,7 @@ class Plan:
 
     def _epoch(self, epoch: int) -> list[np.ndarray]:
         return plan_epoch(
-            self._features.lengths, self._size, seed=self._seed, epoch=epoch, group_by_length=self._group
+            self._features.lengths, self.size, seed=self._seed, epoch=epoch, group_by_length=self._group
         )
 
     def steps(self, start: int = 0) -> Iterator[Step]:
@@ -179,7 +179,7 @@ class StreamPlan:
         self, chunks: Callable[[int], Iterator[Features]], size: BatchSize, *, seed: int, max_steps: int,
         group_by_length: bool = True,
     ) -> None:  # fmt: skip
-        self._chunks, self._size, self._seed, self._group = chunks, size, seed, group_by_length
+        self._chunks, self.size, self._seed, self._group = chunks, size, seed, group_by_length
         self.total_steps = max_steps
 
     def steps(self, start: int = 0) -> Iterator[Step]:
@@ -191,9 +191,9 @@ class StreamPlan:
         epoch, done = 0, 0
         while done < self.total_steps:
             before = done
-            for number, features in enumerate(_pools(self._chunks(epoch), self._size)):
+            for number, features in enumerate(_pools(self._chunks(epoch), self.size)):
                 plan = plan_epoch(
-                    features.lengths, self._size, seed=self._seed, epoch=epoch * 1_000_003 + number, group_by_length=self._group
+                    features.lengths, self.size, seed=self._seed, epoch=epoch * 1_000_003 + number, group_by_length=self._group
                 )  # fmt: skip
                 for indices in plan:
                     if start <= done < self.total_steps:

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from hftk.choices import note
 from hftk.config import EvalConfig
 from hftk.generation import generate
-from hftk.model import default_length
+from hftk.model import context_length, default_length
 from hftk.task import Features, Score, Splits, Task
 
 if TYPE_CHECKING:
@@ -91,11 +92,18 @@ def evaluate_baselines(
 def _complete(
     task: Task, model: Any, tokenizer: PreTrainedTokenizerBase, samples: list[dict[str, Any]]
 ) -> list[dict[str, Any]]:
-    """Let the model continue the samples that have a ``prompt``, by the settings of ``generation``."""
+    """Let the model continue the samples that have a ``prompt``, by the settings of ``generation``.
+
+    At least half of a decoder's context is left to the prompt, so that a run never fails over its samples.
+    """
     prompts = [s["prompt"] for s in samples if "prompt" in s]
     if not prompts:
         return samples
-    texts = iter([g.text for g in generate(model, tokenizer, prompts, task.config.generation)])
+    settings, half = task.config.generation, max(1, context_length(model.config) // 2)
+    if settings.max_new_tokens > half and not model.config.is_encoder_decoder:
+        note(f"samples have at most {half} new tokens: half of the model's context, the rest is the prompt's")
+        settings = replace(settings, max_new_tokens=half)
+    texts = iter([g.text for g in generate(model, tokenizer, prompts, settings)])
     return [{**s, "prediction": next(texts)} if "prompt" in s else s for s in samples]
 
 

@@ -89,10 +89,7 @@ def look_up(text: str, table: np.ndarray) -> np.ndarray:
 def _wrap(tokenizer: object, **tokens: str) -> PreTrainedTokenizerFast:
     from transformers import PreTrainedTokenizerFast
 
-    wrapped = PreTrainedTokenizerFast(
+    return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, bos_token=END_OF_TEXT, eos_token=END_OF_TEXT, pad_token=END_OF_TEXT,
         clean_up_tokenization_spaces=False, **tokens,
     )  # fmt: skip
-    # Without this a saved tokenizer is loaded by AutoTokenizer as the model type's own class, whose rules differ.
-    wrapped.init_kwargs["tokenizer_class"] = "PreTrainedTokenizerFast"
-    return wrapped

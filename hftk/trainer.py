@@ -13,13 +13,15 @@ import math
 import shutil
 import sys
 import time
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers.utils import logging
 
 from hftk import checkpoints, optimization
 from hftk.batching import Plan, StepLoader, StreamPlan
@@ -38,7 +40,7 @@ STATE = "hftk.json"
 """What a checkpoint of ours holds besides Trainer's files: history, counters, automatic choices, and what the run trains on."""
 FIXED = (
     "seed", "learning_rate", "min_learning_rate", "schedule", "warmup", "optimizer", "weight_decay", "adam_beta1",
-    "adam_beta2", "l1_penalty", "label_smoothing", "max_grad_norm",
+    "adam_beta2", "l1_penalty", "label_smoothing", "max_grad_norm", "extra.optim", "extra.lr_scheduler_type",
 )  # fmt: skip
 """Settings of ``train`` that a continued run must share: the saved optimizer and schedule overrule them, or mix the two."""
 CHECK_STEPS = 100
@@ -97,9 +99,9 @@ def fingerprint(plan: Plan | StreamPlan, config: RunConfig, model: PreTrainedMod
     return {
         "the model": f"{type(model).__name__} of {sum(p.numel() for p in model.parameters())} parameters",
         "the training data": f"{len(first.features)} rows with SHA-256 {digest.hexdigest()[:12]}",
-        "the global batch": f"{len(first.indices)} rows in the first step",
+        "the global batch": f"{plan.size.rows} rows" if plan.size.rows else f"{plan.size.tokens} tokens",
         "the length of the run": f"{plan.total_steps} steps",
-        **{f"--train.{name}": getattr(config.train, name) for name in FIXED},
+        **{f"--train.{name}": getattr(config.train, name, config.train.extra.get(name.removeprefix("extra."))) for name in FIXED},
     }
 
 
@@ -113,7 +115,8 @@ class ExactTrainer(Trainer):
         """``run`` is the :func:`fingerprint`, ``state`` what :data:`STATE` of the checkpoint holds that the run continues from."""
         use_cache = getattr(model.config, "use_cache", None)
         # No processing_class: with one, Trainer writes the tokenizer's ids into the model's config (align_special_tokens).
-        super().__init__(model=model, args=arguments, callbacks=[_Conductor(self)])
+        self._conductor = _Conductor(self)
+        super().__init__(model=model, args=arguments, callbacks=[self._conductor])
         if use_cache is not None:
             model.config.use_cache = use_cache  # Trainer turns it off, and off it would be saved
         self.remove_callback(PrinterCallback)
@@ -186,6 +189,12 @@ class ExactTrainer(Trainer):
         self.loader.tokens, self.loader.start = tokens, start
         self.precision = chosen[0]
         note(f"train.precision: {chosen[0]} ({chosen[1]})")
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            self._conductor.close()
 
     # The exact loss -------------------------------------------------------------------------------------------------------
 
@@ -319,7 +328,8 @@ class ExactTrainer(Trainer):
         name = f"checkpoint-{self.state.global_step}"
         self.unlogged = (self.accelerator.gather(self._tr_loss).mean().item(), self._globalstep_last_logged)
         best, self.state.best_global_step = self.state.best_global_step, None  # ours is best_step()
-        super()._save_checkpoint(model, trial)
+        with no_progress_bars():
+            super()._save_checkpoint(model, trial)
         self.state.best_global_step = best
         staged, self._staging = self._staging / name, None
         self.accelerator.wait_for_everyone()
@@ -349,6 +359,14 @@ class ExactTrainer(Trainer):
         self.state.best_model_checkpoint = str(folder)
         self._load_best_model()
 
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """Weights that a checkpoint lacks are an error. Trainer warns, and of tied weights too, which are saved once."""
+        tied = getattr(self.plain, "all_tied_weights_keys", None) or {}
+        left_out = {*tied, *tied.values(), *(getattr(self.plain, "_keys_to_ignore_on_save", None) or ())}
+        wrong = [*(name for name in load_result.missing_keys if name not in left_out), *load_result.unexpected_keys]
+        if wrong:
+            raise RuntimeError(f"the weights of the checkpoint are not those of the model; they differ in {', '.join(wrong)}")
+
     def _tick(self, stage: str) -> None:
         """Book the time since the last tick on ``stage``."""
         now = time.perf_counter()
@@ -357,6 +375,18 @@ class ExactTrainer(Trainer):
 
     def floating_point_ops(self, inputs: Any) -> int:
         return 0  # Trainer counts padding too; tokens and seconds are in the history
+
+
+@contextmanager
+def no_progress_bars() -> Iterator[None]:
+    """Inside, transformers does not draw its bars, such as one for each file of weights, across that of the run."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 class _Conductor(TrainerCallback):
@@ -418,8 +448,12 @@ class _Conductor(TrainerCallback):
         self.bar.set_postfix(shown, refresh=False)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.bar.close()
         self.trainer._tick("train")
+
+    def close(self) -> None:
+        """Leave the progress bar as it stands, so that what is printed next has a line of its own."""
+        if self.bar is not None:
+            self.bar.close()
 
 
 def _interval(steps: float | None, total: int) -> int | None:

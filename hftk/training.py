@@ -20,7 +20,7 @@ from hftk.evaluation import first_rows
 from hftk.launch import StopRequested, graceful, on_main
 from hftk.model import default_length, is_pretrained
 from hftk.task import Features, Splits, Task
-from hftk.trainer import STATE, ExactTrainer, fingerprint, make_arguments
+from hftk.trainer import STATE, ExactTrainer, fingerprint, make_arguments, no_progress_bars
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -111,7 +111,8 @@ def fit(
 def save_trained(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, output: Path) -> None:
     """Weights (safetensors), config and tokenizer into ``output``: each file whole under another name first, then renamed."""
     staging = output / ".saving.tmp"
-    model.save_pretrained(staging)
+    with no_progress_bars():
+        model.save_pretrained(staging)
     tokenizer.save_pretrained(staging)
     for path in sorted(staging.iterdir()):
         os.replace(path, output / path.name)

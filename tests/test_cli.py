@@ -157,7 +157,10 @@ FILES: dict[str, tuple[bytes, list[str], list[str]]] = {
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_prompts_come_from_files(hftk: Any, folder: Path, tmp_path: Path, name: str) -> None:
+def test_prompts_come_from_files(
+    hftk: Any, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr("hftk.data.formats.CHUNK", 1)
     content, flags, prompts = FILES[name]
     (tmp_path / name).write_bytes(content)
     result = hftk("predict", folder, "--file", tmp_path / name, "--max_new_tokens", 2, *flags)
@@ -265,6 +268,7 @@ WRONG: dict[str, tuple[list[str], list[str]]] = {
         ["predict", "TMP/stopped", "--prompt", "a"],
         ["found checkpoints, config.json", "hftk predict TMP/stopped/checkpoints/checkpoint-8"],
     ),
+    "weights alone": (["predict", "TMP/weights", "--prompt", "a"], ["config.json and weights", "found model.safetensors"]),
     "an empty folder": (["predict", "TMP/empty", "--prompt", "a"], ["found nothing", "name the --output of a run"]),
     "a file for the folder": (["predict", "TMP/full/notes.txt", "--prompt", "a"], ["found the file", "hftk predict TMP/full"]),
     "an unknown Hub id": (["predict", "no-such/model", "--prompt", "a"], ["no-such/model", "check the spelling and the network"]),
@@ -334,11 +338,11 @@ WRONG: dict[str, tuple[list[str], list[str]]] = {
 def tmp(tmp_path_factory: pytest.TempPathFactory, folder: Path) -> Path:
     """Folders and files with all kinds of mistakes."""
     root = tmp_path_factory.mktemp("wrong")
-    for name in ("full", "empty", "stopped/checkpoints/checkpoint-8", "broken", "other", "torn", "splits"):
+    for name in ("full", "empty", "stopped/checkpoints/checkpoint-8", "broken", "other", "torn", "splits", "weights"):
         (root / name).mkdir(parents=True)
     files = {
         "full/notes.txt": "x", "stopped/config.json": "{}", "stopped/checkpoints/checkpoint-8/config.json": "{}",
-        "broken/config.json": "{", "broken/model.safetensors": "x", "torn/record.json": "{]", "prompts.txt": "a\nb\n",
+        "broken/config.json": "{", "broken/model.safetensors": "x", "weights/model.safetensors": "x", "torn/record.json": "{]", "prompts.txt": "a\nb\n",
         "empty.txt": "", "rows.jsonl": '{"id": 2, "body": "x"}\n', "broken.jsonl": '{"prompt": "a"}\n{"prompt"\n',
         "splits/train.txt": "a", "splits/test.txt": "b",
     }  # fmt: skip
@@ -361,9 +365,31 @@ def test_wrong_input_says_what_to_type_next(
 
     result = hftk(*map(placed, words))
     assert (result.code, result.out) == (2, ""), result.err
-    assert result.err.startswith("hftk: ") and "Traceback" not in result.err
+    assert result.err.startswith("hftk: ") and "Traceback" not in result.err and "--model.name" not in result.err
     for message in messages:
         assert placed(message) in result.err, result.err
+
+
+def test_a_path_below_a_folder_that_exists_is_no_hub_id(hftk: Any, tmp: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp)
+    result = hftk("predict", "stopped/run", "--prompt", "a")
+    assert result.code == 2 and "found nothing at stopped/run" in result.err
+
+
+def test_what_loading_says_is_kept_off_stdout(hftk: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers.utils import logging
+
+    from hftk import model
+
+    def chatty(*args: Any, **kwargs: Any) -> Any:
+        print("a choice")
+        return loaded(*args, **kwargs)
+
+    loaded = model.load_trained
+    monkeypatch.setattr(model, "load_trained", chatty)
+    result = hftk("predict", folder, "--prompt", "a", "--max_new_tokens", 1)
+    assert len(result.rows) == 1 and result.err == "a choice\n"
+    assert logging.is_progress_bar_enabled()
 
 
 @pytest.mark.parametrize(
@@ -485,9 +511,9 @@ def test_scores_are_shown_as_a_table_and_kept_as_a_record(hftk: Any, folder: Pat
     out = tmp_path / "scores.json"
     result = hftk("evaluate", "--data.columns.text=body", folder, "--data", rows, "--eval.max_rows", 2, "--output", out)
     head, *lines = result.out.splitlines()
-    [first] = [line for line in lines if line.startswith("perplexity ")]
+    [first] = [line for line in lines if line.startswith("loss ")]
     assert head.split() == ["score", "value", "95", "%", "interval", "unit", "n"]
-    assert first.split()[-1] == "2"
+    assert first.split()[2].startswith("[") and first.split()[-1] == "2"
     record = load_record(out)
     assert record.task == "causal_lm" and [s.split for s in record.scores] == ["held_out.jsonl"] * len(record.scores)
     assert record.data["columns"] == {"text": "body"} and record.config["model"]["name"] == str(folder)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -82,9 +83,9 @@ def test_no_step_is_without_effect_none_is_below_the_lowest_rate_and_the_peak_is
 ) -> None:
     found = rates(TrainConfig(schedule=kind, warmup=warmup, min_learning_rate=floor), 30)  # type: ignore[arg-type]
     assert all(max(floor, 1e-9) <= rate <= 1 for rate in found), found
-    assert all(a < b for a, b in zip(found[:warmup], found[1 : warmup + 1], strict=False))
+    assert all(a < b for a, b in pairwise(found[: warmup + 1]))
     after = found[warmup:]
-    assert all(a >= b for a, b in zip(after, after[1:], strict=False))
+    assert all(a >= b for a, b in pairwise(after))
     assert not after or after[0] == 1
 
 
@@ -277,14 +278,14 @@ def test_lion_without_bitsandbytes_is_a_clear_error_before_anything_slow(monkeyp
     with pytest.raises(InputError, match=r'lion comes from bitsandbytes, which is not installed\n.*pip install "hftk'):
         make_optimizer(Quadratic(), TrainConfig(optimizer="lion"), 0.1)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(InputError, match="train.optimizer: lion comes from bitsandbytes"):
+    with pytest.raises(InputError, match="lion comes from bitsandbytes"):
         check_optimizer(TrainConfig(optimizer="lion"), pretrained=False)
 
 
 def test_a_lowest_rate_above_the_default_peak_is_an_error() -> None:
     config = TrainConfig(min_learning_rate=1e-4)
     check_optimizer(config, pretrained=False)
-    with pytest.raises(InputError, match="at most the peak, which for pre-trained weights is 5e-05, found 0.0001"):
+    with pytest.raises(InputError, match=r"at most the peak, which for pre-trained weights is 5e-05, found 0\.0001"):
         check_optimizer(config, pretrained=True)
     assert [peak_learning_rate(config, p) for p in (True, False)] == [5e-5, 1e-3]
     assert peak_learning_rate(TrainConfig(learning_rate=0.2), True) == 0.2

@@ -36,7 +36,7 @@ def test_what_is_asked_for_is_taken() -> None:
 
 
 def test_fp16_without_a_gpu_is_an_input_error() -> None:
-    with pytest.raises(InputError, match="fp16 needs a GPU\n.*--train.precision auto, bf16 or fp32"):
+    with pytest.raises(InputError, match=r"fp16 needs a GPU\n.*--train\.precision auto, bf16 or fp32"):
         choose_precision("fp16", CPU)
 
 

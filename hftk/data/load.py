@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
+from hftk.choices import note
 from hftk.config import DataConfig, InputError, Problem
 from hftk.data.clean import Counts, add_counts
 from hftk.data.dedup import conflicts, count_repeats, drop_repeats
@@ -48,13 +49,26 @@ def load_splits(config: DataConfig, task: Task, source: Any = None) -> Splits:
         "columns": dict(readers["train"].mapping),
         "choices": list(dict.fromkeys([*found.choices, *remarks])),
     }
+    for line in facts["choices"]:
+        note(line)
     if config.streaming:
         from hftk.data.streams import stream_splits
 
         return stream_splits(readers, found.fractions, config, facts)
     parts = _read_all(readers, facts)
     parts = _separate(parts, found, config, readers["train"], facts)
-    return Splits(**_datasets(parts, readers["train"], facts), facts=facts)
+    splits = Splits(**_datasets(parts, readers["train"], facts), facts=facts)
+    note("rows: " + ", ".join(f"{count:,} {split}" for split, count in facts["rows"].items()) + _judged(splits))
+    return splits
+
+
+def _judged(splits: Splits) -> str:
+    """What is judged on what, where a split is missing."""
+    if splits.held_out is None:
+        return "; there is no validation or test split: nothing is judged"
+    if splits.test is None:
+        return "; there is no test split: the final scores are on the validation split"
+    return "" if splits.validation is not None else "; there is no validation split: training runs without evaluations"
 
 
 def read_rows(

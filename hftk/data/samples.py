@@ -42,6 +42,8 @@ class Docstring:
     """module, class or function."""
     text: str
     """Without indentation."""
+    owner: str
+    """Dotted name of the outermost class it belongs to, else of the module."""
 
 
 def load_sample(name: str) -> list[dict[str, Any]]:
@@ -58,8 +60,8 @@ def load_sample(name: str) -> list[dict[str, Any]]:
 
 
 def python_docs() -> list[dict[str, Any]]:
-    """About 1 MB of English about Python: columns ``text`` and ``name``; a row is a topic (``topics/numbers``)
-    or the docstrings of a module (``numbers``).
+    """About 1 MB of English about Python: columns ``text`` and ``name``; a row is a topic (``topics/numbers``), the
+    docstrings of a module and its functions (``numbers``), or those of a class and its methods (``numbers.Real``).
 
     Modules come in the order of a hash of their name until the size is reached, so that the choice has no slant.
     """
@@ -70,11 +72,15 @@ def python_docs() -> list[dict[str, Any]]:
     for module, path in sorted(_modules(), key=lambda item: blake2b(item[0].encode(), digest_size=8).digest()):
         if size >= CHARACTERS:
             break
-        parts = [docstring.text for docstring in read_docstrings(module, path) if len(docstring.text) >= 40]
-        text = _without_rules("\n\n".join(parts))
-        if len(text) >= 400:
-            rows.append({"name": module, "text": text})
-            size += len(text)
+        documents: dict[str, list[str]] = {}
+        for docstring in read_docstrings(module, path):
+            if len(docstring.text) >= 40:
+                documents.setdefault(docstring.owner, []).append(docstring.text)
+        for name, parts in documents.items():
+            text = _without_rules("\n\n".join(parts))
+            if len(text) >= 200:
+                rows.append({"name": name, "text": text})
+                size += len(text)
     return rows
 
 
@@ -90,20 +96,21 @@ def read_docstrings(module: str, path: Path) -> Iterator[Docstring]:
         tree = ast.parse(path.read_bytes())
     except SyntaxError:  # templates and sources for another version
         return
-    yield from _docstrings(tree, module, "")
+    yield from _docstrings(tree, module, "", module)
 
 
 def _docstrings(
-    node: ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef, module: str, name: str
+    node: ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef, module: str, name: str, owner: str
 ) -> Iterator[Docstring]:
     text = (ast.get_docstring(node) or "").strip()
     if text:
         kind = "class" if isinstance(node, ast.ClassDef) else "module" if isinstance(node, ast.Module) else "function"
-        yield Docstring(module=module, name=name, kind=kind, text=text)
+        yield Docstring(module=module, name=name, kind=kind, text=text, owner=owner)
     if isinstance(node, (ast.Module, ast.ClassDef)):
         for child in node.body:
             if isinstance(child, (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
-                yield from _docstrings(child, module, f"{name}.{child.name}" if name else child.name)
+                inside = f"{module}.{child.name}" if isinstance(child, ast.ClassDef) and not name else owner
+                yield from _docstrings(child, module, f"{name}.{child.name}" if name else child.name, inside)
 
 
 def _modules() -> list[tuple[str, Path]]:

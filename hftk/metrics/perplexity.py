@@ -41,8 +41,8 @@ def perplexity_scores(
 ) -> list[Score]:
     """Three scores of one split; lower is better in all of them.
 
-    ``loss``: nats per token, the sum over all predicted tokens of the split divided by their number, never a mean of
-    batch or document means. ``perplexity``: exp(loss), a pure number (Jelinek et al. 1977); inf where that overflows.
+    ``perplexity``: exp(loss), a pure number (Jelinek et al. 1977); inf where that overflows. ``loss``: nats per token,
+    the sum over all predicted tokens of the split divided by their number, never a mean of batch or document means.
     ``bits_per_byte``: total nats / (ln 2 x total UTF-8 bytes), which unlike the other two can be compared across
     tokenizers (Gao et al. 2020, The Pile, section 3.1).
 
@@ -102,8 +102,8 @@ def perplexity_scores(
     # exp rises, so the ends of the loss' percentile interval give those of the perplexity's
     perplexity_interval = (_exp(loss_interval[0]), _exp(loss_interval[1])) if loss_interval else None
     return [
-        score("loss", loss, "nats/token", loss_interval),
         score("perplexity", _exp(loss), "", perplexity_interval),
+        score("loss", loss, "nats/token", loss_interval),
         score("bits_per_byte", total_nats / (math.log(2) * total_bytes), "bits/byte", bits_interval),
     ]
 

@@ -115,7 +115,7 @@ class CausalLM:
     def texts(self, splits: Splits) -> Iterator[str]:
         rows = splits.train
         if not hasattr(rows, "__len__"):
-            note(f"the tokenizer is trained on the first {STREAM_SAMPLE} documents of the stream")
+            note(f"the tokenizer is trained on at most the first {STREAM_SAMPLE} documents of the stream")
             rows = rows.take(STREAM_SAMPLE)
         for row in rows:
             yield row["text"]
@@ -261,16 +261,16 @@ class CausalLM:
         documents = tokenize(list(train["text"]), tokenizer)
         held_out = tokenize(list(rows["text"]), tokenizer)
         scores = []
-        for name, fit in (("unigram", fit_unigram), ("bigram", fit_bigram)):
+        for order, name, fit in ((1, "unigram", fit_unigram), (2, "bigram", fit_bigram)):
             model = fit(documents, vocab_size=len(tokenizer), end_token=end_of_text(tokenizer))
             nats, tokens = _over_windows(model.token_nats(held_out), features)
-            for score in self._scores(nats, tokens, features, rows, tokenizer, resamples, seed, details=model.details):
+            for score in self._scores(nats, tokens, features, rows, tokenizer, resamples, seed, order=order, details=model.details):
                 scores.append(replace(score, when=f"baseline:{name}"))
         return scores
 
     def _scores(
         self, nats: np.ndarray, tokens: np.ndarray, features: Features, rows: Dataset,
-        tokenizer: PreTrainedTokenizerBase, resamples: int, seed: int, details: str = "",
+        tokenizer: PreTrainedTokenizerBase, resamples: int, seed: int, order: int | None = None, details: str = "",
     ) -> list[Score]:  # fmt: skip
         from hftk.metrics.perplexity import Counts, perplexity_scores
 
@@ -285,8 +285,8 @@ class CausalLM:
             tokens=by_row,
             bytes=size,
             blocks=Counts(nats, tokens, share),
-            context=features.facts["context"],
-            stride=features.facts["stride"],
+            context=order or features.facts["context"],
+            stride=1 if order else features.facts["stride"],
             tokenizer_name=describe(tokenizer),
             resamples=resamples,
             seed=seed,

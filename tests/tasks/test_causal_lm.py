@@ -66,7 +66,7 @@ def llama_like(tokenizer: Any) -> Any:
 
 @pytest.fixture(scope="module")
 def gpt2_tokenizer() -> Any:
-    return train_characters(DOCUMENTS + ["床前明月光，疑是地上霜。"], 100)
+    return train_characters([*DOCUMENTS, "床前明月光，疑是地上霜。"], 100)
 
 
 @pytest.fixture(scope="module")
@@ -394,8 +394,9 @@ def test_the_evaluated_loss_does_not_depend_on_the_batch_size(models: dict[str, 
     for batch_size in (1, 3, 8):
         outputs = collect(task, models[architecture], gpt2_tokenizer, features, batch_size=batch_size)
         scores = task.scores(outputs, features, rows, gpt2_tokenizer, resamples=0, seed=0)
-        found.append((task.eval_loss(outputs), *(s.value for s in scores)))
-    assert [name.name for name in scores] == ["loss", "perplexity", "bits_per_byte"]
+        by_name = {s.name: s.value for s in scores}
+        found.append((task.eval_loss(outputs), *(by_name.pop(name) for name in ("loss", "perplexity", "bits_per_byte"))))
+        assert not by_name
     assert found[0] == pytest.approx(found[1], rel=1e-6) and found[0] == pytest.approx(found[2], rel=1e-6)
     assert found[0][0] == pytest.approx(found[0][1]) and found[0][2] == pytest.approx(np.exp(found[0][1]))
 
@@ -436,14 +437,13 @@ def test_baselines_are_judged_on_exactly_the_tokens_of_the_model(gpt2_tokenizer:
     rows = rows_of("", "abcabcabcabc", "zz", "床q")
     features = task.encode(rows, gpt2_tokenizer, max_length=BLOCK, training=False)
     scores = task.baselines(splits, features, rows, gpt2_tokenizer, resamples=0, seed=0)
-    assert [(s.when, s.name) for s in scores] == [
-        (f"baseline:{m}", n) for m in ("unigram", "bigram") for n in ("loss", "perplexity", "bits_per_byte")
-    ]
+    found = {(s.when, s.name): s.value for s in scores}
+    assert set(found) == {(f"baseline:{m}", n) for m in ("unigram", "bigram") for n in ("loss", "perplexity", "bits_per_byte")}
     train, held_out = tokenize(DOCUMENTS, gpt2_tokenizer), tokenize(list(rows["text"]), gpt2_tokenizer)
     counted = sum(int((row != IGNORED).sum()) for row in features.columns["labels"])
-    for score, fit in ((scores[0], fit_unigram), (scores[3], fit_bigram)):
+    for name, fit in (("unigram", fit_unigram), ("bigram", fit_bigram)):
         nats = fit(train, vocab_size=len(gpt2_tokenizer), end_token=0).nats(held_out)
-        assert score.value == pytest.approx(nats.sum() / counted) and counted == 16
+        assert found[f"baseline:{name}", "loss"] == pytest.approx(nats.sum() / counted) and counted == 16
 
 
 def test_the_sums_of_a_baseline_go_to_the_windows_that_count_the_tokens(gpt2_tokenizer: Any) -> None:
@@ -559,5 +559,6 @@ def test_a_saved_and_loaded_tokenizer_gives_the_same_blocks(tmp_path: Path, llam
     llama_tokenizer.save_pretrained(tmp_path)
     loaded = AutoTokenizer.from_pretrained(tmp_path)
     assert start_of_text(loaded) == start_of_text(llama_tokenizer)
-    features = [task_of("concatenate").encode(rows_of(*DOCUMENTS), t, max_length=BLOCK, training=True) for t in (loaded, llama_tokenizer)]
-    assert [[a.tolist() for a in f.columns["labels"]] for f in features][0] == [a.tolist() for a in features[1].columns["labels"]]
+    task, rows = task_of("concatenate"), rows_of(*DOCUMENTS)
+    found, expected = (task.encode(rows, t, max_length=BLOCK, training=True) for t in (loaded, llama_tokenizer))
+    assert [a.tolist() for a in found.columns["labels"]] == [a.tolist() for a in expected.columns["labels"]]
