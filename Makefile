@@ -13,10 +13,10 @@ quickstart: $(VENV)/quickstart
 	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no recipes/gpt2_clm.py --overwrite
 
 test: lint
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow"
 
 test-all: lint
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+	$(BIN)/python -m pytest
 
 lint: $(VENV)/dev
 	$(BIN)/ruff check .

@@ -20,16 +20,13 @@ import tempfile
 import time
 from pathlib import Path
 
-from hftk.environment import environment
+from hftk.launch.environment import environment
 
 HERE = Path(__file__).resolve().parent
 RECIPE = HERE.parent / "recipes" / "gpt2_clm.py"
 CONFIGS = HERE.parent / "recipes" / "configs"
 # The command for a CPU in nanoGPT's README.
-SETTINGS = (
-    "config/train_shakespeare_char.py --device=cpu --compile=False --eval_iters=20 --log_interval=1 --block_size=64 "
-    "--batch_size=12 --n_layer=4 --n_head=4 --n_embd=128 --max_iters=2000 --lr_decay_iters=2000 --dropout=0.0"
-).split()
+SETTINGS = ["config/train_shakespeare_char.py", "--device=cpu", "--compile=False", "--eval_iters=20", "--log_interval=1", "--block_size=64", "--batch_size=12", "--n_layer=4", "--n_head=4", "--n_embd=128", "--max_iters=2000", "--lr_decay_iters=2000", "--dropout=0.0"]
 # Its checkpoint, judged in its own code: every validation character once.
 JUDGE = """
 import numpy as np, torch

@@ -1,7 +1,7 @@
 """RunRecord: everything worth keeping about a run, as one JSON file.
 
 ``record`` joins what the stages returned, ``save_record`` writes it so that a reader never meets half a file, and
-``load_record`` reads this version's records and older ones. Nothing private goes in (:mod:`hftk.environment`).
+``load_record`` reads this version's records and older ones. Nothing private goes in (:mod:`hftk.launch.environment`).
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any
 from hftk import __version__
 from hftk.choices import noted
 from hftk.config import InputError, Problem
-from hftk.environment import command_line, environment, private, redact
-from hftk.output import read_status, write_atomically
+from hftk.launch.environment import command_line, environment, private, redact
+from hftk.launch.output import read_status, write_atomically
 from hftk.task import Score
 
 if TYPE_CHECKING:

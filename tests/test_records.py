@@ -16,10 +16,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hftk import choices, environment
+from hftk import choices
 from hftk.config import InputError, RunConfig, TrainConfig
-from hftk.environment import private, redact, redact_command
-from hftk.output import write_status
+from hftk.launch import environment
+from hftk.launch.environment import private, redact, redact_command
+from hftk.launch.output import write_status
 from hftk.records import RunRecord, load_record, plain, record, save_record
 from hftk.task import Score, Splits
 
@@ -328,7 +329,7 @@ def test_a_machine_without_git_and_psutil_still_gets_a_record(monkeypatch: pytes
 def test_the_command_is_what_was_typed_also_under_accelerate(tmp_path: Path) -> None:
     """The stand-in launcher starts a child as ``accelerate launch`` does: the child sees only its own words."""
     child = tmp_path / "recipe.py"
-    child.write_text("from hftk.environment import command_line\nprint(command_line())", encoding="utf-8")
+    child.write_text("from hftk.launch.environment import command_line\nprint(command_line())", encoding="utf-8")
     launcher = tmp_path / "accelerate"
     launcher.write_text(
         "import subprocess, sys\nat = next(i for i, w in enumerate(sys.argv) if w.endswith('.py'))\n"

@@ -10,9 +10,9 @@ import psutil
 import pytest
 
 import hftk.config
-from hftk import output
 from hftk.config import InputError, RunConfig
-from hftk.output import prepare_output, read_status, release_output, settle_output, write_status
+from hftk.launch import output
+from hftk.launch.output import prepare_output, read_status, release_output, settle_output, write_status
 
 ROOT = Path(hftk.config.__file__).parents[1]
 STATUS = {"state": "done", "exit_code": 0, "message": "", "pid": 1, "started": "2026-01-02T03:04:05+00:00"}
@@ -298,7 +298,7 @@ def test_a_half_written_lock_is_waited_for_and_then_stale(tmp_path):
 RACE = """
 import sys, time
 from hftk.config import InputError, RunConfig
-from hftk.output import prepare_output, read_status, release_output, settle_output, write_status
+from hftk.launch.output import prepare_output, read_status, release_output, settle_output, write_status
 for folder in sys.argv[2:]:
     while time.time() < float(sys.argv[1]):
         pass

@@ -42,9 +42,9 @@ def one_to_a_block(count: int, seed: int = 0) -> list[str]:
 
 
 def many_to_a_block(count: int, seed: int = 0) -> list[str]:
-    """Texts of which a block holds one to a handful."""
+    """Texts of which a block holds one to a handful, seldom quite full: there are too few short ones for that."""
     rng = random.Random(seed)
-    return texts([rng.randint(3, CONTEXT - 1) for _ in range(count)], seed)
+    return texts([rng.choice([rng.randint(3, 8), *(rng.randint(30, 50) for _ in range(2))]) for _ in range(count)], seed)
 
 
 def splits_of(train: list[str], validation: list[str] | None = None) -> Splits:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import small_runs
 import torch
+
 from hftk.batching import split_step
 from hftk.trainer import ExactTrainer
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import math
 from collections import Counter, defaultdict
 
@@ -37,7 +38,7 @@ def reference_bigram(documents, vocab_size, end=END):
     for document in documents:
         if len(document):
             words = [end, *document, end]
-            for c, w in zip(words[:-1], words[1:], strict=True):
+            for c, w in itertools.pairwise(words):
                 pairs[c, w] += 1
                 followers[c][w] += 1
                 before[w].add(c)

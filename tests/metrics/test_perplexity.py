@@ -29,8 +29,8 @@ def test_a_model_that_spreads_evenly_over_eight_tokens_has_perplexity_eight():
     # three bits a token, two bytes a token
     assert scores["bits_per_byte"].value == pytest.approx(1.5)
     assert [(s.unit, s.higher_is_better) for s in scores.values()] == [
-        ("nats/token", False),
         ("", False),
+        ("nats/token", False),
         ("bits/byte", False),
     ]
 

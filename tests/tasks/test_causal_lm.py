@@ -20,12 +20,9 @@ from hftk.task import Features, Splits
 from hftk.tasks.causal_lm import CausalLM, CausalLMConfig
 from hftk.tasks.decoders import (
     IGNORED,
-    check_attention,
     collate,
     end_of_text,
-    join,
     next_token_logits,
-    opening,
     start_of_text,
     tokenize,
 )
@@ -37,46 +34,12 @@ DOCUMENTS = ["".join(LETTERS[(7 * row + 3 * i * i + i) % 26] for i in range(n)) 
 BLOCK = 8
 
 
-@pytest.fixture(autouse=True)
-def _no_earlier_choices() -> Iterator[None]:
-    choices.forget()
-    yield
-    choices.forget()
-
-
 def task_of(packing: Any = "documents", stride: int | None = None, **train: Any) -> CausalLM:
     return CausalLM(CausalLMConfig(packing=packing, train=TrainConfig(**train), eval=EvalConfig(stride=stride)))
 
 
 def rows_of(*texts: str) -> Dataset:
     return Dataset.from_dict({"text": list(texts)})
-
-
-def llama_like(tokenizer: Any) -> Any:
-    """A tokenizer that puts its own start token before each text, as Llama's does."""
-    from tokenizers.processors import TemplateProcessing
-    from transformers import PreTrainedTokenizerFast
-
-    backend = type(tokenizer.backend_tokenizer).from_str(tokenizer.backend_tokenizer.to_str())
-    backend.add_special_tokens(["<s>", "</s>"])
-    start = backend.token_to_id("<s>")
-    backend.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", start)])
-    return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>", pad_token="</s>", unk_token="<|unknown|>")
-
-
-@pytest.fixture(scope="module")
-def gpt2_tokenizer() -> Any:
-    return train_characters([*DOCUMENTS, "床前明月光，疑是地上霜。"], 100)
-
-
-@pytest.fixture(scope="module")
-def llama_tokenizer(gpt2_tokenizer: Any) -> Any:
-    return llama_like(gpt2_tokenizer)
-
-
-@pytest.fixture(params=["gpt2", "llama"])
-def tokenizer(request: pytest.FixtureRequest) -> Any:
-    return request.getfixturevalue(f"{request.param}_tokenizer")
 
 
 FIELDS = {
@@ -145,16 +108,6 @@ def test_concatenated_blocks_read_as_one_long_text(gpt2_tokenizer: Any) -> None:
     labels = [label for _, row in by_text for label in row]
     text = gpt2_tokenizer.decode(labels)
     assert text == "".join(d + "<|endoftext|>" for d in DOCUMENTS)
-
-
-def test_a_start_token_of_its_own_is_context_in_the_stream_and_no_target() -> None:
-    documents = [np.array([5, 6]), np.array([], int), np.array([7])]
-    tokens, targets = join(documents, start=1, end=2)
-    assert tokens.tolist() == [1, 5, 6, 2, 1, 2, 1, 7, 2]
-    assert targets.tolist() == [IGNORED, 5, 6, 2, IGNORED, 2, IGNORED, 7, 2]
-    tokens, targets = join(documents, start=2, end=2)
-    assert tokens.tolist() == targets.tolist() == [2, 5, 6, 2, 2, 7, 2]
-    assert [a.tolist() for a in join([], 1, 2)] == [[], []]
 
 
 def test_where_padding_is_the_end_of_text_the_end_is_still_trained(gpt2_tokenizer: Any) -> None:
@@ -226,28 +179,6 @@ def test_a_tokenizer_without_an_end_of_text_is_an_input_error() -> None:
     without = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<|unknown|>")
     with pytest.raises(InputError, match=r"the tokenizer has no end-of-text \(eos\) token"):
         task_of().encode(rows_of("abc"), without, max_length=BLOCK, training=True)
-
-
-def test_limits_that_a_tokenizer_was_saved_with_or_left_with_cut_nothing(gpt2_tokenizer: Any) -> None:
-    expected = [len(t) for t in DOCUMENTS]
-    for made in (train_byte_bpe(["x"], 257), train_characters(DOCUMENTS, 100), llama_like(gpt2_tokenizer)):
-        made.backend_tokenizer.enable_truncation(4)
-        made.backend_tokenizer.enable_padding(length=6)
-        assert [len(ids) for ids in tokenize(DOCUMENTS, made)] == expected
-        made(DOCUMENTS[:2], truncation=True, max_length=2, padding="max_length")
-        assert [len(ids) for ids in tokenize(DOCUMENTS, made)] == expected
-
-
-def test_tokenizers_without_a_rust_backend_give_the_same(gpt2_tokenizer: Any) -> None:
-    class Slow:
-        def __call__(self, texts: list[str], add_special_tokens: bool) -> Any:
-            return gpt2_tokenizer(texts, add_special_tokens=add_special_tokens)
-
-    expected = tokenize(DOCUMENTS, gpt2_tokenizer)
-    found = tokenize(DOCUMENTS, Slow())  # type: ignore[arg-type]
-    assert [ids.tolist() for ids in found] == [ids.tolist() for ids in expected]
-    assert {ids.dtype for ids in (*found, *expected)} == {np.dtype(np.int32)}
-    assert tokenize([], Slow()) == []  # type: ignore[arg-type]
 
 
 # Windows -------------------------------------------------------------------------------------------------------------
@@ -480,71 +411,7 @@ def test_of_a_stream_only_the_first_documents_train_tokenizer_and_baselines(
     assert [line for line in choices.noted() if "first 2 documents of the stream" in line] == choices.noted() and len(choices.noted()) == 2
 
 
-# Models that do not do what a causal model must ------------------------------------------------------------------------
-
-
-def from_config(architecture: str, **fields: Any) -> Any:
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    torch.manual_seed(0)
-    return AutoModelForCausalLM.from_config(AutoConfig.for_model(architecture, vocab_size=64, num_hidden_layers=2, **fields))
-
-
-SMALL = {"hidden_size": 32, "num_attention_heads": 2}
-
-
-@pytest.mark.parametrize("architecture", ["gpt2", "llama"])
-def test_models_that_keep_documents_apart_are_accepted_as_they_were(models: dict[str, Any], architecture: str) -> None:
-    model = models[architecture]
-    for training in (True, False):
-        model.train(training)
-        before = torch.get_rng_state()
-        check_attention(model, packed=True)
-        assert model.training == training and torch.equal(torch.get_rng_state(), before)
-        assert task_of().collator(None, model, training=training) is collate  # type: ignore[arg-type]
-    model.eval()
-
-
-@pytest.mark.parametrize(
-    ("architecture", "fields"),
-    [
-        ("opt", {**SMALL, "ffn_dim": 48, "word_embed_proj_dim": 32}),  # takes position_ids, and does not go by them
-        ("falcon", SMALL),
-        ("bloom", {"hidden_size": 32, "n_head": 2}),  # takes none
-    ],
-)
-def test_models_whose_attention_crosses_packed_documents_are_refused_for_packing_only(architecture: str, fields: dict[str, Any]) -> None:
-    model = from_config(architecture, **fields)
-    with pytest.raises(InputError, match=rf"--packing: {architecture} cannot keep packed documents apart.*\n.*--packing concatenate"):
-        task_of().collator(None, model, training=True)  # type: ignore[arg-type]
-    task_of("concatenate").collator(None, model, training=True)  # type: ignore[arg-type]
-    task_of().collator(None, model, training=False)  # type: ignore[arg-type]
-
-
-def test_an_encoder_is_refused() -> None:
-    model = from_config("bert", **SMALL, intermediate_size=48)
-    for training in (True, False):
-        with pytest.raises(InputError, match="bert is no causal language model: its tokens see those that come after them"):
-            task_of().collator(None, model, training=training)  # type: ignore[arg-type]
-
-
 # Samples -------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("text", "prompt"),
-    [
-        ("one two three four five six seven eight nine ten", "one two three four five six seven eight"),
-        ("  The  second line\nis not in it", "The  second line"),
-        ("internationalization and localization are long words", "internationalization and localization"),
-        ("床前明月光，疑是地上霜。", "床前明月光，疑是地上霜。"),
-        ("长" * 60, "长" * 40),
-        ("x" * 50 + " y", "x" * 40),
-        (" \n ", ""),
-    ],
-)
-def test_a_prompt_is_the_opening_of_the_text_as_it_stands(text: str, prompt: str) -> None:
-    assert opening(text) == prompt and text.lstrip().startswith(prompt)
 
 
 def test_samples_are_prompt_and_how_the_document_goes_on() -> None:

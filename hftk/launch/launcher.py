@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from hftk.config import Problem
-from hftk.environment import redact_command
+from hftk.launch.environment import redact_command
 
 TWO_PROCESSES = "recipes/accelerate/two_processes.yaml"
 RANK = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")

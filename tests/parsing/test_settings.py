@@ -13,7 +13,7 @@ import pytest
 
 from hftk.config import RunConfig, TrainConfig
 from hftk.parsing import parse
-from hftk.settings import format_help, read_settings
+from hftk.parsing.settings import format_help, read_settings
 
 
 @dataclass(frozen=True, kw_only=True)

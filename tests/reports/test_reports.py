@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
-from hftk.charts import axis, chart, curve, thin
 from hftk.config import InputError
 from hftk.records import RunRecord, load_record, save_record
 from hftk.reports import render_html, render_markdown, summary_lines, write_report
+from hftk.reports.charts import axis, chart, curve, thin
+from hftk.reports.wording import about, duration, number, size, verdict
 from hftk.task import Score
-from hftk.wording import about, duration, number, size, verdict
 
 VOID = {"meta", "link", "br", "img", "input", "hr", "col", "path"}
 

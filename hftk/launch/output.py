@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from hftk.config import InputError, Problem, RunConfig
-from hftk.environment import private
+from hftk.launch.environment import private
 
 STATUS = "status.json"
 LOCK = "run.lock"
@@ -136,7 +136,9 @@ def now() -> str:
 def _check_contents(folder: Path, config: RunConfig) -> None:
     if not folder.is_dir():
         return
-    entries = sorted(entry.name for entry in folder.iterdir() if entry.name not in (LOCK, REPLACED))
+    # Temporary files are those of another run that looks at the lock just now: they come and go.
+    names = (entry.name for entry in folder.iterdir())
+    entries = sorted(n for n in names if n not in (LOCK, REPLACED) and not fnmatch.fnmatch(n, ".*.tmp"))
     foreign = [name for name in entries if not any(fnmatch.fnmatch(name, pattern) for pattern in OURS)]
     earlier = _earlier_run(folder)
     if not entries:

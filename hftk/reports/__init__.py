@@ -11,11 +11,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hftk import sections, wording
 from hftk.config import InputError, Problem
 from hftk.launch import on_main
 from hftk.records import RunRecord, plain, save_record, write_text
-from hftk.wording import number, verdict
+from hftk.reports import sections, wording
+from hftk.reports.wording import number, verdict
 
 if TYPE_CHECKING:
     from jinja2 import Environment

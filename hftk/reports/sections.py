@@ -10,11 +10,11 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from hftk import wording
-from hftk.charts import Axis, Chart, axis, chart, curve
 from hftk.records import RunRecord
+from hftk.reports import wording
+from hftk.reports.charts import Axis, Chart, axis, chart, curve
+from hftk.reports.wording import number
 from hftk.task import Score
-from hftk.wording import number
 
 LONGEST_TEXT = 2000
 SPLITS = ("train", "validation", "test", "rows")

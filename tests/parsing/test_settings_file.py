@@ -14,7 +14,7 @@ import yaml
 
 from hftk.config import DataConfig, InputError, ModelConfig, Problem, RunConfig, TrainConfig, override
 from hftk.parsing import dump_config, load_config, parse, print_config, save_config
-from hftk.settings import Setting, read_settings
+from hftk.parsing.settings import Setting, read_settings
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,9 +12,9 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hftk.cli.trained import all_at_once, check_model, check_output, load, say, wrong
 from hftk.config import DataConfig, GenerationSettings, InputError, Problem
-from hftk.settings import read_settings
-from hftk.trained import all_at_once, check_model, check_output, load, say, wrong
+from hftk.parsing.settings import read_settings
 
 if TYPE_CHECKING:
     from hftk.generation import Generated

@@ -20,9 +20,10 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from hftk import __version__, prediction
+from hftk import __version__
+from hftk.cli import prediction
+from hftk.cli.trained import all_at_once, check_model, check_output, load, say, wrong
 from hftk.config import DataConfig, InputError, Problem
-from hftk.trained import all_at_once, check_model, check_output, load, say, wrong
 
 if TYPE_CHECKING:
     from hftk.evaluation import Evaluation
@@ -261,7 +262,7 @@ def _check_one_split(path: str) -> None:
 
 def _table(result: Evaluation) -> str:
     """The scores as people read them, and below them what they are exactly."""
-    from hftk.wording import interval_text, number
+    from hftk.reports.wording import interval_text, number
 
     head = ("score", "value", "95 % interval", "unit", "n")
     rows = [(s.name, number(s.value), interval_text(s), s.unit, number(s.n)) for s in result.scores]

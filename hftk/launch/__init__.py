@@ -28,11 +28,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
-from hftk import choices, launcher
+from hftk import choices
 from hftk.config import InputError, RunConfig, override, to_dict
-from hftk.environment import command_line, private, redact
-from hftk.output import check_output, now, prepare_output, read_status, release_output, settle_output, write_status
-from hftk.signals import StopRequested, die_with, graceful, handled, ignore_requests, stop_requested
+from hftk.launch import launcher
+from hftk.launch.environment import command_line, private, redact
+from hftk.launch.output import (
+    check_output,
+    now,
+    prepare_output,
+    read_status,
+    release_output,
+    settle_output,
+    write_status,
+)
+from hftk.launch.signals import StopRequested, die_with, graceful, handled, ignore_requests, stop_requested
 
 __all__ = ["Launch", "StopRequested", "graceful", "launched", "on_main", "run", "stop_requested"]
 
@@ -136,7 +145,7 @@ def on_main(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
             error.__dict__["from_main"] = True
     if error is not None:
         raise error
-    return value  # type: ignore[no-any-return]
+    return value
 
 
 def run(main: Callable[[Any], Any], config: RunConfig, argv: Sequence[str] | None = None) -> None:

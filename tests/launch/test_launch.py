@@ -10,8 +10,9 @@ import psutil
 import pytest
 
 import hftk.config
-from hftk import launch, launcher, signals
+from hftk import launch
 from hftk.config import InputError
+from hftk.launch import launcher, signals
 
 ROOT = Path(hftk.config.__file__).parents[1]
 TOY = Path(__file__).with_name("toy_recipe.py")
@@ -199,7 +200,7 @@ def test_no_process_outlives_its_launcher(tmp_path, kernel):
         pytest.skip("only Linux tells a process of its parent's death")
     child = tmp_path / "child.py"
     child.write_text(
-        "import os, sys, time\nfrom pathlib import Path\nfrom hftk import signals\n"
+        "import os, sys, time\nfrom pathlib import Path\nfrom hftk.launch import signals\n"
         f"signals.WATCH_SECONDS = 0.1\nif not {kernel}: signals._ask_kernel = lambda: False\n"
         "with signals.handled():\n    try:\n        signals.die_with(os.getppid())\n"
         "        Path('ready').touch()\n        time.sleep(20)\n"
@@ -400,7 +401,7 @@ def test_on_main_in_a_single_process_is_a_plain_call(monkeypatch):
 
 def peer_ends(folder, error, monkeypatch, main_says=None):
     """What process 1 does with ``error``, and the status afterwards."""
-    from hftk.output import write_status
+    from hftk.launch.output import write_status
 
     beginning = {"state": "running", "exit_code": None, "pid": 1, "started": "now", "message": ""}
     write_status(folder, {**beginning, **(main_says or {})})

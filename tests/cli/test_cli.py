@@ -16,14 +16,14 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from hftk import __version__, prediction
-from hftk.cli import TASKS, main
+from hftk import __version__
+from hftk.cli import TASKS, main, prediction
+from hftk.cli.trained import load
 from hftk.config import GenerationSettings
 from hftk.generation import generate
 from hftk.records import RunRecord, load_record, save_record
 from hftk.task import Score
 from hftk.tokenizers import train_byte_bpe
-from hftk.trained import load
 
 TEXTS = ["The river is wide and slow.", "Größe und Maß: 漢字", "once upon a time there was a river"] * 5
 

@@ -11,8 +11,8 @@ import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
-from hftk.arguments import SECRET, argument_types, secrets, wrong_type
 from hftk.config import Problem
+from hftk.parsing.arguments import SECRET, argument_types, secrets, wrong_type
 
 _PLAN = "leave it out: hftk plans the batches of an epoch by itself, rows of similar length together"
 _MEMORY = "leave it out: batches come tokenized from memory, there is nothing to wait for"

@@ -8,9 +8,9 @@ from dataclasses import fields
 
 import pytest
 
-from hftk import arguments, renamed
 from hftk.config import RunConfig
-from hftk.settings import read_settings
+from hftk.parsing import arguments, renamed
+from hftk.parsing.settings import read_settings
 
 KNOWN = [*read_settings(RunConfig()), "config"]
 LATER = {"model.quantization.bits", "model.adapter.method", "model.adapter.rank", "model.adapter.targets"}
@@ -54,7 +54,7 @@ def test_fields_read_off_the_source_are_those_of_the_class() -> None:
 
 def test_reading_the_fields_imports_nothing_heavy() -> None:
     script = (
-        "import sys; from hftk.renamed import extra_problems\n"
+        "import sys; from hftk.parsing.renamed import extra_problems\n"
         "assert list(extra_problems({'neftune_noise_alpha': 'x', 'foo': 1}))\n"
         "assert not {'torch', 'transformers'} & set(sys.modules)"
     )

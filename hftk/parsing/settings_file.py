@@ -17,9 +17,9 @@ from typing import Any, ClassVar
 
 import yaml
 
-from hftk.arguments import SECRET
 from hftk.config import InputError, Problem, to_dict
-from hftk.renamed import did_you_mean
+from hftk.parsing.arguments import SECRET
+from hftk.parsing.renamed import did_you_mean
 
 _PLAIN: Mapping[str, tuple[str, str]] = {
     "tag:yaml.org,2002:null": (r"^(?:~|null|Null|NULL|)$", "~nN\0"),

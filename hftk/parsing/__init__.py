@@ -16,11 +16,11 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar
 
-from hftk.arguments import SECRET
 from hftk.config import ALTERNATIVES, InputError, Problem
-from hftk.renamed import advise, correct, did_you_mean, extra_problems, targets
-from hftk.settings import Setting, WrongValue, convert, expected, format_help, read_settings
-from hftk.settings_file import Entry, Given, dump_config, print_config, read_entries, read_value, save_config
+from hftk.parsing.arguments import SECRET
+from hftk.parsing.renamed import advise, correct, did_you_mean, extra_problems, targets
+from hftk.parsing.settings import Setting, WrongValue, convert, expected, format_help, read_settings
+from hftk.parsing.settings_file import Entry, Given, dump_config, print_config, read_entries, read_value, save_config
 
 __all__ = ["dump_config", "format_help", "load_config", "parse", "print_config", "save_config"]
 

@@ -1,0 +1,42 @@
+"""Tokenizers of single characters, with and without a start token of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from hftk import choices
+from hftk.tokenizers import train_characters
+
+
+@pytest.fixture(autouse=True)
+def _no_earlier_choices() -> Iterator[None]:
+    choices.forget()
+    yield
+    choices.forget()
+
+
+@pytest.fixture(scope="module")
+def gpt2_tokenizer() -> Any:
+    return train_characters(["abcdefghijklmnopqrstuvwxyz", "床前明月光，疑是地上霜。"], 100)
+
+
+@pytest.fixture(scope="module")
+def llama_tokenizer(gpt2_tokenizer: Any) -> Any:
+    """A tokenizer that puts its own start token before each text, as Llama's does."""
+    from tokenizers.processors import TemplateProcessing
+    from transformers import PreTrainedTokenizerFast
+
+    backend = type(gpt2_tokenizer.backend_tokenizer).from_str(gpt2_tokenizer.backend_tokenizer.to_str())
+    backend.add_special_tokens(["<s>", "</s>"])
+    backend.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", backend.token_to_id("<s>"))])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, bos_token="<s>", eos_token="</s>", pad_token="</s>", unk_token="<|unknown|>"
+    )
+
+
+@pytest.fixture(params=["gpt2", "llama"])
+def tokenizer(request: pytest.FixtureRequest) -> Any:
+    return request.getfixturevalue(f"{request.param}_tokenizer")
