@@ -12,6 +12,7 @@ import json
 import math
 import shutil
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from accelerate.utils import gather_object
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.utils import logging
 
@@ -51,11 +53,6 @@ class TrainingDiverged(RuntimeError):
     """A loss or gradient that is no finite number; what was saved before is kept."""
 
 
-def peak_learning_rate(config: RunConfig) -> float:
-    """``train.learning_rate``, or its default for the weights that the run starts from."""
-    return config.train.learning_rate or (5e-5 if is_pretrained(config.model) else 1e-3)
-
-
 def make_arguments(config: RunConfig, plan: Plan | StreamPlan) -> TrainingArguments:
     """Trainer's arguments; ``train.extra`` comes last. When to log, judge and save is the plan's business, not theirs."""
     train = config.train
@@ -67,7 +64,7 @@ def make_arguments(config: RunConfig, plan: Plan | StreamPlan) -> TrainingArgume
         max_grad_norm=train.max_grad_norm,
         seed=train.seed,
         # For train.extra.optim and lr_scheduler_type alone, which bring Trainer's own optimizers and schedules.
-        learning_rate=peak_learning_rate(config), weight_decay=train.weight_decay, adam_beta1=train.adam_beta1, adam_beta2=train.adam_beta2,
+        learning_rate=optimization.peak_learning_rate(config.train, is_pretrained(config.model)), weight_decay=train.weight_decay, adam_beta1=train.adam_beta1, adam_beta2=train.adam_beta2,
         warmup_steps=train.warmup,
         full_determinism=train.deterministic,
         torch_compile=train.torch_compile,
@@ -123,7 +120,7 @@ class ExactTrainer(Trainer):
         self.plain, self.tokenizer = model, tokenizer
         self.folder = Path(config.output) / checkpoints.FOLDER
         self.task, self.config, self.loader, self.validation, self.run = task, config, loader, validation, run
-        self.learning_rate = peak_learning_rate(config)
+        self.learning_rate = optimization.peak_learning_rate(config.train, is_pretrained(config.model))
         if config.train.learning_rate is None:
             weights = "pre-trained weights" if is_pretrained(config.model) else "a model made on the spot"
             note(f"train.learning_rate: {self.learning_rate:g}, for {weights}")
@@ -345,6 +342,7 @@ class ExactTrainer(Trainer):
         self.tokenizer.save_pretrained(staged)
         (staged / STATE).write_text(json.dumps(state), encoding="utf-8")
         checkpoints.seal(staged, final, {"step": self.state.global_step, "processes": self.args.world_size})
+        staged.parent.rmdir()
         checkpoints.rotate(final.parent.parent, self.config.train.keep_checkpoints, self.best_step())
 
     def _get_output_dir(self, trial: Any) -> str:
@@ -358,6 +356,15 @@ class ExactTrainer(Trainer):
             raise RuntimeError(f"the best weights, in {folder}, cannot be restored: {problem}")
         self.state.best_model_checkpoint = str(folder)
         self._load_best_model()
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        """Every process has a random state of its own; the main one writes them all."""
+        with tempfile.TemporaryDirectory() as folder:
+            super()._save_rng_state(folder)
+            own = [(path.name, path.read_bytes()) for path in Path(folder).iterdir()]
+        for name, content in gather_object(own):
+            if self.args.should_save:
+                (Path(output_dir) / name).write_bytes(content)
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
         """Weights that a checkpoint lacks are an error. Trainer warns, and of tied weights too, which are saved once."""

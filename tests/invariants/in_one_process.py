@@ -10,7 +10,7 @@ import torch
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 
-from hftk import checkpoints
+from hftk import checkpoints  # noqa: E402
 
 spec = importlib.util.spec_from_file_location("test_resume", HERE / "test_resume.py")
 test_resume = importlib.util.module_from_spec(spec)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
@@ -29,6 +30,7 @@ def gathered(value: Any) -> list[Any]:
 
 def main(folder: Path) -> dict[str, Any]:
     torch.set_num_threads(1)
+    gc.freeze()  # see tests/conftest.py
     found: dict[str, Any] = {"processes": launched().processes, "runs": {}, "apart": {}}
     for case in small_runs.CASES:
         for size in (8, 2):

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import random
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -19,6 +24,7 @@ from hftk.config import EvalConfig, ModelConfig, TrainConfig, override
 from hftk.task import Splits
 from hftk.trainer import ExactTrainer
 
+ROOT = Path(__file__).parents[2]
 CONTEXT = 64
 SHAPES: dict[str, dict[str, Any]] = {
     "gpt2": {"n_layer": 2, "n_head": 2, "n_embd": 32, "n_positions": CONTEXT},
@@ -44,7 +50,9 @@ def one_to_a_block(count: int, seed: int = 0) -> list[str]:
 def many_to_a_block(count: int, seed: int = 0) -> list[str]:
     """Texts of which a block holds one to a handful, seldom quite full: there are too few short ones for that."""
     rng = random.Random(seed)
-    return texts([rng.choice([rng.randint(3, 8), *(rng.randint(30, 50) for _ in range(2))]) for _ in range(count)], seed)
+    return texts(
+        [rng.choice([rng.randint(3, 8), *(rng.randint(30, 50) for _ in range(2))]) for _ in range(count)], seed
+    )
 
 
 def splits_of(train: list[str], validation: list[str] | None = None) -> Splits:
@@ -157,6 +165,24 @@ def timeless(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{name: value for name, value in point.items() if name != "seconds"} for point in history]
 
 
+def launch_two(script: str, *arguments: str, cwd: Path) -> str:
+    """Start a script of this folder in two processes, as ``recipes/accelerate/two_processes.yaml`` has it; what it printed."""
+    settings = ROOT / "recipes/accelerate/two_processes.yaml"
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(settings)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    started = subprocess.Popen(
+        [*launch, str(Path(__file__).with_name(script)), *arguments], cwd=cwd, env=environment, start_new_session=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        printed, errors = started.communicate(timeout=400)
+    except subprocess.TimeoutExpired:
+        os.killpg(started.pid, signal.SIGKILL)  # the launcher alone would leave its children running
+        printed, errors = started.communicate()
+    assert started.returncode == 0, printed[-2000:] + errors[-8000:]
+    return printed
+
+
 # One global batch in several ways ----------------------------------------------------------------------------------------
 
 CASES: dict[str, tuple[str, list[str], dict[str, Any]]] = {
@@ -167,7 +193,11 @@ CASES: dict[str, tuple[str, list[str], dict[str, Any]]] = {
     "token budget": ("gpt2", one_to_a_block(80), {"max_tokens_per_batch": 150}),
     "last batch of one row": ("gpt2", one_to_a_block(65), {}),
     "penalty and smoothing": ("gpt2", many_to_a_block(200), {"l1_penalty": 1e-3, "label_smoothing": 0.1}),
-    "clipping and AdamW": ("gpt2", one_to_a_block(80), {"max_grad_norm": 0.5, "optimizer": "adamw", "learning_rate": 1e-3}),
+    "clipping and AdamW": (
+        "gpt2",
+        one_to_a_block(80),
+        {"max_grad_norm": 0.5, "optimizer": "adamw", "learning_rate": 1e-3},
+    ),
 }
 """Name to architecture, training texts and what differs in ``train``."""
 

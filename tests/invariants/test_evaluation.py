@@ -1,6 +1,7 @@
 """Invariants 2 and 3: losses and perplexities are means over the tokens of the split, in data order, however they are computed."""
 
 import math
+import time
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import small_runs
 import torch
 
 import hftk
+import hftk.training
 from hftk.config import override
 from hftk.evaluation import collect
 
@@ -86,9 +88,7 @@ def test_eval_loss_of_training_is_the_log_perplexity_of_evaluate(tmp_path):
 
 
 def test_evaluation_on_the_way_does_not_change_training(tmp_path):
-    plain = small_runs.fit(
-        small_runs.make_config(tmp_path / "plain", dropout=0.1), small_runs.splits_of(TRAIN)
-    )
+    plain = small_runs.fit(small_runs.make_config(tmp_path / "plain", dropout=0.1), small_runs.splits_of(TRAIN))
     judged = small_runs.fit(
         small_runs.make_config(tmp_path / "judged", dropout=0.1, train={"eval_steps": 1}),
         small_runs.splits_of(TRAIN, HELD_OUT),
@@ -114,3 +114,26 @@ def test_two_processes_judge_as_one_does(two_processes):
         assert seen["scores"] == pytest.approx(values(alone), rel=1e-6)
         assert seen["outputs"]["tokens"].tolist() == alone.outputs["tokens"].tolist()
         np.testing.assert_allclose(seen["outputs"]["nats"], alone.outputs["nats"], rtol=1e-6)
+
+
+def test_a_model_in_evaluation_mode_is_trained_in_training_mode(tmp_path):
+    """As ``from_pretrained`` gives it; and evaluations on the way do not leave it there."""
+    config = small_runs.make_config(tmp_path, dropout=0.5, train={"eval_steps": 1})
+    splits = small_runs.splits_of(TRAIN, HELD_OUT)
+    task, model, tokenizer = small_runs.load(config, splits)
+    seen, loss, outputs = [], task.loss, task.outputs
+    task.loss = lambda model, batch: seen.append({m.training for m in model.modules()}) or loss(model, batch)
+    task.outputs = lambda model, batch: seen.append({m.training for m in model.modules()}) or outputs(model, batch)
+    hftk.training.fit(task, model.eval(), tokenizer, splits, config)
+    assert seen == [{True}, {False}] * 5
+
+
+def test_time_of_evaluations_is_not_booked_as_training(tmp_path):
+    config = small_runs.make_config(tmp_path, train={"eval_steps": 1, "log_steps": 5, "save_steps": 0})
+    splits = small_runs.splits_of(TRAIN, HELD_OUT)
+    task, model, tokenizer = small_runs.load(config, splits)
+    outputs = task.outputs
+    task.outputs = lambda model, batch: time.sleep(0.3) or outputs(model, batch)
+    trained = hftk.training.fit(task, model, tokenizer, splits, config)
+    assert trained.seconds["evaluate"] >= 1.5 > trained.seconds["train"]
+    assert [point["step"] for point in trained.history if "loss" not in point] == [2, 3, 4]

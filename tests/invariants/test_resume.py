@@ -107,7 +107,11 @@ def test_stopped_within_an_epoch_and_continued_evaluates_at_the_same_steps(tmp_p
     assert_as_straight(small_runs.fit(resumed(config), splits), whole)
     per_epoch = next(point["step"] for point in whole.history if point["epoch"] == 1.0)
     assert per_epoch < 10 < 2 * per_epoch
-    assert [p["step"] for p in whole.history if "eval_loss" in p] == [per_epoch, 2 * per_epoch, whole.history[-1]["step"]]
+    assert [p["step"] for p in whole.history if "eval_loss" in p] == [
+        per_epoch,
+        2 * per_epoch,
+        whole.history[-1]["step"],
+    ]
 
 
 # Signals --------------------------------------------------------------------------------------------------------------------
@@ -120,9 +124,9 @@ def test_sigterm_saves_ends_with_3_and_the_run_goes_on(straight, tmp_path, capsy
 
     monkeypatch.delenv("ACCELERATE_USE_CPU", raising=False)
     config = config_of("adamw", tmp_path / "out")
-    with small_runs.stopping_at(2, lambda trainer: os.kill(os.getpid(), signal.SIGTERM)):
-        with pytest.raises(SystemExit) as ending:
-            hftk.run(main, config, [])
+    terminating = small_runs.stopping_at(2, lambda trainer: os.kill(os.getpid(), signal.SIGTERM))
+    with terminating, pytest.raises(SystemExit) as ending:
+        hftk.run(main, config, [])
     status = json.loads((tmp_path / "out" / "status.json").read_text())
     assert (ending.value.code, status["exit_code"], status["state"]) == (3, 3, "stopped")
     assert "--resume auto" in capsys.readouterr().err
@@ -236,7 +240,14 @@ def test_the_micro_batch_may_change(straight, stopped, tmp_path):
 
 # Best weights -----------------------------------------------------------------------------------------------------------------
 
-RISING = {"learning_rate": 1.0, "max_grad_norm": 1.0, "max_steps": 12, "eval_steps": 2, "schedule": "constant", "log_steps": 5}
+RISING = {
+    "learning_rate": 1.0,
+    "max_grad_norm": 1.0,
+    "max_steps": 12,
+    "eval_steps": 2,
+    "schedule": "constant",
+    "log_steps": 5,
+}
 """Too high a learning rate: the best evaluation is an early one."""
 
 

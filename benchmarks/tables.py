@@ -1,0 +1,99 @@
+"""Write the tables of numbers in README.md and README.zh-CN.md from results/*.json.
+
+    python benchmarks/tables.py            # a test checks that they are up to date
+
+results/NAME.json is the record.json of the run NAME, copied there; results/nanogpt.json is written by benchmarks/nanogpt.py.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+RUNS = {
+    "quickstart": "make quickstart",
+    "shakespeare_char": "recipes/configs/shakespeare_char.yaml",
+    "shakespeare_bpe": "recipes/configs/shakespeare_bpe.yaml",
+    "songci_zh": "recipes/configs/songci_zh.yaml",
+    "smollm2_wikitext": "recipes/configs/smollm2_wikitext.yaml",
+}
+BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
+WORDS = {
+    "README.md": {
+        "head": "| run | judged on | perplexity before | after | bigram model | bits per byte | training | tokens/s |",
+        "minutes": "min",
+        "note": "Perplexities are per token of each run's own tokenizer, with 95 % bootstrap intervals; bits per byte compare across them. "
+        "Each row is a `record.json` in `results/`, measured on {cpu}, {cores} cores.",
+        "nanogpt": "Beside nanoGPT's own `train.py` on the same cores (`benchmarks/nanogpt.py`, {rounds} rounds in turn, whole processes): "
+        "{time} times its wall time, validation loss {ours} against {theirs} nats per character; with better settings "
+        "(`shakespeare_char_better.yaml`) {better} in {better_time} times its wall time.",
+    },
+    "README.zh-CN.md": {
+        "head": "| 运行 | 评价数据 | 训练前困惑度 | 训练后 | 二元模型 | 每字节比特 | 训练时间 | token/秒 |",
+        "minutes": "分钟",
+        "note": "困惑度按各自分词器的 token 计算，方括号内是 95 % 自助法区间；每字节比特可以跨分词器比较。每一行都是 `results/` 中的一份 "
+        "`record.json`，机器为 {cpu}，{cores} 核。",
+        "nanogpt": "与 nanoGPT 自己的 `train.py` 在同样的核上交替运行 {rounds} 轮、计整个进程的时间（`benchmarks/nanogpt.py`）：用时是它的 {time} 倍，"
+        "验证损失 {ours} 对 {theirs}（nat/字符）；用更好的设置（`shakespeare_char_better.yaml`）为 {better}，用时是它的 {better_time} 倍。",
+    },
+}  # fmt: skip
+
+
+def table(words: dict[str, str], folder: Path) -> str:
+    """The Markdown between the markers, from the results that there are."""
+    lines, machine = [words["head"], "|---" * (words["head"].count("|") - 1) + "|"], None
+    for name, shown in RUNS.items():
+        path = folder / f"{name}.json"
+        if not path.exists():
+            continue
+        record = json.loads(path.read_text(encoding="utf-8"))
+        machine = record["hardware"]
+        minutes = f"{record['seconds']['train'] / 60:.1f} {words['minutes']}"
+        cells = [
+            f"`{shown}`", score(record, "after", "perplexity")["split"], value(record, "before", "perplexity"),
+            with_interval(score(record, "after", "perplexity")), value(record, "baseline:bigram", "perplexity"),
+            with_interval(score(record, "after", "bits_per_byte")), minutes, f"{record['tokens_per_second']:,.0f}",
+        ]  # fmt: skip
+        lines.append("| " + " | ".join(cells) + " |")
+    if machine is None:
+        return ""
+    lines += ["", words["note"].format(cpu=machine["cpu"], cores=machine["cores"])]
+    if (folder / "nanogpt.json").exists():
+        found = json.loads((folder / "nanogpt.json").read_text(encoding="utf-8"))
+        loss, ratio = found["loss_nats_per_character"], found["time_ratio_to_nanogpt"]
+        lines += ["", words["nanogpt"].format(
+            rounds=len(found["seconds_of_whole_process"]["hftk"]), time=ratio["hftk"], ours=f"{loss['hftk']:.3f}",
+            theirs=f"{loss['nanogpt']:.3f}", better=f"{loss['hftk_better']:.3f}", better_time=ratio["hftk_better"],
+        )]  # fmt: skip
+    return "\n".join(lines)
+
+
+def score(record: dict[str, Any], when: str, name: str) -> dict[str, Any]:
+    return next(s for s in record["scores"] if s["when"] == when and s["name"] == name)
+
+
+def value(record: dict[str, Any], when: str, name: str) -> str:
+    return f"{score(record, when, name)['value']:,.2f}"
+
+
+def with_interval(found: dict[str, Any]) -> str:
+    low, high = found["interval"]
+    return f"{found['value']:.2f} [{low:.2f}, {high:.2f}]"
+
+
+def filled(text: str, inside: str) -> str:
+    """``text`` with ``inside`` between the markers."""
+    before, rest = text.split(BEGIN)
+    return f"{before}{BEGIN}\n{inside}\n{END}{rest.split(END)[1]}"
+
+
+def main() -> None:
+    for name, words in WORDS.items():
+        path = ROOT / name
+        path.write_text(filled(path.read_text(encoding="utf-8"), table(words, ROOT / "results")), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,59 @@
+"""Whatever is shipped in recipes/ can be read: found by walking the folder, and the number found is asserted."""
+
+import ast
+import importlib.util
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+import hftk
+from hftk import parsing
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+SCRIPTS = sorted(RECIPES.glob("*.py"))
+CONFIGS = sorted((RECIPES / "configs").glob("*.yaml"))
+LAUNCH = sorted((RECIPES / "accelerate").glob("*.yaml"))
+
+
+def load(script):
+    spec = importlib.util.spec_from_file_location(script.stem, script)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_number_of_files_is_known():
+    assert (len(SCRIPTS), len(CONFIGS), len(LAUNCH)) == (1, 5, 3), "added one? count it here"
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
+def test_a_recipe_is_a_page_with_a_command_a_task_and_a_config(script):
+    source = script.read_text(encoding="utf-8")
+    assert len(source.splitlines()) <= 60, "a recipe longer than a page means that a stage is missing"
+    assert f"accelerate launch recipes/{script.name}" in ast.get_docstring(ast.parse(source))
+    recipe = load(script)
+    assert isinstance(recipe.CONFIG, hftk.RunConfig) and not list(recipe.CONFIG.problems())
+    task = recipe.TASK(recipe.CONFIG)
+    assert recipe.CONFIG.model.size in task.sizes(task.architecture), "runs with no argument and no network"
+    assert callable(recipe.main) and recipe.CONFIG.output == f"out/{script.stem}"
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_a_config_is_a_part_of_its_recipe(path):
+    command = re.search(
+        r"accelerate launch recipes/(\w+)\.py --config recipes/configs/(\S+)", path.read_text(encoding="utf-8")
+    )
+    assert command and command[2] == path.name
+    recipe = load(RECIPES / f"{command[1]}.py")
+    config = parsing.parse(recipe.CONFIG, ["--config", str(path)])
+    assert config != recipe.CONFIG and not list(config.problems())
+    assert config.output == f"out/{path.stem}"
+
+
+@pytest.mark.parametrize("path", LAUNCH, ids=lambda path: path.stem)
+def test_a_launch_config_names_its_command(path):
+    text = path.read_text(encoding="utf-8")
+    assert re.search(rf"accelerate launch --config_file recipes/accelerate/{path.name}", text)
+    assert yaml.safe_load(text)["compute_environment"] == "LOCAL_MACHINE"
