@@ -1,4 +1,4 @@
-"""The only file that knows ``transformers.Trainer``.
+"""The only file that knows ``transformers.Trainer`` (and :mod:`hftk.conductor`, its callback).
 
 What stock Trainer (5.23) does is kept; what is wrong or slow at the joints is replaced: one data-loader item is one optimizer
 step, so that the loss of a step is its sum divided by the items of the *global* batch, whatever the split (Trainer divides by
@@ -7,11 +7,10 @@ what the model happens to count, and for most classic models by nothing: https:/
 
 from __future__ import annotations
 
-import hashlib
+import functools
 import json
 import math
 import shutil
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -19,16 +18,17 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
+import accelerate.optimizer
 import torch
 from accelerate.utils import gather_object
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainingArguments
 from transformers.utils import logging
 
 from hftk import checkpoints, optimization
 from hftk.batching import Plan, StepLoader, StreamPlan
 from hftk.choices import note
-from hftk.config import InputError, Problem, RunConfig
+from hftk.conductor import Conductor
+from hftk.config import RunConfig
 from hftk.evaluation import collect
 from hftk.launch import on_main, stop_requested
 from hftk.model import is_pretrained
@@ -40,11 +40,6 @@ if TYPE_CHECKING:
 
 STATE = "hftk.json"
 """What a checkpoint of ours holds besides Trainer's files: history, counters, automatic choices, and what the run trains on."""
-FIXED = (
-    "seed", "learning_rate", "min_learning_rate", "schedule", "warmup", "optimizer", "weight_decay", "adam_beta1",
-    "adam_beta2", "l1_penalty", "label_smoothing", "max_grad_norm", "extra.optim", "extra.lr_scheduler_type",
-)  # fmt: skip
-"""Settings of ``train`` that a continued run must share: the saved optimizer and schedule overrule them, or mix the two."""
 CHECK_STEPS = 100
 """Most steps between two looks at the losses: on a GPU each look waits for the device."""
 
@@ -80,28 +75,6 @@ def make_arguments(config: RunConfig, plan: Plan | StreamPlan) -> TrainingArgume
     )  # fmt: skip
 
 
-def fingerprint(plan: Plan | StreamPlan, config: RunConfig, model: PreTrainedModel) -> dict[str, Any]:
-    """What must be the same for a run to continue, by the name that a person knows it under; plain values, fit for JSON.
-
-    Raises:
-        InputError: a stream without a single row to train on.
-    """
-    first = next(plan.steps(), None)  # of a stream it holds the first chunk, else all rows
-    if first is None:
-        raise InputError(Problem(setting="data.train", message="no training row is left after encoding"))
-    digest = hashlib.sha256()
-    for name in sorted(first.features.columns):
-        for entry in first.features.columns[name]:
-            digest.update(np.asarray(entry).tobytes())
-    return {
-        "the model": f"{type(model).__name__} of {sum(p.numel() for p in model.parameters())} parameters",
-        "the training data": f"{len(first.features)} rows with SHA-256 {digest.hexdigest()[:12]}",
-        "the global batch": f"{plan.size.rows} rows" if plan.size.rows else f"{plan.size.tokens} tokens",
-        "the length of the run": f"{plan.total_steps} steps",
-        **{f"--train.{name}": getattr(config.train, name, config.train.extra.get(name.removeprefix("extra."))) for name in FIXED},
-    }
-
-
 class ExactTrainer(Trainer):
     """Trainer whose data loader gives one optimizer step at a time and whose loss is exact for every split of it."""
 
@@ -109,10 +82,10 @@ class ExactTrainer(Trainer):
         self, task: Task, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, arguments: TrainingArguments,
         config: RunConfig, loader: StepLoader, validation: Features | None, run: dict[str, Any], state: dict[str, Any],
     ) -> None:  # fmt: skip
-        """``run`` is the :func:`fingerprint`, ``state`` what :data:`STATE` of the checkpoint holds that the run continues from."""
+        """``run`` is :func:`hftk.training.fingerprint`, ``state`` what :data:`STATE` of the checkpoint holds that the run continues from."""
         use_cache = getattr(model.config, "use_cache", None)
         # No processing_class: with one, Trainer writes the tokenizer's ids into the model's config (align_special_tokens).
-        self._conductor = _Conductor(self)
+        self._conductor = Conductor(self)
         super().__init__(model=model, args=arguments, callbacks=[self._conductor])
         if use_cache is not None:
             model.config.use_cache = use_cache  # Trainer turns it off, and off it would be saved
@@ -132,7 +105,7 @@ class ExactTrainer(Trainer):
         """Sum of the losses since the last logged step, and that step, at the checkpoint that the run continues from."""
         self.stopped = False
         self._losses: list[torch.Tensor] = []
-        self._stop_asked = False
+        self.stop_asked = False
         self._clock = time.perf_counter()
         self._staging: Path | None = None
         loader.tokens = state.get("tokens", 0)
@@ -143,6 +116,16 @@ class ExactTrainer(Trainer):
         return self.loader.tokens
 
     # Data, optimizer, schedule --------------------------------------------------------------------------------------------
+
+    def begin(self, step: int) -> None:
+        """Make ready for the steps after ``step``; Trainer has loaded its own state."""
+        # What a run left that was killed while it saved would be sealed with the next checkpoint of the same step.
+        on_main(shutil.rmtree, self.folder / checkpoints.STAGING, ignore_errors=True)
+        self.loader.start = step
+        if self.unlogged is not None:
+            self._tr_loss += self.unlogged[0]
+            self._globalstep_last_logged = self.unlogged[1]
+        self._clock = time.perf_counter()
 
     def get_train_dataloader(self) -> Any:
         return self.loader
@@ -188,6 +171,7 @@ class ExactTrainer(Trainer):
         note(f"train.precision: {chosen[0]} ({chosen[1]})")
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
+        _search_for_lomo_once()
         try:
             return super().train(*args, **kwargs)
         finally:
@@ -207,9 +191,9 @@ class ExactTrainer(Trainer):
             values = torch.tensor([*totals.values(), float(stop_requested())], dtype=torch.float64, device=device)
             torch.distributed.all_reduce(values)
             totals = dict(zip(totals, values.tolist()[:-1], strict=True))
-            self._stop_asked = bool(values[-1] > 0)
+            self.stop_asked = bool(values[-1] > 0)
         else:
-            self._stop_asked = stop_requested()
+            self.stop_asked = stop_requested()
         return totals
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
@@ -248,13 +232,13 @@ class ExactTrainer(Trainer):
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """``eval_loss``: the mean over the items of the validation split, as :func:`hftk.evaluation.evaluate` has it."""
-        self._tick("train")
+        self.tick("train")
         assert self.validation is not None
         outputs = collect(
             self.task, self.model, self.tokenizer, self.validation, batch_size=self.config.eval.batch_size
         )
         metrics = {"eval_loss": self.task.eval_loss(outputs)}
-        self._tick("evaluate")
+        self.tick("evaluate")
         if not math.isfinite(metrics["eval_loss"]):
             raise self._diverged(f"eval_loss is {metrics['eval_loss']} after step {self.state.global_step}")
         self.log(metrics)
@@ -311,7 +295,7 @@ class ExactTrainer(Trainer):
         super().log(logs, start_time)
         if "loss" in logs or "eval_loss" in logs:
             if not self.history or self.history[-1]["step"] != self.state.global_step:
-                self._tick("train")
+                self.tick("train")
                 seconds = sum(self.seconds.values())
                 self.history.append({"step": self.state.global_step, "epoch": self.loader.epoch, "tokens": self.tokens, "seconds": round(seconds, 3)})  # fmt: skip
             names = ("loss", "eval_loss", "learning_rate", "grad_norm")
@@ -319,7 +303,7 @@ class ExactTrainer(Trainer):
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Trainer's own files into a staging folder, then sealed and renamed (see :mod:`hftk.checkpoints`)."""
-        self._tick("train")
+        self.tick("train")
         root = self.folder
         self._staging = root / checkpoints.STAGING
         name = f"checkpoint-{self.state.global_step}"
@@ -331,7 +315,7 @@ class ExactTrainer(Trainer):
         staged, self._staging = self._staging / name, None
         self.accelerator.wait_for_everyone()
         on_main(self._seal, staged, root / name)
-        self._tick("save")
+        self.tick("save")
 
     def _seal(self, staged: Path, final: Path) -> None:
         (staged / "training_args.bin").unlink(missing_ok=True)  # a pickle that nothing reads
@@ -372,9 +356,11 @@ class ExactTrainer(Trainer):
         left_out = {*tied, *tied.values(), *(getattr(self.plain, "_keys_to_ignore_on_save", None) or ())}
         wrong = [*(name for name in load_result.missing_keys if name not in left_out), *load_result.unexpected_keys]
         if wrong:
-            raise RuntimeError(f"the weights of the checkpoint are not those of the model; they differ in {', '.join(wrong)}")
+            raise RuntimeError(
+                f"the weights of the checkpoint are not those of the model; they differ in {', '.join(wrong)}"
+            )
 
-    def _tick(self, stage: str) -> None:
+    def tick(self, stage: str) -> None:
         """Book the time since the last tick on ``stage``."""
         now = time.perf_counter()
         self.seconds[stage] += now - self._clock
@@ -396,75 +382,8 @@ def no_progress_bars() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-class _Conductor(TrainerCallback):
-    """Says after each step what is due: a point of the curve, an evaluation, a checkpoint, the end. Draws the progress bar."""
-
-    def __init__(self, trainer: ExactTrainer) -> None:
-        self.trainer = trainer
-        self.bar: Any = None
-        self.epoch = 0
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        from tqdm.auto import tqdm
-
-        trainer, train = self.trainer, self.trainer.config.train
-        on_main(shutil.rmtree, trainer.folder / checkpoints.STAGING, ignore_errors=True)  # half a checkpoint of a killed run
-        trainer.loader.start = state.global_step
-        if trainer.unlogged is not None:
-            trainer._tr_loss += trainer.unlogged[0]
-            trainer._globalstep_last_logged = trainer.unlogged[1]
-        total = state.max_steps
-        per_epoch = trainer.loader.plan.steps_per_epoch or max(1, total // 10)
-        self.eval_every = _interval(train.eval_steps, total)
-        self.save_every = _interval(train.save_steps, total)
-        self.log_every = train.log_steps or max(1, total // 200)
-        self.by_epoch = self.eval_every is None and trainer.loader.plan.steps_per_epoch is not None
-        if self.eval_every is None and not self.by_epoch:
-            self.eval_every = per_epoch
-        self.epoch = int(state.epoch or 0)
-        self.bar = tqdm(
-            total=total, initial=state.global_step, desc="training", unit="step", dynamic_ncols=True,
-            disable=not state.is_world_process_zero, mininterval=0.2 if sys.stderr.isatty() else 10,
-        )  # fmt: skip
-        trainer._clock = time.perf_counter()
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        trainer, step = self.trainer, state.global_step
-        state.epoch = trainer.loader.epoch
-        last = step >= state.max_steps
-        control.should_log = step % self.log_every == 0 or step == 1 or last
-        if self.by_epoch:
-            due, self.epoch = int(state.epoch) > self.epoch, int(state.epoch)
-        else:
-            due = bool(self.eval_every) and step % (self.eval_every or 1) == 0
-        control.should_evaluate = trainer.validation is not None and (due or last)
-        saves = due if self.save_every is None else bool(self.save_every) and step % self.save_every == 0
-        control.should_save = saves or last
-        if trainer._stop_asked and not last:
-            trainer.stopped = True
-            control.should_save = control.should_training_stop = True
-        control.should_training_stop |= last
-        self.bar.update(1)
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
-        if self.bar is None or not logs:
-            return
-        shown = {k: f"{logs[k]:.4g}" for k in ("loss", "eval_loss", "learning_rate") if k in logs}
-        if "eval_loss" in logs:
-            self.bar.write(f"step {state.global_step}: eval_loss {logs['eval_loss']:.4f}", file=sys.stderr)
-        self.bar.set_postfix(shown, refresh=False)
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.trainer._tick("train")
-
-    def close(self) -> None:
-        """Leave the progress bar as it stands, so that what is printed next has a line of its own."""
-        if self.bar is not None:
-            self.bar.close()
-
-
-def _interval(steps: float | None, total: int) -> int | None:
-    """A number of steps, or a share of the run, as steps; 0 stays 0, None stays None."""
-    if steps is None or steps == 0:
-        return None if steps is None else 0
-    return max(1, round(steps * total)) if steps < 1 else int(steps)
+def _search_for_lomo_once() -> None:
+    """accelerate (1.15) searches the disk for the package lomo_optim twice in every optimizer step: 1 % of a small model's."""
+    search = accelerate.optimizer.is_lomo_available
+    if not hasattr(search, "cache_info"):
+        accelerate.optimizer.is_lomo_available = functools.cache(search)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import shutil
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from hftk import checkpoints
@@ -20,13 +23,18 @@ from hftk.evaluation import first_rows
 from hftk.launch import StopRequested, graceful, on_main
 from hftk.model import default_length, is_pretrained
 from hftk.task import Features, Splits, Task
-from hftk.trainer import STATE, ExactTrainer, fingerprint, make_arguments, no_progress_bars
+from hftk.trainer import STATE, ExactTrainer, make_arguments, no_progress_bars
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 STREAM_ROWS = 2000
 """Rows of a stream that are encoded, shuffled and grouped together."""
+FIXED = (
+    "seed", "learning_rate", "min_learning_rate", "schedule", "warmup", "optimizer", "weight_decay", "adam_beta1",
+    "adam_beta2", "l1_penalty", "label_smoothing", "max_grad_norm", "extra.optim", "extra.lr_scheduler_type",
+)  # fmt: skip
+"""Settings of ``train`` that a continued run must share: the saved optimizer and schedule overrule them, or mix the two."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,8 +68,11 @@ def fit(
     Raises:
         InputError: settings that do not fit the data or the checkpoint.
         StopRequested: SIGTERM or SIGINT; a checkpoint was saved first.
+        TrainingDiverged: a loss or gradient is no finite number; the last checkpoint is kept.
     """
     _check_validation(splits, config)
+    if config.resume == "never":
+        on_main(_clear_checkpoints, config)
     checkpoint, told = on_main(checkpoints.choose, config.resume, config.output)
     for line in told:
         note(line)
@@ -153,6 +164,31 @@ def _plan(
     return Plan(features, size, seed=train.seed, epochs=epochs, max_steps=max_steps), features.facts
 
 
+def fingerprint(plan: Plan | StreamPlan, config: RunConfig, model: PreTrainedModel) -> dict[str, Any]:
+    """What must be the same for a run to continue, by the name that a person knows it under; plain values, fit for JSON.
+
+    Raises:
+        InputError: a stream without a single row to train on.
+    """
+    first = next(plan.steps(), None)  # of a stream it holds the first chunk, else all rows
+    if first is None:
+        raise InputError(Problem(setting="data.train", message="no training row is left after encoding"))
+    digest = hashlib.sha256()
+    for name in sorted(first.features.columns):
+        for entry in first.features.columns[name]:
+            digest.update(np.asarray(entry).tobytes())
+    return {
+        "the model": f"{type(model).__name__} of {sum(p.numel() for p in model.parameters())} parameters",
+        "the training data": f"{len(first.features)} rows with SHA-256 {digest.hexdigest()[:12]}",
+        "the global batch": f"{plan.size.rows} rows" if plan.size.rows else f"{plan.size.tokens} tokens",
+        "the length of the run": f"{plan.total_steps} steps",
+        **{
+            f"--train.{name}": getattr(config.train, name, config.train.extra.get(name.removeprefix("extra.")))
+            for name in FIXED
+        },
+    }
+
+
 def _check_same_run(state: dict[str, Any], run: dict[str, Any]) -> None:
     problems = [
         Problem(
@@ -166,6 +202,20 @@ def _check_same_run(state: dict[str, Any], run: dict[str, Any]) -> None:
     ]
     if problems:
         raise InputError(*problems)
+
+
+def _clear_checkpoints(config: RunConfig) -> None:
+    """Checkpoints of an earlier run would be mixed up with ours. :func:`hftk.run` has seen to it; a notebook has not."""
+    found = checkpoints.checkpoints(config.output)
+    if found and not config.overwrite:
+        raise InputError(
+            Problem(
+                setting="output", message=f"expected no checkpoints, found {len(found)} of an earlier run in {found[0].parent}",
+                fix="add --resume auto to continue it, --overwrite to replace it, or choose another --output",
+            )
+        )  # fmt: skip
+    for folder in found:
+        shutil.rmtree(folder)
 
 
 def _check_validation(splits: Splits, config: RunConfig) -> None:

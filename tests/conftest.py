@@ -1,17 +1,18 @@
+"""For every test: no network, and one thread, since small tensors only wait for a second one."""
+
 import gc
+import os
 
 import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture
 def tiny_runs():
-    """For tests that train: one thread (two wait for each other beside a busy neighbour), and no search for garbage among what
-    is there already, for which Trainer spends more time than on five steps of a tiny model."""
-    import torch
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+    """For tests that train: no search for garbage among what is there already. Trainer begins with ``gc.collect()``, which
+    takes more time than five steps of a tiny model."""
     gc.freeze()
     yield
     gc.unfreeze()
-    torch.set_num_threads(threads)

@@ -5,8 +5,6 @@ import sys
 import time
 from pathlib import Path
 
-import torch
-
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 
@@ -27,5 +25,4 @@ def hang(staged, final, facts):
 
 
 checkpoints.seal = hang
-torch.set_num_threads(1)
 test_resume.go(test_resume.config_of("adamw", sys.argv[1], save_steps=2))

@@ -29,7 +29,6 @@ def gathered(value: Any) -> list[Any]:
 
 
 def main(folder: Path) -> dict[str, Any]:
-    torch.set_num_threads(1)
     gc.freeze()  # see tests/conftest.py
     found: dict[str, Any] = {"processes": launched().processes, "runs": {}, "apart": {}}
     for case in small_runs.CASES:

@@ -238,6 +238,16 @@ def test_the_micro_batch_may_change(straight, stopped, tmp_path):
     assert [p["tokens"] for p in run.history] == [p["tokens"] for p in straight("adamw").history]
 
 
+def test_without_resume_the_checkpoints_of_an_earlier_run_are_not_mixed_up(stopped, tmp_path):
+    shutil.copytree(stopped, tmp_path / "copy")
+    config = config_of("adamw", tmp_path / "copy", max_steps=1)
+    with pytest.raises(InputError, match=r"found 1 of an earlier run.*\n.*--resume auto.*--overwrite"):
+        go(config)
+    assert saved_steps(tmp_path / "copy") == [2]
+    go(override(config, {"overwrite": True}))
+    assert saved_steps(tmp_path / "copy") == [1]
+
+
 # Best weights -----------------------------------------------------------------------------------------------------------------
 
 RISING = {
