@@ -200,6 +200,8 @@ def _attempt(main: Callable[[Any], Any], config: RunConfig, argv: Sequence[str] 
         raise InputError(*problems)
     if started_by is not None:
         die_with(started_by.pid)
+    launcher.use_all_cores(started_by)
+    launcher.keep_memory()
     if _processes() == 1:  # several processes have to be joined before one of them may stop
         check_output(config)
     if _processes() > 1 or not _cpu_asked(started_by):  # one process on the CPU, as asked: nothing can be amiss

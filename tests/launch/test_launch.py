@@ -473,3 +473,24 @@ def test_the_launch_configs_say_what_their_names_say():
     assert (read["two_processes"]["num_processes"], read["two_processes"]["use_cpu"]) == (2, True)
     assert (read["one_process_cpu"]["num_processes"], read["one_process_cpu"]["use_cpu"]) == (1, True)
     assert read["ddp"]["distributed_type"] == "MULTI_GPU" and "num_processes" not in read["ddp"]
+
+
+# --- threads
+
+
+@pytest.mark.parametrize(("set_by_user", "threads"), [({}, "3"), ({"OMP_NUM_THREADS": "1"}, "1")])
+def test_a_process_gets_its_share_of_the_cores_unless_the_user_chose(set_by_user, threads, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    monkeypatch.delitem(sys.modules, "torch", raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(6)), raising=False)
+    monkeypatch.setattr(psutil.Process, "environ", lambda self: set_by_user)
+    monkeypatch.setattr(psutil.Process, "cmdline", lambda self: ["accelerate", "launch"])
+    launcher.use_all_cores(launcher.Launcher(name="accelerate", pid=os.getpid()))
+    assert os.environ["OMP_NUM_THREADS"] == threads
+
+
+def test_a_run_without_a_launcher_keeps_its_threads(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    launcher.use_all_cores(None)
+    assert os.environ["OMP_NUM_THREADS"] == "1"
