@@ -74,7 +74,7 @@ def measure(nanogpt: Path, data: Path, rounds: int, folder: Path) -> dict[str, o
                 sys.exit(f"{name} failed:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
             print(f"round {number + 1}: {name} {seconds[name][-1]:.1f} s", flush=True)
     judged = subprocess.run([sys.executable, "-c", JUDGE], cwd=theirs, capture_output=True, text=True, check=True)
-    loss = {"nanogpt": float(judged.stdout)}
+    loss = {"nanogpt": float(judged.stdout.splitlines()[-1])}
     training = {}
     for name in ("hftk", "hftk_better"):
         record = json.loads((folder / name / "record.json").read_text(encoding="utf-8"))
