@@ -92,7 +92,8 @@ def _launcher() -> list[str]:
     try:
         import psutil
 
-        words = psutil.Process().parent().cmdline()
+        parent = psutil.Process().parent()
+        words = parent.cmdline() if parent is not None else []
     except Exception:  # no psutil, no parent, no permission: the command is then shown as a plain python one
         return []
     for at, word in enumerate(words[:4]):

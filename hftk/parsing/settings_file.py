@@ -36,7 +36,7 @@ _PLAIN: Mapping[str, tuple[str, str]] = {
 
 
 class _Loader(yaml.SafeLoader):
-    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
+    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}  # type: ignore[misc]  # the stubs call it an instance variable
 
 
 class _Dumper(yaml.SafeDumper):
