@@ -245,8 +245,7 @@ def use_all_cores(started_by: Launcher | None) -> None:
 def keep_memory() -> None:
     """Tells glibc's malloc to keep the memory of freed tensors: each step needs it again.
 
-    By default blocks above 32 MB at most go back to the system at once, and every step pays for its pages anew (on two cores a
-    step of a small GPT-2 took 1.2 times as long). Does nothing elsewhere, or where the user has set a ``MALLOC_`` variable.
+    By default blocks above 32 MB at most go back to the system at once, and every step pays for its pages anew. Does nothing elsewhere, or where the user has set a ``MALLOC_`` variable.
     """
     if not sys.platform.startswith("linux") or any(name.startswith("MALLOC_") for name in os.environ):
         return
