@@ -14,7 +14,7 @@ TASK = hftk.CausalLM
 CONFIG = hftk.CausalLMConfig(
     data=hftk.DataConfig(sample="python_docs"),
     model=hftk.ModelConfig(size="tiny", vocab_size=2048),
-    train=hftk.TrainConfig(epochs=5, per_device_batch_size=16, global_batch_size=16, learning_rate=3e-3,
+    train=hftk.TrainConfig(epochs=8, per_device_batch_size=16, global_batch_size=16, learning_rate=3e-3,
                            schedule="cosine", warmup=0.05, weight_decay=0.1, adam_beta2=0.99),
     generation=hftk.GenerationSettings(do_sample=True, temperature=0.8, top_k=50),
     output="out/gpt2_clm",
