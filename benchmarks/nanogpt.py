@@ -51,6 +51,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         result = measure(asked.nanogpt, asked.data.resolve(), asked.rounds, Path(folder))
     path = HERE.parent / "results" / "nanogpt.json"
+    path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     print(f"written to {path}")
 

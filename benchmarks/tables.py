@@ -19,10 +19,23 @@ RUNS = {
     "songci_zh": "recipes/configs/songci_zh.yaml",
     "smollm2_wikitext": "recipes/configs/smollm2_wikitext.yaml",
 }
+CLASSIFIERS = {
+    "bert_classification": "recipes/bert_classification.py",
+    "sst2_minilm": "recipes/configs/sst2_minilm.yaml",
+    "agnews_minilm": "recipes/configs/agnews_minilm.yaml",
+    "hotel_zh": "recipes/configs/hotel_zh.yaml",
+    "goemotions_minilm": "recipes/configs/goemotions_minilm.yaml",
+    "mrpc_minilm": "recipes/configs/mrpc_minilm.yaml",
+    "sick_labels_minilm": "recipes/configs/sick_labels_minilm.yaml",
+    "sick_scores_minilm": "recipes/configs/sick_scores_minilm.yaml",
+}
 BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
 WORDS = {
     "README.md": {
         "head": "| run | judged on | perplexity before | after | bigram model | bits per byte | training | tokens/s |",
+        "classifiers": "| run | judged on | score | before | after | TF-IDF baseline | majority baseline | training | tokens/s |",
+        "script": "Beside Hugging Face's `run_classification.py` at its own defaults on the same model, data and cores (`benchmarks/run_classification.py`): "
+        "{ratio:.1f} times its real tokens per second ({dynamic:.1f} times those of the script with dynamic padding), test accuracy {ours:.4f} against {theirs:.4f} (means of {seeds} seeds).",
         "minutes": "min",
         "note": "Perplexities are per token of each run's own tokenizer, with 95 % bootstrap intervals; bits per byte compare across them. "
         "Each row is a `record.json` in `results/`, measured on {cpu}, {cores} cores.",
@@ -32,6 +45,9 @@ WORDS = {
     },
     "README.zh-CN.md": {
         "head": "| 运行 | 评价数据 | 训练前困惑度 | 训练后 | 二元模型 | 每字节比特 | 训练时间 | token/秒 |",
+        "classifiers": "| 运行 | 评价数据 | 指标 | 训练前 | 训练后 | TF-IDF 基线 | 多数类基线 | 训练时间 | token/秒 |",
+        "script": "与 Hugging Face 的 `run_classification.py`（默认设置，同样的模型、数据和核）相比（`benchmarks/run_classification.py`）：每秒真实 token 数是它的 {ratio:.1f} 倍"
+        "（动态填充时 {dynamic:.1f} 倍），测试准确率 {ours:.4f} 对 {theirs:.4f}（{seeds} 个种子的平均）。",
         "minutes": "分钟",
         "note": "困惑度按各自分词器的 token 计算，方括号内是 95 % 自助法区间；每字节比特可以跨分词器比较。每一行都是 `results/` 中的一份 "
         "`record.json`，机器为 {cpu}，{cores} 核。",
@@ -57,6 +73,7 @@ def table(words: dict[str, str], folder: Path) -> str:
             with_interval(score(record, "after", "bits_per_byte")), minutes, f"{record['tokens_per_second']:,.0f}",
         ]  # fmt: skip
         lines.append("| " + " | ".join(cells) + " |")
+    lines += classifiers(words, folder)
     if machine is None:
         return ""
     lines += ["", words["note"].format(cpu=machine["cpu"], cores=machine["cores"])]
@@ -68,6 +85,32 @@ def table(words: dict[str, str], folder: Path) -> str:
             theirs=f"{loss['nanogpt']:.3f}", better=f"{loss['hftk_better']:.3f}", better_time=ratio["hftk_better"],
         )]  # fmt: skip
     return "\n".join(lines)
+
+
+def classifiers(words: dict[str, str], folder: Path) -> list[str]:
+    """The table of classification runs, each by the first score of its kind of problem."""
+    lines = []
+    for name, shown in CLASSIFIERS.items():
+        path = folder / f"{name}.json"
+        if not path.exists():
+            continue
+        record = json.loads(path.read_text(encoding="utf-8"))
+        main = next(s for s in record["scores"] if s["when"] == "after")
+        others = [number(score(record, when, main["name"])["value"]) for when in ("before", "baseline:tfidf", "baseline:majority")]
+        low, high = main["interval"]
+        cells = [
+            f"`{shown}`", main["split"], main["name"], others[0], f"{main['value']:.4f} [{low:.4f}, {high:.4f}]", *others[1:],
+            f"{record['seconds']['train'] / 60:.1f} {words['minutes']}", f"{record['tokens_per_second']:,.0f}",
+        ]  # fmt: skip
+        lines.append("| " + " | ".join(cells) + " |")
+    if not lines:
+        return []
+    head = words["classifiers"]
+    return ["", head, "|---" * (head.count("|") - 1) + "|", *lines]
+
+
+def number(found: float | None) -> str:
+    return "–" if found is None else f"{found:.4f}"
 
 
 def score(record: dict[str, Any], when: str, name: str) -> dict[str, Any]:

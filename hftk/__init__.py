@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from hftk.records import load_record, record
     from hftk.reports import write_report
     from hftk.tasks.causal_lm import CausalLM, CausalLMConfig
+    from hftk.tasks.classification import Classification, ClassificationConfig
     from hftk.training import fit
 
 __version__ = "0.1.0"
@@ -43,6 +44,7 @@ _HOMES = {
     "hftk.records": ("load_record", "record"),
     "hftk.reports": ("write_report",),
     "hftk.tasks.causal_lm": ("CausalLM", "CausalLMConfig"),
+    "hftk.tasks.classification": ("Classification", "ClassificationConfig"),
     "hftk.training": ("fit",),
 }  # fmt: skip
 _HOME = {name: module for module, names in _HOMES.items() for name in names}

@@ -102,15 +102,16 @@ def split_step(
     count = -(-len(order) // (processes * max_rows)) * processes
     pieces = np.array_split(order, count)
     if max_tokens is not None and any(len(p) > 1 and len(p) * lengths[p[0]] > max_tokens for p in pieces):
-        pieces = _fill(order, lengths, max_rows, max_tokens)
+        pieces = fill_batches(order, lengths, max_rows, max_tokens)
         while len(pieces) % processes:
             largest = max(range(len(pieces)), key=lambda i: len(pieces[i]))
             pieces[largest : largest + 1] = np.array_split(pieces[largest], 2)
     return [[pieces[i] for i in range(process, len(pieces), processes)] for process in range(processes)]
 
 
-def _fill(order: np.ndarray, lengths: np.ndarray, max_rows: int, max_tokens: int) -> list[np.ndarray]:
-    """Fill micro-batches with rows from long to short, each as full as the limits allow."""
+def fill_batches(order: np.ndarray, lengths: np.ndarray, max_rows: int, max_tokens: int) -> list[np.ndarray]:
+    """Cut ``order``, row numbers from long to short, into batches, each as full as the limits allow (padding counts; a single longer
+    row stands alone). ``lengths`` is (rows,) in tokens."""
     pieces, start = [], 0
     while start < len(order):
         rows = max(1, min(max_rows, int(max_tokens // max(1, lengths[order[start]]))))

@@ -18,7 +18,7 @@ def check(config: RunConfig, task: Task) -> int:
         InputError: every problem found: contradictory settings, no such model, a block longer than the model's context, an
             optimizer or a precision that is not to be had here.
     """
-    problems, context = list(config.problems()), 0
+    problems, context = [*config.problems(), *_metric_problems(config, task)], 0
     try:
         context = default_length(check_model(config.model, task, config.train.max_length))
     except InputError as error:
@@ -33,6 +33,13 @@ def check(config: RunConfig, task: Task) -> int:
     if problems:
         raise InputError(*dict.fromkeys(problems))
     return context
+
+
+def _metric_problems(config: RunConfig, task: Task) -> Iterator[Problem]:
+    metric = config.train.metric_for_best_model
+    if metric not in ("loss", *task.score_names):
+        message = f"expected loss or a score of {task.name}, found {metric}"
+        yield Problem(setting="train.metric_for_best_model", message=message, fix=f"choose among {', '.join(('loss', *task.score_names))}")  # fmt: skip
 
 
 def _length_problems(config: RunConfig, context: int) -> Iterator[Problem]:

@@ -58,7 +58,7 @@ class DataConfig:
     test: str | None = None
     """File, folder or glob with the test rows (judged once, at the end)."""
     sample: str | None = None
-    """Name of a sample data set made from what is installed, with no download: python_docs."""
+    """Name of a sample data set made from what is installed, with no download: python_docs, python_modules."""
     columns: dict[str, str] = field(default_factory=dict)
     """Role to column name, such as --data.columns.text body. Roles that are not named are looked up under their usual names."""
     subset: str | None = None
@@ -81,6 +81,8 @@ class DataConfig:
     """Take at most this many rows of each split (the first ones), for a quick try."""
     unicode: Literal["none", "NFC", "NFKC"] = "NFC"
     """Unicode normalization of every text; altered rows are counted."""
+    incomplete: Literal["auto", "drop", "error"] = "auto"
+    """What becomes of rows without a text or a label: drop (counted), or error: stop and say which they are. auto: drop in language modelling, error where each row has a label."""
     deduplicate: bool = True
     """Drop rows of the training split that repeat an earlier one. Training rows that stand in validation or test are always dropped."""
 
@@ -91,6 +93,8 @@ class DataConfig:
                 yield Problem(setting=f"data.{name}", message=f"expected a share from 0 to 0.5, found {value}")
         if self.max_rows is not None and self.max_rows < 1:
             yield Problem(setting="data.max_rows", message=f"expected at least 1, found {self.max_rows}")
+        if self.streaming and self.incomplete == "error":
+            yield Problem(setting="data.incomplete", message="a stream is read while it trains: it cannot be looked through before", fix="use --data.incomplete drop")  # fmt: skip
         for split in ("validation", "test"):
             if getattr(self, split) is not None and getattr(self, f"{split}_fraction"):
                 yield Problem(
@@ -115,13 +119,13 @@ class ModelConfig:
     revision: str | None = None
     """Branch, tag or commit of a Hub model."""
     size: str | None = None
-    """Make an untrained model on the spot: tiny, mini, small, medium, large or xl (see the task's sizes)."""
+    """Make an untrained model on the spot: tiny, mini, small, medium, large ... (an unknown name lists those of the task)."""
     architecture: str | None = None
     """Model type of a model made on the spot, as transformers names it, such as gpt2 or llama. Default: the recipe's."""
     config: dict[str, Any] = field(default_factory=dict)
     """Fields of the model's own config laid over it, such as --model.config.n_layer 4."""
     tokenizer: str | None = None
-    """For a model made on the spot: bpe (byte-level BPE) or characters, trained on the training split; or the Hub id or folder of an existing tokenizer. Default: bpe."""
+    """For a model made on the spot: bpe (byte-level BPE), wordpiece or characters, trained on the training split; or the Hub id or folder of an existing tokenizer. Default: wordpiece for encoders such as BERT, else bpe."""
     vocab_size: int = 4096
     """Entries in a tokenizer trained on the spot, special tokens included (fewer if the data have fewer)."""
     initialization: Literal["default", "xavier", "he"] = "default"
@@ -205,9 +209,11 @@ class TrainConfig:
     log_steps: int | None = None
     """Optimizer steps between points of the loss curve. Default: about 200 points per run."""
     early_stopping: int = 0
-    """Stop after this many evaluations without a better eval_loss; the best weights are restored. 0: off."""
+    """Stop after this many evaluations without a better one (by metric_for_best_model); the best weights are restored. 0: off."""
     restore_best: bool = False
-    """At the end take the weights of the evaluation with the best eval_loss (always so with early_stopping)."""
+    """At the end take the weights of the best evaluation, by metric_for_best_model (always so with early_stopping)."""
+    metric_for_best_model: str = "loss"
+    """What the best evaluation on the validation split goes by: loss, or a score of the task such as accuracy or f1_macro."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
     torch_compile: bool = False

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
+from hftk.batching import fill_batches
 from hftk.choices import note
 from hftk.config import EvalConfig
 from hftk.generation import generate
+from hftk.launch import on_main
+from hftk.launch.output import PREDICTIONS, write_atomically
 from hftk.model import context_length, default_length
 from hftk.task import Features, Score, Splits, Task
 
@@ -23,7 +28,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 LOGITS_BYTES = 2**28
-"""Most memory for the logits of one batch: micro-batches of a judged split shrink to fit (the scores do not change)."""
+"""Most memory for the logits over the vocabulary of one batch: batches of a judged split shrink to fit (no score changes)."""
+TOKENS = 2**14
+"""Most tokens of one batch, padding included, where the vocabulary does not matter."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +43,12 @@ class Evaluation:
     split: str = ""
     outputs: dict[str, np.ndarray] = field(default_factory=dict, repr=False)
     """Name to one entry per feature, as :meth:`hftk.task.Task.outputs` gives them."""
+    predictions: list[dict[str, Any]] = field(default_factory=list, repr=False)
+    """One per row, in data order."""
+    analysis: list[dict[str, Any]] = field(default_factory=list, repr=False)
+    """Sections for the report."""
+    facts: dict[str, Any] = field(default_factory=dict)
+    """Counts from encoding: tokens, truncated rows."""
 
 
 def evaluate(
@@ -48,11 +61,13 @@ def evaluate(
     max_length: int | None = None,
     when: str = "after",
     samples: bool = True,
+    output: str | Path | None = None,
 ) -> Evaluation | None:
     """Scores and samples of ``model`` on ``held_out`` (name and rows of a split), or None where there is no such split.
 
     ``max_length`` is the context of each window in tokens; default: the model's, at most 1024. All processes call this and get
-    the same result. No score depends on ``eval.batch_size`` or on the number of processes.
+    the same result. No score depends on ``eval.batch_size`` or on the number of processes. With ``output``, a folder, the main
+    process writes ``predictions.jsonl`` there, one line per row, before anything is scored.
     """
     if held_out is None:
         return None
@@ -61,14 +76,28 @@ def evaluate(
     rows = first_rows(rows, config.max_rows)
     features = task.encode(rows, tokenizer, max_length=max_length or default_length(model.config), training=False)
     outputs = collect(task, model, tokenizer, features, batch_size=config.batch_size, title=f"evaluating {when} training" if when in ("before", "after") else "evaluating")  # fmt: skip
-    scores = task.scores(outputs, features, rows, tokenizer, resamples=config.resamples, seed=config.seed)
+    predictions = task.predictions(outputs, features, rows, model)
+    if output is not None:
+        on_main(write_predictions, Path(output), predictions)
+    chance: dict[str, Any] = {"resamples": config.resamples, "seed": config.seed}
+    scores = task.scores(outputs, features, rows, tokenizer, **chance)
     return Evaluation(
         scores=[replace(s, split=split, when=when) for s in scores],
         samples=_complete(task, model, tokenizer, task.show(rows, outputs)) if samples else [],
         seconds=time.perf_counter() - started,
         split=split,
         outputs=outputs,
+        predictions=predictions,
+        analysis=task.analysis(outputs, features, rows, **chance) if when == "after" else [],
+        facts=features.facts,
     )
+
+
+def write_predictions(folder: Path, predictions: list[dict[str, Any]]) -> None:
+    """``predictions.jsonl`` into ``folder``, whole or not at all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in predictions)
+    write_atomically(folder / PREDICTIONS, lines)
 
 
 def evaluate_baselines(
@@ -120,7 +149,8 @@ def collect(
     Features are sorted by length, so that a batch has little padding, and dealt to the processes in turn.
     """
     collate = task.collator(tokenizer, model, training=False)
-    batches = _batches(features, batch_size, _token_budget(model))
+    order = np.argsort(-features.lengths, kind="stable")
+    batches = fill_batches(order, features.lengths, batch_size, _token_budget(task, model))
     process, processes = _place()
     mine = list(range(process, len(batches), processes))
     while len(mine) < -(-len(batches) // processes):
@@ -146,18 +176,9 @@ def judging(model: Any) -> Iterator[None]:
         model.train(was_training)
 
 
-def _batches(features: Features, batch_size: int, max_tokens: int) -> list[np.ndarray]:
-    """Feature numbers of each batch, longest first, within ``batch_size`` rows and ``max_tokens`` tokens."""
-    order = np.argsort(-features.lengths, kind="stable")
-    batches, start = [], 0
-    while start < len(order):
-        rows = max(1, min(batch_size, max_tokens // max(1, int(features.lengths[order[start]]))))
-        batches.append(order[start : start + rows])
-        start += rows
-    return batches
-
-
-def _token_budget(model: Any) -> int:
+def _token_budget(task: Task, model: Any) -> int:
+    if "loss" not in task.judged_by:
+        return TOKENS
     vocabulary = getattr(model.config, "vocab_size", None) or 1
     return max(1, LOGITS_BYTES // (4 * int(vocabulary)))
 

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from hftk.choices import note
 from hftk.config import InputError, ModelConfig, Problem
 from hftk.task import Splits, Task
-from hftk.tokenizers import SMALLEST_VOCABULARY, train_byte_bpe, train_characters
+from hftk.tokenizers import SMALLEST_VOCABULARY, train_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -55,7 +55,7 @@ def check_model(config: ModelConfig, task: Task, max_length: int | None = None) 
             message = f"expected weights ({', '.join(WEIGHTS)}) in {folder}, found {inside}"
             problems.append(Problem(setting="model.name", message=message, fix="name the folder that a run wrote"))
     else:
-        problems += _tokenizer_problems(config)
+        problems += _tokenizer_problems(config, task)
     if config.name is None or config.attention != "auto":
         problems += _build_problems(config, task, made)
     if problems:
@@ -63,10 +63,11 @@ def check_model(config: ModelConfig, task: Task, max_length: int | None = None) 
     return made
 
 
-def _tokenizer_problems(config: ModelConfig) -> Iterator[Problem]:
-    kind = config.tokenizer or "bpe"
+def _tokenizer_problems(config: ModelConfig, task: Task) -> Iterator[Problem]:
+    kind = config.tokenizer or task.tokenizer
     smallest = SMALLEST_VOCABULARY.get(kind)
     if smallest is not None:
+        smallest += 5 if task.tokenizer == "wordpiece" and kind != "wordpiece" else 0
         if config.vocab_size < smallest:
             message = f"expected at least {smallest} for --model.tokenizer {kind}, found {config.vocab_size}"
             yield Problem(setting="model.vocab_size", message=message)
@@ -76,7 +77,7 @@ def _tokenizer_problems(config: ModelConfig) -> Iterator[Problem]:
     except InputError as error:
         near = get_close_matches(kind, SMALLEST_VOCABULARY, n=1)
         message = error.problems[0].message + (f"; did you mean {near[0]}?" if near else "")
-        yield Problem(setting="model.tokenizer", message=message, fix="use bpe, characters, a folder or a Hub id")
+        yield Problem(setting="model.tokenizer", message=message, fix=f"use {', '.join(SMALLEST_VOCABULARY)}, a folder or a Hub id")
 
 
 def _build_problems(config: ModelConfig, task: Task, made: PretrainedConfig) -> Iterator[Problem]:
@@ -143,8 +144,14 @@ def _lay_over(made: PretrainedConfig, values: Mapping[str, Any]) -> None:
         raise InputError(*problems)
 
 
+POSITIONS_AFTER_PADDING = ("roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "roberta-prelayernorm", "longformer", "data2vec-text", "mpnet", "xmod")  # fmt: skip
+"""Model types that number positions from the padding's id + 1 on: so many of their position embeddings stand for no token."""
+
+
 def context_length(config: PretrainedConfig) -> int:
     """Most tokens that the model was made for, by the names that architectures use for it."""
+    if config.model_type in POSITIONS_AFTER_PADDING:
+        return int(config.max_position_embeddings - (config.pad_token_id or 0) - 1)
     for name in ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "seq_length"):
         value = getattr(config, name, None)
         if isinstance(value, int) and value > 0:
@@ -169,17 +176,44 @@ def load_model(
         InputError: as :func:`check_model`; or a tokenizer that does not fit the model.
     """
     made = model_config(config, task)
+    trained_for = _labels(made)
     for name, value in task.model_settings(splits).items():
         setattr(made, name, value)
     with _seeded(seed):
         if config.name is None:
             return _make(config, task, splits, made)
         model, tokenizer = _load_named(config, task, made)
+        if trained_for is not None:
+            _keep_order(model, trained_for)
         embeddings: Any = model.get_input_embeddings()
         if len(tokenizer) > embeddings.weight.shape[0]:
             model.resize_token_embeddings(len(tokenizer))
             note(f"embeddings grown to {len(tokenizer)} rows: the tokenizer has more entries than the model")
         return model, tokenizer
+
+
+def _labels(config: Any) -> list[str] | None:
+    """Labels of a checkpoint that is a classifier already, in the order of its outputs."""
+    if not any("ForSequenceClassification" in name for name in config.architectures or ()):
+        return None
+    return [config.id2label[i] for i in range(config.num_labels)]
+
+
+def _keep_order(model: PreTrainedModel, old: list[str]) -> None:
+    """Let every output of a head that was trained before mean the label that it meant, in the order of the new labels."""
+    settings: Any = model.config
+    new = [settings.id2label[i] for i in range(settings.num_labels)]
+    if new == old:
+        return
+    if sorted(new) != sorted(old):
+        known = "made anew" if len(new) != len(old) else "kept, and its outputs get new names"
+        note(f"the checkpoint was trained for other labels ({', '.join(old[:5])}{' ...' if len(old) > 5 else ''}): its head is {known}")
+        return
+    order = torch.tensor([old.index(name) for name in new])
+    head = [m for m in model.modules() if isinstance(m, torch.nn.Linear) and m.out_features == len(new)][-1]
+    with torch.no_grad():
+        for parameter in head.parameters():
+            parameter.copy_(parameter[order])
 
 
 @contextmanager
@@ -220,23 +254,38 @@ def _load_named(
         made.activation_function = "gelu_pytorch_tanh"
         note("activation gelu_new computed as gelu_pytorch_tanh: the same function in one kernel instead of eight")
     attention = {} if config.attention == "auto" else {"attn_implementation": config.attention}
-    model = _named(config, lambda name, **kw: auto.from_pretrained(name, config=made, dtype=_dtype(config), **attention, **kw))
+    # A head for another number of labels is made anew; other weights of another shape stay an error.
+    new_head = {"ignore_mismatched_sizes": True} if "SequenceClassification" in task.auto_model else {}
+    model, loading = _named(
+        config,
+        lambda name, **kw: auto.from_pretrained(
+            name, config=made, dtype=_dtype(config), output_loading_info=True, **attention, **new_head, **kw
+        ),
+    )
+    wrong = [key for key, _, shape in loading["mismatched_keys"] if list(shape)[:1] != [made.num_labels]]
+    if wrong:
+        message = f"the weights {', '.join(wrong[:3])} in {config.name} have another shape than its config says"
+        raise InputError(Problem(setting="model.name", message=message, fix="leave out --model.config, or name another model"))
+    if loading["missing_keys"]:
+        note(f"new weights, not in the checkpoint: {', '.join(sorted(loading['missing_keys'])[:4])}")
     return _plain(model), _tokenizer(config)
 
 
 def _make(
     config: ModelConfig, task: Task, splits: Splits, made: PretrainedConfig
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    kind = config.tokenizer or "bpe"
-    if kind in ("bpe", "characters"):
-        train = train_byte_bpe if kind == "bpe" else train_characters
-        tokenizer: PreTrainedTokenizerBase = train(task.texts(splits), config.vocab_size)
+    kind = config.tokenizer or task.tokenizer
+    if kind in SMALLEST_VOCABULARY:
+        encoder = task.tokenizer == "wordpiece"
+        tokenizer: PreTrainedTokenizerBase = train_tokenizer(kind, task.texts(splits), config.vocab_size, encoder=encoder)
         note(f"tokenizer: {kind}, trained on the training split, {len(tokenizer)} entries")
     else:
         tokenizer = _existing_tokenizer(kind)
     tokenizer.model_max_length = context_length(made)
     made.vocab_size = max(len(tokenizer), config.config.get("vocab_size", 0))
-    made.bos_token_id, made.eos_token_id = tokenizer.bos_token_id, tokenizer.eos_token_id
+    for name in ("bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id"):
+        if hasattr(made, name):
+            setattr(made, name, getattr(tokenizer, name))
     if tokenizer.pad_token_id != tokenizer.eos_token_id:
         made.pad_token_id = tokenizer.pad_token_id
     model = _from_config(config, task, made)

@@ -59,11 +59,15 @@ class RunRecord:
     data: dict[str, Any] = field(default_factory=dict)
     """What was read, changed and dropped, with counts, and the proof that the splits are disjoint."""
     history: list[dict[str, Any]] = field(default_factory=list)
-    """Points of the curves: step, epoch, loss, eval_loss (nats per item), learning_rate, grad_norm, tokens, seconds."""
+    """Points of the curves: step, epoch, loss, eval_loss (nats per item), learning_rate, grad_norm, tokens, seconds; the
+    task's other scores on the validation split as ``eval_<name>``."""
     scores: list[Score] = field(default_factory=list)
     """The first one with ``when="after"`` is the main score."""
     samples: list[dict[str, Any]] = field(default_factory=list)
     """A few inputs with what the model made of them; ``<key>_before`` holds what it made of them before training."""
+    analysis: list[dict[str, Any]] = field(default_factory=list)
+    """What the task found out beyond scores, as sections that :mod:`hftk.reports.analysis` shows: ``title``, ``kind``
+    (matrix, table, examples, reliability, scatter or facts), what that kind holds, and perhaps ``note`` and ``split``."""
     seconds: dict[str, float | None] = field(default_factory=dict)
     """Wall time: load, train, evaluate, save, total."""
     tokens_per_second: float | None = None
@@ -114,7 +118,7 @@ class RunRecord:
 
 CONTAINERS: dict[str, type] = {
     "config": dict, "choices": list, "model": dict, "data": dict, "history": list, "scores": list, "samples": list,
-    "seconds": dict, "hardware": dict, "versions": dict,
+    "analysis": list, "seconds": dict, "hardware": dict, "versions": dict,
 }  # fmt: skip
 
 
@@ -152,10 +156,11 @@ def record(
         config=redact(plain(config)),
         choices=[private(line) for line in dict.fromkeys([*noted(), *getattr(trained, "choices", [])])],
         model=redact(plain(getattr(trained, "model_facts", {}))),
-        data=redact(plain(_data(splits, trained))),
+        data=redact(plain(_data(splits, trained, after))),
         history=[dict(point) for point in getattr(trained, "history", [])],
         scores=[s for evaluation in (before, after) if evaluation for s in evaluation.scores] + list(baselines),
         samples=_samples(before, after),
+        analysis=[plain(s) for stage in (after, trained) for s in getattr(stage, "analysis", [])],
         seconds=seconds,
         tokens_per_second=getattr(trained, "tokens_per_second", None),
         peak_memory_bytes=getattr(trained, "peak_memory_bytes", None),
@@ -175,19 +180,21 @@ def _started(config: Any) -> datetime | None:
         return None
 
 
-def _data(splits: Any, trained: Any) -> dict[str, Any]:
-    """Facts about the rows, and about the training features made of them."""
-    encoded = getattr(trained, "data_facts", None)
-    return {**(splits.facts if splits else {}), **({"training": encoded} if encoded else {})}
+def _data(splits: Any, trained: Any, after: Any) -> dict[str, Any]:
+    """Facts about the rows, and about the features made of them for training and for judging."""
+    encoded = {"training": getattr(trained, "data_facts", None), "judged": getattr(after, "facts", None)}
+    return {**(splits.facts if splits else {}), **{name: facts for name, facts in encoded.items() if facts}}
 
 
 def _seconds(trained: Any, before: Any, after: Any, elapsed: float | None) -> dict[str, Any]:
-    """Wall time by stage: the evaluations before and after stand outside ``fit``, so their time is added here."""
+    """Wall time by stage: the evaluations before and after stand outside ``fit``, so their time is added here; ``load`` is what
+    the known stages leave of the whole: imports, reading, encoding, baselines."""
     seconds = {name: float(getattr(trained, "seconds", {}).get(name) or 0) for name in SECONDS}
     judged = sum(float(e.seconds) for e in (before, after) if e)
     seconds["evaluate"] += judged
     parts = sum(seconds[name] for name in SECONDS if name != "total")
     seconds["total"] = elapsed if elapsed is not None else max(seconds["total"] + judged, parts)
+    seconds["load"] += max(0.0, seconds["total"] - parts)
     return {name: round(value, 3) for name, value in seconds.items()}
 
 

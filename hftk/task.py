@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 if TYPE_CHECKING:
     import numpy as np
@@ -16,10 +16,17 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from hftk.config import RunConfig
+    from hftk.config import Problem, RunConfig
 
     Batch = Mapping[str, torch.Tensor]
     Rows = Any  # datasets.Dataset, or IterableDataset in streams
+    Table = dict[str, list[Any]]  # column to values
+    Place = tuple[str, int]  # file, and row in it from 1 on
+
+    class Look(Protocol):
+        """``look(split, most)``: rows of a split (the first ``most``) and the trained model's outputs on them."""
+
+        def __call__(self, split: str, most: int | None = None) -> tuple[Dataset, dict[str, np.ndarray]]: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +69,20 @@ class Column:
     """``text``, ``label`` or ``any``: cleaning touches text columns only."""
     identity: bool = True
     """Whether the column takes part in what makes two rows the same (inputs do, targets do not)."""
+    incomplete: Literal["drop", "error"] = "drop"
+    """What becomes of rows without a value, where the user does not say it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """Rows of all splits after a task has looked at them; see :meth:`Task.prepare`."""
+
+    tables: Mapping[str, Table]
+    features: Mapping[str, Any] = field(default_factory=dict)
+    """Role to a type of ``datasets`` for columns that are no text, such as ClassLabel."""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """For the record."""
+    problems: Sequence[Problem] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,10 +134,26 @@ class Task(Protocol):
     """Name of the transformers auto class, such as ``AutoModelForCausalLM``."""
     architecture: str
     """Model type of a model made on the spot where the user names none, such as ``gpt2``."""
+    tokenizer: str
+    """Tokenizer trained for a model made on the spot where the user names none: bpe, or wordpiece for encoders."""
     config: RunConfig
     """The settings that the task was made with."""
+    score_names: Sequence[str]
+    """Scores by which ``train.metric_for_best_model`` may go, beside loss."""
     judged_by: frozenset[str]
     """Subset of {"loss", "logits", "generation"}: what evaluation has to compute."""
+
+    @classmethod
+    def of_model(cls, config: Any, made: Any) -> Task:
+        """The task for judging or using a model that was trained; ``made`` is the model's config."""
+
+    def prepare(
+        self, tables: Mapping[str, Table], places: Mapping[str, Sequence[Place]], columns: Mapping[str, str]
+    ) -> Prepared:
+        """Look through the rows of all splits, once they are read and separated, and convert what is no text.
+
+        ``columns`` is role to column name. Nothing is raised: problems are told together with those of the data stage.
+        """
 
     def sizes(self, architecture: str) -> Mapping[str, Mapping[str, Any]]:
         """Size name to config fields for a model made on the spot; InputError for an unknown architecture."""
@@ -158,6 +195,20 @@ class Task(Protocol):
         *, resamples: int, seed: int,
     ) -> list[Score]:  # fmt: skip
         """What trivial systems, fitted on the training split, score on the same rows; ``when="baseline:NAME"``."""
+
+    def finish(self, model: PreTrainedModel, splits: Splits, look: Look) -> list[dict[str, Any]]:
+        """After training, before the model is saved: choices made on the validation split, which may go into the model or its
+        config, and findings about the training split. Sections for the report; all processes call this."""
+
+    def predictions(
+        self, outputs: Mapping[str, np.ndarray], features: Features, rows: Dataset, model: PreTrainedModel
+    ) -> list[dict[str, Any]]:
+        """One dictionary per row in data order, for ``predictions.jsonl``; ``index`` is among its keys."""
+
+    def analysis(
+        self, outputs: Mapping[str, np.ndarray], features: Features, rows: Dataset, *, resamples: int, seed: int
+    ) -> list[dict[str, Any]]:
+        """Sections for the report on a judged split, as :attr:`hftk.records.RunRecord.analysis` describes them."""
 
     def show(self, rows: Dataset, outputs: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
         """A few samples a person wants to see, as plain dictionaries; the model continues those that have a ``prompt``."""

@@ -12,13 +12,27 @@ if TYPE_CHECKING:
 
 END_OF_TEXT = "<|endoftext|>"
 UNKNOWN = "<|unknown|>"
-SMALLEST_VOCABULARY = {"bpe": 257, "characters": 3}
-"""The special tokens, and the bytes or one character."""
+BERT_TOKENS = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}
+"""Special tokens of encoders, as BERT calls them."""
+SMALLEST_VOCABULARY = {"bpe": 257, "wordpiece": 64, "characters": 3}
+"""A special token and the bytes; an alphabet; two special tokens and one character. For an encoder, five more."""
 CODE_POINTS = 0x110000
 ANY_CHARACTER = r"[\s\S]"
 
 
-def train_byte_bpe(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
+def train_tokenizer(
+    kind: str, texts: Iterable[str], vocab_size: int, *, encoder: bool = False
+) -> PreTrainedTokenizerFast:
+    """Train a tokenizer of one of the kinds in :data:`SMALLEST_VOCABULARY` on ``texts``.
+
+    For an ``encoder`` it frames a text as ``[CLS] text [SEP]`` and a pair as ``[CLS] text [SEP] pair [SEP]``; wordpiece always does.
+    """
+    if kind == "wordpiece":
+        return train_wordpiece(texts, vocab_size)
+    return (train_byte_bpe if kind == "bpe" else train_characters)(texts, vocab_size, encoder=encoder)
+
+
+def train_byte_bpe(texts: Iterable[str], vocab_size: int, *, encoder: bool = False) -> PreTrainedTokenizerFast:
     """Byte-level BPE as GPT-2's (Radford et al. 2019): loses no text in any language, needs no unknown token.
 
     ``vocab_size`` (at least 257) counts the end-of-text token and the 256 bytes; fewer entries come out where the data have
@@ -30,14 +44,76 @@ def train_byte_bpe(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizer
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size, special_tokens=[END_OF_TEXT], show_progress=False,
+        vocab_size=vocab_size, special_tokens=list(BERT_TOKENS.values()) if encoder else [END_OF_TEXT], show_progress=False,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
     )  # fmt: skip
     tokenizer.train_from_iterator(texts, trainer)
-    return _wrap(tokenizer)
+    return _frame(tokenizer) if encoder else _wrap(tokenizer)
 
 
-def train_characters(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
+def train_wordpiece(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
+    """Lower-cased WordPiece as BERT's (Devlin et al. 2019): words are cut into the longest known pieces, a Chinese character is
+    a word. A word with an unknown character becomes ``[UNK]``.
+
+    The same texts give the same tokenizer in every process. The trainer of ``tokenizers`` alone does not: it keeps any of the
+    characters that are equally frequent, and numbers the pieces inside words in the order of a hash table. So it is told both.
+    """
+    from collections import Counter
+
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+
+    texts, special = list(texts), list(BERT_TOKENS.values())
+    normalizer = normalizers.BertNormalizer(lowercase=True)
+    words: Counter[str] = Counter()
+    for text in texts:
+        words.update(normalizer.normalize_str(text).split(" "))
+    counts: Counter[str] = Counter()
+    for word, count in words.items():
+        for character in word:
+            counts[character] += count
+    # A character may stand at the beginning of words and, as another entry, inside them.
+    most = (vocab_size - len(special)) // 2
+    alphabet = sorted(counts, key=lambda c: (-counts[c], c))[:most]
+
+    def assemble(model: Any) -> Tokenizer:
+        made = Tokenizer(model)
+        made.normalizer, made.decoder = normalizer, decoders.WordPiece()
+        made.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+        return made
+
+    def train(texts: Iterable[str], size: int, first: list[str]) -> dict[str, int]:
+        """Entry to number, ``first`` numbered first."""
+        tokenizer = assemble(models.WordPiece(unk_token=BERT_TOKENS["unk_token"]))
+        trainer = trainers.WordPieceTrainer(
+            vocab_size=size, special_tokens=first, show_progress=False, initial_alphabet=alphabet, limit_alphabet=len(alphabet)
+        )  # fmt: skip
+        tokenizer.train_from_iterator(texts, trainer)
+        return dict(tokenizer.get_vocab(with_added_tokens=False))
+
+    inside = sorted(piece for piece in train(words, 0, special) if piece.startswith("##"))
+    vocabulary = train(texts, vocab_size, special + inside)
+    tokenizer = assemble(models.WordPiece(vocabulary, unk_token=BERT_TOKENS["unk_token"]))
+    tokenizer.add_special_tokens(special)
+    return _frame(tokenizer)
+
+
+def _frame(tokenizer: Any) -> PreTrainedTokenizerFast:
+    """``[CLS] a [SEP]`` and ``[CLS] a [SEP] b [SEP]``, with the token types of BERT."""
+    from tokenizers.processors import TemplateProcessing
+    from transformers import PreTrainedTokenizerFast
+
+    cls, sep = BERT_TOKENS["cls_token"], BERT_TOKENS["sep_token"]
+    tokenizer.post_processor = TemplateProcessing(
+        single=f"{cls} $A {sep}", pair=f"{cls} $A {sep} $B:1 {sep}:1",
+        special_tokens=[(token, tokenizer.token_to_id(token)) for token in (cls, sep)],
+    )  # fmt: skip
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, clean_up_tokenization_spaces=False, **BERT_TOKENS,
+        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
+    )  # fmt: skip
+
+
+def train_characters(texts: Iterable[str], vocab_size: int, *, encoder: bool = False) -> PreTrainedTokenizerFast:
     """One token per character (code point) of the texts, the most frequent ones first, as nanoGPT's character level.
 
     ``vocab_size`` (at least 3) counts the end-of-text and the unknown token; a character that is not among them becomes the
@@ -50,12 +126,13 @@ def train_characters(texts: Iterable[str], vocab_size: int) -> PreTrainedTokeniz
     counts: Counter[str] = Counter()
     for text in texts:
         counts.update(text)
-    kept = sorted(counts, key=lambda c: (-counts[c], c))[: vocab_size - 2]
-    vocabulary = {token: i for i, token in enumerate([END_OF_TEXT, UNKNOWN, *kept])}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
+    special = list(BERT_TOKENS.values()) if encoder else [END_OF_TEXT, UNKNOWN]
+    kept = sorted(counts, key=lambda c: (-counts[c], c))[: vocab_size - len(special)]
+    vocabulary = {token: i for i, token in enumerate([*special, *kept])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=special[1]))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(ANY_CHARACTER), "isolated")
     tokenizer.decoder = decoders.Fuse()
-    return _wrap(tokenizer, unk_token=UNKNOWN)
+    return _frame(tokenizer) if encoder else _wrap(tokenizer, unk_token=UNKNOWN)
 
 
 def character_table(backend: Any) -> np.ndarray | None:

@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,8 +41,18 @@ if TYPE_CHECKING:
 
 STATE = "hftk.json"
 """What a checkpoint of ours holds besides Trainer's files: history, counters, automatic choices, and what the run trains on."""
+CURVES = ("loss", "learning_rate", "grad_norm")
+"""What the history keeps of Trainer's logs, beside evaluations."""
 CHECK_STEPS = 100
 """Most steps between two looks at the losses: on a GPU each look waits for the device."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judged:
+    """The validation split as it is judged between steps."""
+
+    rows: Any
+    features: Features
 
 
 class TrainingDiverged(RuntimeError):
@@ -80,7 +91,7 @@ class ExactTrainer(Trainer):
 
     def __init__(
         self, task: Task, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, arguments: TrainingArguments,
-        config: RunConfig, loader: StepLoader, validation: Features | None, run: dict[str, Any], state: dict[str, Any],
+        config: RunConfig, loader: StepLoader, validation: Judged | None, run: dict[str, Any], state: dict[str, Any],
     ) -> None:  # fmt: skip
         """``run`` is :func:`hftk.training.fingerprint`, ``state`` what :data:`STATE` of the checkpoint holds that the run continues from."""
         use_cache = getattr(model.config, "use_cache", None)
@@ -97,6 +108,9 @@ class ExactTrainer(Trainer):
         if config.train.learning_rate is None:
             weights = "pre-trained weights" if is_pretrained(config.model) else "a model made on the spot"
             note(f"train.learning_rate: {self.learning_rate:g}, for {weights}")
+        self.metric = f"eval_{config.train.metric_for_best_model.removeprefix('eval_')}"
+        """What the best evaluation goes by, as the history calls it."""
+        self.higher_is_better = bool(state.get("higher_is_better", False))
         self.restore_best = bool(config.train.restore_best or config.train.early_stopping) and validation is not None
         self.history: list[dict[str, Any]] = state.get("history", [])
         self.seconds: dict[str, float] = state.get("seconds", {"train": 0.0, "evaluate": 0.0, "save": 0.0})
@@ -234,10 +248,13 @@ class ExactTrainer(Trainer):
         """``eval_loss``: the mean over the items of the validation split, as :func:`hftk.evaluation.evaluate` has it."""
         self.tick("train")
         assert self.validation is not None
-        outputs = collect(
-            self.task, self.model, self.tokenizer, self.validation, batch_size=self.config.eval.batch_size
-        )
+        features, rows = self.validation.features, self.validation.rows
+        outputs = collect(self.task, self.model, self.tokenizer, features, batch_size=self.config.eval.batch_size)
         metrics = {"eval_loss": self.task.eval_loss(outputs)}
+        if "logits" in self.task.judged_by:
+            scores = self.task.scores(outputs, features, rows, self.tokenizer, resamples=0, seed=0)
+            metrics = {f"eval_{score.name}": score.value for score in scores} | metrics
+            self.higher_is_better = any(self.metric == f"eval_{s.name}" and s.higher_is_better for s in scores)
         self.tick("evaluate")
         if not math.isfinite(metrics["eval_loss"]):
             raise self._diverged(f"eval_loss is {metrics['eval_loss']} after step {self.state.global_step}")
@@ -245,17 +262,18 @@ class ExactTrainer(Trainer):
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         self.control.should_save |= self.restore_best and self.best_step() == self.state.global_step
         if self.out_of_patience():
-            note(f"stopped early at step {self.state.global_step}: {self.config.train.early_stopping} evaluations without a better eval_loss")  # fmt: skip
+            note(f"stopped early at step {self.state.global_step}: {self.config.train.early_stopping} evaluations without a better {self.metric}")  # fmt: skip
             self.control.should_training_stop = self.control.should_save = True
         return metrics
 
     def best_step(self) -> int | None:
-        """The step with the lowest eval_loss so far (the first of equals)."""
-        judged = [e for e in self.history if "eval_loss" in e]
-        return min(judged, key=lambda e: e["eval_loss"])["step"] if judged else None
+        """The step of the best evaluation so far, by ``metric_for_best_model`` (the first of equals)."""
+        judged = [e for e in self.history if e.get(self.metric) is not None and e[self.metric] == e[self.metric]]
+        sign = -1 if self.higher_is_better else 1
+        return min(judged, key=lambda e: sign * e[self.metric])["step"] if judged else None
 
     def out_of_patience(self) -> bool:
-        """Whether the last ``early_stopping`` evaluations brought no better eval_loss."""
+        """Whether the last ``early_stopping`` evaluations brought no better one."""
         patience, best = self.config.train.early_stopping, self.best_step()
         return best is not None and 0 < patience <= sum("eval_loss" in e and e["step"] > best for e in self.history)
 
@@ -298,8 +316,7 @@ class ExactTrainer(Trainer):
                 self.tick("train")
                 seconds = sum(self.seconds.values())
                 self.history.append({"step": self.state.global_step, "epoch": self.loader.epoch, "tokens": self.tokens, "seconds": round(seconds, 3)})  # fmt: skip
-            names = ("loss", "eval_loss", "learning_rate", "grad_norm")
-            self.history[-1].update({k: logs[k] for k in names if k in logs})
+            self.history[-1].update({k: v for k, v in logs.items() if k in CURVES or k.startswith("eval_")})
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Trainer's own files into a staging folder, then sealed and renamed (see :mod:`hftk.checkpoints`)."""
@@ -321,7 +338,7 @@ class ExactTrainer(Trainer):
         (staged / "training_args.bin").unlink(missing_ok=True)  # a pickle that nothing reads
         state = {
             "history": self.history, "unlogged": self.unlogged, "tokens": self.tokens, "seconds": self.seconds,
-            "precision": self.precision, "run": self.run,
+            "precision": self.precision, "run": self.run, "higher_is_better": self.higher_is_better,
         }  # fmt: skip
         self.tokenizer.save_pretrained(staged)
         (staged / STATE).write_text(json.dumps(state), encoding="utf-8")

@@ -19,11 +19,11 @@ from hftk import checkpoints
 from hftk.batching import BatchSize, Plan, StepLoader, StreamPlan
 from hftk.choices import note, noted
 from hftk.config import InputError, Problem, RunConfig
-from hftk.evaluation import first_rows
+from hftk.evaluation import collect, first_rows
 from hftk.launch import StopRequested, graceful, on_main
 from hftk.model import default_length, is_pretrained
 from hftk.task import Features, Splits, Task
-from hftk.trainer import STATE, ExactTrainer, make_arguments, no_progress_bars
+from hftk.trainer import STATE, ExactTrainer, Judged, make_arguments, no_progress_bars
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -32,9 +32,11 @@ STREAM_ROWS = 2000
 """Rows of a stream that are encoded, shuffled and grouped together."""
 FIXED = (
     "seed", "learning_rate", "min_learning_rate", "schedule", "warmup", "optimizer", "weight_decay", "adam_beta1",
-    "adam_beta2", "l1_penalty", "label_smoothing", "max_grad_norm", "extra.optim", "extra.lr_scheduler_type",
+    "adam_beta2", "l1_penalty", "label_smoothing", "max_grad_norm", "metric_for_best_model", "extra.optim",
+    "extra.lr_scheduler_type",
 )  # fmt: skip
-"""Settings of ``train`` that a continued run must share: the saved optimizer and schedule overrule them, or mix the two."""
+"""Settings of ``train`` that a continued run must share: the saved optimizer and schedule overrule them, or mix the two; and
+what is best, as the checkpoint of another measure's best may be gone."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +56,8 @@ class Trained:
     choices: list[str] = field(default_factory=list)
     data_facts: dict[str, Any] = field(default_factory=dict)
     """Counts from encoding the training split."""
+    analysis: list[dict[str, Any]] = field(default_factory=list, repr=False)
+    """What :meth:`hftk.task.Task.finish` found: sections for the report."""
     stopped_early: bool = False
 
 
@@ -86,11 +90,9 @@ def fit(
         plan, task.collator(tokenizer, model, training=True), process=arguments.process_index, processes=arguments.world_size,
         max_rows=config.train.per_device_batch_size, max_tokens=config.train.max_tokens_per_batch,
     )  # fmt: skip
-    validation = None
-    if splits.validation is not None:
-        rows = first_rows(splits.validation, config.eval.max_rows)
-        validation = task.encode(rows, tokenizer, max_length=default_length(model.config), training=False)
-    trainer = ExactTrainer(task, model, tokenizer, arguments, config, loader, validation, run, state)
+    trainer = ExactTrainer(
+        task, model, tokenizer, arguments, config, loader, _judged(task, model, tokenizer, splits, config), run, state
+    )
     trainer.choose_precision(config, state.get("precision"))
     if checkpoint:
         note(f"continuing from {checkpoint} ({checkpoints.step_of(checkpoint)} of {plan.total_steps} steps done)")
@@ -101,9 +103,10 @@ def fit(
     best = trainer.best_step()
     if trainer.restore_best and best is not None and best != trainer.state.global_step:
         trainer.load_weights(best)
-        note(f"weights of step {best} restored: its eval_loss was the lowest")
+        note(f"weights of step {best} restored: its {trainer.metric} on the validation split was the best")
     unwrapped = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
     trainer.accelerator.wait_for_everyone()
+    analysis = _finish(task, unwrapped, tokenizer, splits, config)
     on_main(save_trained, unwrapped, tokenizer, Path(config.output))
     return Trained(
         model=unwrapped,
@@ -115,8 +118,34 @@ def fit(
         model_facts=_model_facts(unwrapped, tokenizer, config),
         choices=noted(),
         data_facts=facts,
+        analysis=analysis,
         stopped_early=trainer.state.global_step < plan.total_steps,
     )
+
+
+def _judged(
+    task: Task, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, splits: Splits, config: RunConfig
+) -> Judged | None:
+    """The validation split, encoded once."""
+    if splits.validation is None:
+        return None
+    rows = first_rows(splits.validation, config.eval.max_rows)
+    features = task.encode(rows, tokenizer, max_length=default_length(model.config), training=False)
+    return Judged(rows=rows, features=features)
+
+
+def _finish(
+    task: Task, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, splits: Splits, config: RunConfig
+) -> list[dict[str, Any]]:
+    """Let the task make its choices after training; ``look`` runs the trained model on a split, when it is asked to."""
+
+    def look(split: str, most: int | None = None) -> tuple[Any, dict[str, np.ndarray]]:
+        rows = first_rows(getattr(splits, split), most)
+        features = task.encode(rows, tokenizer, max_length=default_length(model.config), training=False)
+        outputs = collect(task, model, tokenizer, features, batch_size=config.eval.batch_size, title=f"looking at {split} rows")  # fmt: skip
+        return rows, outputs
+
+    return task.finish(model, splits, look)
 
 
 def save_trained(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, output: Path) -> None:

@@ -5,7 +5,9 @@
     accelerate launch recipes/gpt2_clm.py --help
 
 Reads   documents: a .txt, .jsonl, .csv or .parquet file, a folder of them, or a Hub data set with a column of text.
-Writes  weights, tokenizer, config.yaml, record.json and report.html in --output.
+Writes  weights, tokenizer, config.yaml, record.json, predictions.jsonl and report.html in --output.
+Expect  with no argument, about two minutes of training on two CPU cores, and on the test split a perplexity of 75.4, where a bigram
+        model has 109 (results/quickstart.json).
 """
 
 import hftk
@@ -29,7 +31,7 @@ def main(config):
     baselines = hftk.evaluate_baselines(task, tokenizer, splits, config.eval, max_length=max_length)
     before = hftk.evaluate(task, model, tokenizer, splits.held_out, config.eval, when="before")
     trained = hftk.fit(task, model, tokenizer, splits, config)
-    after = hftk.evaluate(task, trained.model, tokenizer, splits.held_out, config.eval)
+    after = hftk.evaluate(task, trained.model, tokenizer, splits.held_out, config.eval, output=config.output)
     result = hftk.record(config, splits, trained, before, after, baselines)
     hftk.write_report(result, config.output)
     return result

@@ -38,14 +38,18 @@ def score(value: float = 61.3, when: str = "after", interval: tuple[float, float
 
 def evaluation(when: str, text: str) -> Any:
     sample = {"prompt": "明月几时有", "text": text, "reference": "把酒问青天"}
-    return SimpleNamespace(scores=[score(when=when)], samples=[sample], seconds=2.0, split="test")
+    sections = [{"title": "Confusion matrix", "kind": "matrix", "values": np.array([[2, 1]]), "share": math.nan}]
+    return SimpleNamespace(
+        scores=[score(when=when)], samples=[sample], seconds=2.0, split="test", analysis=sections,
+        facts={"tokens": 7} if when == "after" else {},
+    )  # fmt: skip
 
 
 def trained() -> Any:
     return SimpleNamespace(
         history=[{"step": 1, "loss": 4.5, "eval_loss": None}], seconds={"train": 10.0, "evaluate": 1.0, "save": 0.5},
         tokens_per_second=1000.0, peak_memory_bytes=5, model_facts={"parameters": 7}, choices=["bf16: faster here"],
-        data_facts={"tokens": 99},
+        data_facts={"tokens": 99}, analysis=[{"title": "Suspicious labels", "kind": "examples", "rows": []}],
     )  # fmt: skip
 
 
@@ -66,11 +70,27 @@ def test_a_record_joins_what_the_stages_returned() -> None:
     assert (result.task, result.status, result.processes) == ("causal_lm", "done", 1)
     assert [s.when for s in result.scores] == ["before", "after", "baseline:bigram"]
     assert result.main_score is result.scores[1]
-    assert result.data == {"rows": {"train": 3}, "training": {"tokens": 99}}
+    assert result.data == {"rows": {"train": 3}, "training": {"tokens": 99}, "judged": {"tokens": 7}}
     assert result.samples == [
         {"prompt": "明月几时有", "text": "把酒问青天", "reference": "把酒问青天", "text_before": "的的"}
     ]
     assert result.config["prompts"] == ["中文"] and result.model == {"parameters": 7}
+
+
+def test_analysis_is_that_after_training_then_that_of_training_as_plain_values() -> None:
+    assert made().analysis == [
+        {"title": "Confusion matrix", "kind": "matrix", "values": [[2, 1]], "share": None},
+        {"title": "Suspicious labels", "kind": "examples", "rows": []},
+    ]
+    assert made().to_dict()["analysis"] == made().analysis
+    stages = (SimpleNamespace(scores=[], samples=[], seconds=0.0), SimpleNamespace(history=[]))
+    assert record(CausalLMConfig(), None, stages[1], None, stages[0]).analysis == []  # type: ignore[arg-type]
+
+
+def test_the_first_score_after_training_is_the_main_one() -> None:
+    names = (("loss", "before"), ("accuracy", "after"), ("loss", "after"), ("accuracy", "baseline:majority"))
+    scores = [Score(name=n, value=0.5, when=w, higher_is_better=n != "loss", n=3, split="test") for n, w in names]
+    assert RunRecord(hftk="1", task="classification", scores=scores).main_score is scores[1]
 
 
 def test_a_record_holds_every_promised_name() -> None:
@@ -185,7 +205,7 @@ def test_older_and_newer_records_load(tmp_path: Path) -> None:
         '{"hftk": "0.0.1", "task": "x", "future": [1], "data": null}', encoding="utf-8"
     )
     loaded = load_record(tmp_path)
-    assert loaded.scores == [] and loaded.data == {} and loaded.extra == {"future": [1]}
+    assert loaded.scores == [] and loaded.data == {} and loaded.analysis == [] and loaded.extra == {"future": [1]}
     save_record(loaded, tmp_path)
     assert json.loads((tmp_path / "record.json").read_text())["future"] == [1]
 

@@ -4,13 +4,25 @@ from __future__ import annotations
 
 import json
 import random
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from hftk.tasks.decoders import tokenize
-from hftk.tokenizers import END_OF_TEXT, UNKNOWN, character_table, look_up, train_byte_bpe, train_characters
+from hftk.tasks.tokenization import tokenize
+from hftk.tokenizers import (
+    BERT_TOKENS,
+    END_OF_TEXT,
+    SMALLEST_VOCABULARY,
+    UNKNOWN,
+    character_table,
+    look_up,
+    train_byte_bpe,
+    train_characters,
+    train_tokenizer,
+)
 
 TEXTS = [
     "The quick brown fox jumps over the lazy dog. The dog sleeps.\n",
@@ -158,3 +170,82 @@ def test_saved_and_loaded_by_transformers_it_is_the_same(
     assert [a.tolist() for a in tokenize(TEXTS, loaded)] == [a.tolist() for a in tokenize(TEXTS, tokenizer)]
     assert (len(loaded), loaded.eos_token_id, loaded.pad_token_id) == (len(tokenizer), 0, 0)
     assert (character_table(loaded.backend_tokenizer) is None) == (kind == "bpe")
+
+
+# Encoders ------------------------------------------------------------------------------------------------------------
+
+KINDS = ("bpe", "wordpiece", "characters")
+MANY_TIES = """
+import hashlib, random, sys
+from hftk.tokenizers import train_tokenizer
+r = random.Random(0)
+words = " ".join("".join(r.choice("abcdefghijklm") for _ in range(r.randrange(2, 9))) for _ in range(2000))
+poems = ["".join(chr(0x4E00 + r.randrange(1000)) for _ in range(50)) for _ in range(60)]
+for kind in ("bpe", "wordpiece", "characters"):
+    for size in (400, 2000):
+        made = train_tokenizer(kind, iter([words, *poems]), size, encoder=True)
+        print(hashlib.sha256(made.backend_tokenizer.to_str().encode()).hexdigest())
+"""
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def encoder(request: pytest.FixtureRequest) -> Any:
+    return train_tokenizer(request.param, iter(TEXTS), 400, encoder=True)
+
+
+def test_every_process_trains_the_same_tokenizer() -> None:
+    """Hash tables are seeded anew in each process, so that a second training in this one would prove nothing."""
+    found = [subprocess.run([sys.executable, "-c", MANY_TIES], capture_output=True, text=True, check=True).stdout for _ in range(2)]  # fmt: skip
+    assert found[0] == found[1] and len(set(found[0].split())) == 6
+
+
+def test_encoders_frame_texts_and_pairs_as_bert_does(encoder: Any) -> None:
+    cls, sep = encoder.cls_token_id, encoder.sep_token_id
+    a, b = ids(encoder, "the dog"), ids(encoder, "fox")
+    assert encoder("the dog")["input_ids"] == [cls, *a, sep]
+    pair = encoder("the dog", "fox")
+    assert pair["input_ids"] == [cls, *a, sep, *b, sep]
+    assert pair["token_type_ids"] == [0] * (len(a) + 2) + [1] * (len(b) + 1)
+
+
+def test_the_special_tokens_of_encoders_come_first_in_one_order(encoder: Any) -> None:
+    assert encoder.convert_ids_to_tokens(range(5)) == list(BERT_TOKENS.values())
+    assert (encoder.pad_token_id, encoder.unk_token_id, encoder.cls_token_id, encoder.sep_token_id, encoder.mask_token_id) == (0, 1, 2, 3, 4)  # fmt: skip
+    assert not set(range(5)) & set(ids(encoder, "the quick dog, 床前明月光")) and ids(encoder, "a [SEP]")[-1] == 3
+    assert sorted(encoder.get_vocab().values()) == list(range(len(encoder)))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_encoders_keep_to_the_size_asked_for(kind: str) -> None:
+    letters = "abcdefghijklmnopqrstuvwxyzαβγδεζηθικλμνξοπρστυφχψω"
+    text = " ".join(letters[i:] + letters[:i] for i in range(len(letters)))  # each letter begins a word, each goes on with one
+    for size in (SMALLEST_VOCABULARY[kind] + 5, 300):
+        assert len(train_tokenizer(kind, [text], size, encoder=True)) <= size
+    assert len(train_tokenizer("wordpiece", [text], 64)) <= 64
+
+
+def test_wordpiece_cuts_words_into_pieces_and_takes_chinese_characters_as_words() -> None:
+    tokenizer = train_tokenizer("wordpiece", ["sleeping sleeper asleep sleep sleeps, 床前明月光"] * 3, 400)
+    assert tokenizer.tokenize("Sleep, SLEEPS 明月") == ["sleep", ",", "sleeps", "明", "月"]
+    pieces = tokenizer.tokenize("sleepleep")
+    assert pieces[0] == "sleep" and all(piece.startswith("##") for piece in pieces[1:]) and len(pieces) > 1
+    assert "".join(pieces).replace("##", "") == "sleepleep"
+    assert tokenizer.tokenize("sleeq 龍月") == ["[UNK]", "[UNK]", "月"]  # a word with a character never seen; a character never seen
+    assert tokenizer.decode(ids(tokenizer, "sleeping sleeps")) == "sleeping sleeps"
+
+
+def test_encoders_may_be_trained_without_a_text() -> None:
+    for kind in KINDS:
+        assert train_tokenizer(kind, [], 300, encoder=True)("")["input_ids"] == [2, 3]
+
+
+def test_encoders_saved_and_loaded_are_the_same(tmp_path: Path, encoder: Any) -> None:
+    from transformers import AutoTokenizer
+
+    encoder.save_pretrained(tmp_path)
+    for model_type in ("bert", "distilbert", "roberta", "modernbert"):
+        (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
+        loaded = AutoTokenizer.from_pretrained(tmp_path)
+        for text in (*TEXTS, UNSEEN, "a [SEP] b"):
+            assert dict(loaded(text, "fox")) == dict(encoder(text, "fox"))
+        assert loaded.model_input_names == encoder.model_input_names and loaded.pad_token_id == 0

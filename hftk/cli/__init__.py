@@ -16,19 +16,21 @@ import traceback
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from dataclasses import replace
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from hftk import __version__
-from hftk.cli import prediction
-from hftk.cli.trained import all_at_once, check_model, check_output, load, say, wrong
+from hftk.cli import classes, comparison, prediction
+from hftk.cli.trained import all_at_once, check_model, check_output, load, say, takes_pairs, task_name, task_of, wrong
 from hftk.config import DataConfig, InputError, Problem
 
 if TYPE_CHECKING:
     from hftk.evaluation import Evaluation
 
-TASKS = {"causal_lm": ("hftk.tasks.causal_lm", "CausalLM", "CausalLMConfig")}
+TASKS = {
+    "causal_lm": ("hftk.tasks.causal_lm", "CausalLM", "CausalLMConfig"),
+    "classification": ("hftk.tasks.classification", "Classification", "ClassificationConfig"),
+}
 """Name of a task, as in ``record.json``, to its module, class and config."""
 
 EVALUATE = """\
@@ -86,7 +88,9 @@ def _command(words: list[str]) -> int:
         known = [name for action in commands[given.command]._actions for name in action.option_strings]
         raise InputError(*(_unknown(word, known, given.command) for word in unknown))
     if given.command == "predict":
-        return prediction.predict(given)
+        return (classes if task_name(given.dir) == "classification" else prediction).predict(given)
+    if given.command == "compare":
+        return comparison.compare(given)
     return _evaluate(given, dotted) if given.command == "evaluate" else _report(given)
 
 
@@ -109,8 +113,9 @@ def _parsers() -> tuple[ArgumentParser, dict[str, ArgumentParser]]:
     parser.add_argument("--version", action="version", version=f"hftk {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     predict = commands.add_parser(
-        "predict", help="generate text from prompts, JSON lines out", epilog=prediction.EXAMPLES,
-        description="Generate text: the likeliest tokens, sampled ones (--do_sample), or by beam search (--num_beams).",
+        "predict", help="use a model: labels for texts, or text from prompts; JSON lines out", epilog=prediction.EXAMPLES,
+        description="Use a model. A classifier gives label and probabilities for each text. A language model generates text: the "
+        "likeliest tokens, sampled ones (--do_sample), or by beam search (--num_beams).",
     )  # fmt: skip
     prediction.add_flags(predict)
     evaluate = commands.add_parser(
@@ -118,12 +123,17 @@ def _parsers() -> tuple[ArgumentParser, dict[str, ArgumentParser]]:
         description="Score a model on rows that it has not seen.",
     )  # fmt: skip
     _add_evaluate(evaluate)
+    compare = commands.add_parser(
+        "compare", help="test whether one run is better than another", epilog=comparison.EXAMPLES,
+        description="Test on the same rows whether one run is better than another.",
+    )  # fmt: skip
+    comparison.add_flags(compare)
     report = commands.add_parser(
         "report", help="make report.html anew from record.json", epilog=REPORT,
         description="Make report.html anew from the record.json of a run.",
     )  # fmt: skip
     report.add_argument("dir", metavar="DIR", help="output folder of a run")
-    return parser, {"predict": predict, "evaluate": evaluate, "report": report}
+    return parser, {"predict": predict, "evaluate": evaluate, "compare": compare, "report": report}
 
 
 def _add_evaluate(parser: ArgumentParser) -> None:
@@ -172,10 +182,20 @@ def _as_typed(problem: Problem, command: str) -> Problem:
 
     def typed(text: str) -> str:
         text = text.replace("--generation.do_sample true", "--do_sample").replace("--generation.", "--")
-        return text.replace("--data.encoding", "--encoding") if command == "predict" else text
+        for name, flag in _OF_PREDICT if command == "predict" else ():
+            text = text.replace(name, flag)
+        return text
 
     setting = "data" if problem.setting == "data.path" else problem.setting.removeprefix("generation.")
+    setting = typed(f"--{setting}").removeprefix("--") if setting else ""
     return replace(problem, setting=setting, message=typed(problem.message), fix=typed(problem.fix))
+
+
+_OF_PREDICT = (
+    ("--data.encoding", "--encoding"), ("--data.columns.text_pair", "--pair_column"), ("--data.columns.text", "--column"),
+    (", or leave such rows out: --data.incomplete drop", ""),
+)  # fmt: skip
+"""Settings of recipes to the flags of ``hftk predict``, the longer names first."""
 
 
 # evaluate and report --------------------------------------------------------------------------------------------------
@@ -192,7 +212,11 @@ def _evaluate(given: Namespace, dotted: Sequence[str]) -> int:
     from hftk.records import plain, record, write_text
     from hftk.task import Splits
 
-    rows, facts = read_rows(config.data.path, config.data, task)
+    with contextlib.redirect_stdout(sys.stderr):
+        rows, facts = read_rows(config.data.path, config.data, task, roles=_roles(given.dir, task))
+    if takes_pairs(given.dir) and "text_pair" not in rows.column_names:
+        message = f"expected pairs of texts, which the model was trained on, found single ones in {config.data.path}"
+        raise InputError(Problem(setting="data", message=message, fix="name the other column: --data.columns.text_pair NAME"))
     model, tokenizer = load(given.dir, task.auto_model)
     _check_length(given.max_length, model)
     split = (Path(config.data.path).name, rows)
@@ -211,24 +235,19 @@ def _evaluate(given: Namespace, dotted: Sequence[str]) -> int:
 
 def _task(given: Namespace, dotted: Sequence[str]) -> tuple[Any, Any]:
     """The task that made DIR, with the settings of DIR, and over them those of this command line."""
-    from hftk.parsing import load_config, parse
-    from hftk.records import RECORD, load_record
+    from hftk.parsing import parse
 
-    folder = Path(given.dir).expanduser()
-    name = load_record(folder).task if (folder / RECORD).is_file() else "causal_lm"
-    if name not in TASKS:
-        raise wrong(f"expected a run of {' or '.join(TASKS)}, found one of {name} in {folder}", "use a newer hftk")
-    module, task, settings = TASKS[name]
-    config = getattr(import_module(module), settings)()
-    if (folder / "config.yaml").is_file():
-        config = load_config(config, folder / "config.yaml")
-    # Other data have other columns and files, but what the run did to every text belongs to the model.
-    model = replace(type(config.model)(), name=given.dir)
-    config = replace(config, data=DataConfig(unicode=config.data.unicode), model=model, resume="never", overwrite=False)
-    flags = [] if given.data is None else [f"--data.path={given.data}"]
-    flags += [] if given.batch_size is None else [f"--eval.batch_size={given.batch_size}"]
-    flags += [] if given.stride is None else [f"--eval.stride={given.stride}"]
-    config = parse(config, [*flags, *dotted])
+    def settings(config: Any) -> Any:
+        # Other data have other columns and files, but what the run did to every text belongs to the model.
+        model = replace(type(config.model)(), name=given.dir)
+        config = replace(config, data=DataConfig(unicode=config.data.unicode), model=model, resume="never", overwrite=False)
+        flags = [] if given.data is None else [f"--data.path={given.data}"]
+        flags += [] if given.batch_size is None else [f"--eval.batch_size={given.batch_size}"]
+        flags += [] if given.stride is None else [f"--eval.stride={given.stride}"]
+        return parse(config, [*flags, *dotted])
+
+    task = task_of(given.dir, settings)
+    config = task.config
     if config.data.path is None:
         raise InputError(
             Problem(setting="data", message="expected the rows to judge, found none", fix="add --data FILE")
@@ -236,7 +255,13 @@ def _task(given: Namespace, dotted: Sequence[str]) -> tuple[Any, Any]:
     _check_one_split(config.data.path)
     if given.max_length is not None and given.max_length < 1:
         raise InputError(Problem(setting="max_length", message=f"expected at least 1, found {given.max_length}"))
-    return getattr(import_module(module), task)(config), config
+    return task, config
+
+
+def _roles(folder: str, task: Any) -> list[str]:
+    """Roles that are read: no second text for a model of single ones, even where a column is called like one."""
+    asked = "text_pair" in task.config.data.columns
+    return [role for role in task.columns if role != "text_pair" or asked or takes_pairs(folder) is not False]
 
 
 def _check_length(length: int | None, model: Any) -> None:

@@ -25,8 +25,11 @@ examples:
   hftk predict out/gpt2_clm --file prompts.txt --output predictions.jsonl
   hftk predict out/gpt2_clm --file questions.jsonl --column question --num_beams 4
   echo "Once upon a time" | hftk predict out/gpt2_clm --do_sample --temperature 0.8 --top_p 0.95
+  hftk predict out/bert_classification --file reviews.csv --column body --output labels.jsonl
 
-One JSON object a line comes out, in the order of the prompts:
+One JSON object a line comes out, in the order of the rows. From a classifier (the prompts are its texts):
+  {"index": 0, "text": "Great ...", "prediction": "positive", "probability": 0.98, "probabilities": {"negative": 0.02, ...}}
+From a language model:
   {"index": 0, "prompt": "Once ...", "prediction": " there ...", "finished": true, "tokens": 12, "truncated": false}
 finished: ended by itself; else it was cut off at --max_new_tokens.
 truncated: the prompt was longer than the model's context leaves room for, and lost its beginning."""
@@ -45,6 +48,8 @@ def add_flags(parser: ArgumentParser) -> None:
     prompts.add_argument(
         "--encoding", metavar="NAME", default=DataConfig.encoding, help="of --file (default: %(default)s)"
     )
+    prompts.add_argument("--text_pair", action="append", metavar="TEXT", help="the second text of a pair, one for each --prompt")
+    prompts.add_argument("--pair_column", metavar="NAME", help="the column of --file with second texts")
     where = parser.add_argument_group("output (default: stdout)")
     where.add_argument(
         "--output", metavar="OUT.jsonl",
@@ -73,6 +78,9 @@ def predict(given: Namespace) -> int:
     Raises:
         InputError: wrong flags, prompts, folder or output, all of them together, before anything is loaded.
     """
+    for name in ("text_pair", "pair_column"):
+        if getattr(given, name):
+            raise InputError(Problem(setting=name, message="is for classifiers of pairs of texts", fix="leave it out"))
     values = {f.name: getattr(given, f.name) for f in fields(GenerationSettings)}
     settings = GenerationSettings(**{name: value for name, value in values.items() if value is not None})
     prompts: list[str] = all_at_once(

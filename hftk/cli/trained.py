@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import json
 import os
 import shlex
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +47,60 @@ def check_model(name: str, command: str) -> None:
     ):
         fix = _near(path) or "name the --output folder of a run, or a Hub id"
         raise wrong(f"expected the folder of a model, found nothing at {path}", fix)
+
+
+def task_name(folder: str) -> str:
+    """The task of a run's folder by its record; of any other model by the head that its config names."""
+    from hftk.records import RECORD, load_record
+
+    path = Path(folder).expanduser()
+    if (path / RECORD).is_file():
+        return load_record(path).task
+    if (path / "config.json").is_file():
+        named: Any = ()
+        with contextlib.suppress(ValueError, AttributeError):  # a damaged file has its error when the model is loaded
+            named = json.loads((path / "config.json").read_text(encoding="utf-8")).get("architectures") or ()
+        if any("ForSequenceClassification" in name for name in named):
+            return "classification"
+    return "causal_lm"
+
+
+def task_of(folder: str, settings: Callable[[Any], Any] = lambda config: config) -> Any:
+    """The task object of a run's folder with the run's own settings, after ``settings`` has changed them.
+
+    Raises:
+        InputError: a task that this version does not know, a folder whose settings cannot be read.
+    """
+    from transformers import AutoConfig
+
+    from hftk.cli import TASKS
+    from hftk.parsing import load_config
+
+    name, path = task_name(folder), Path(folder).expanduser()
+    if name not in TASKS:
+        raise wrong(f"expected a run of {' or '.join(TASKS)}, found one of {name} in {path}", "use a newer hftk")
+    module, task, config_class = TASKS[name]
+    config = getattr(import_module(module), config_class)()
+    if (path / "config.yaml").is_file():
+        config = load_config(config, path / "config.yaml")
+    config = settings(config)
+    task_class = getattr(import_module(module), task)
+    if not (path / "config.json").is_file():
+        return task_class(config)
+    try:
+        made = AutoConfig.from_pretrained(path)
+    except (OSError, ValueError, KeyError) as error:
+        raise wrong(f"{path / 'config.json'} cannot be read: {str(error).splitlines()[0]}", "name the --output of a run") from error
+    return task_class.of_model(config, made)
+
+
+def takes_pairs(folder: str) -> bool | None:
+    """Whether the run in ``folder`` was trained on pairs of texts; None where no record tells."""
+    from hftk.records import RECORD, load_record
+
+    path = Path(folder).expanduser()
+    columns = load_record(path).data.get("columns") if (path / RECORD).is_file() else None
+    return "text_pair" in columns if columns else None
 
 
 def load(name: str, auto_model: str = "AutoModelForCausalLM") -> tuple[Any, Any]:

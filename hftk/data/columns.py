@@ -136,6 +136,45 @@ class WrongTypes:
         return InputError(*problems)
 
 
+class Incomplete:
+    """Rows without a text or a label in columns that need one: counted over chunks, reported once."""
+
+    def __init__(self, mapping: Mapping[str, str], columns: Mapping[str, Column], policy: str) -> None:
+        self.mapping = mapping
+        stops = {role: policy == "error" or (policy == "auto" and columns[role].incomplete == "error") for role in mapping}
+        self.texts = {role: columns[role].kind == "text" for role in mapping if stops[role]}
+        self.found: dict[str, list[tuple[str, int]]] = {}
+        self.counts: dict[str, int] = {}
+
+    def look(self, table: Table, place: str, start: int) -> None:
+        """Look through a chunk whose first row is row ``start`` of ``place``."""
+        for role, text in self.texts.items():
+            rows = [start + i for i, value in enumerate(table[role]) if is_missing(value, blank=text)]
+            self.counts[role] = self.counts.get(role, 0) + len(rows)
+            first = self.found.setdefault(role, [])
+            first.extend((place, row) for row in rows[: _SHOWN - len(first)])
+
+    def problems(self) -> list[Problem]:
+        """One for each column."""
+        return [
+            Problem(
+                setting=f"data.columns.{role}",
+                message=f"expected {'text' if self.texts[role] else 'a label'} in every row, found {self.counts[role]:,} "
+                f"{'empty' if self.texts[role] else 'missing'} in column {self.mapping[role]} (first: {', '.join(f'row {row} of {place}' for place, row in first)})",
+                fix="correct them, or leave such rows out: --data.incomplete drop",
+            )
+            for role, first in self.found.items()
+            if first
+        ]
+
+
+def is_missing(value: Any, *, blank: bool) -> bool:
+    """None, NaN and ""; with ``blank`` also a text of white space alone."""
+    if isinstance(value, str):
+        return not value or (blank and value.isspace())
+    return value is None or (isinstance(value, float) and value != value)
+
+
 def _usual(column: Column, sample: Table) -> Sequence[str]:
     """Columns of the data that have one of the usual names; other capitals count after the same ones."""
     folded = {name.casefold(): name for name in sample}

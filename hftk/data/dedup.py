@@ -47,7 +47,7 @@ def count_repeats(keys: Sequence[int]) -> int:
     return len(keys) - len(set(keys))
 
 
-def conflicts(part: Part, columns: Mapping[str, Column], examples: int = 3) -> dict[str, Any]:
+def conflicts(part: Part, columns: Mapping[str, Column], examples: int = 10) -> dict[str, Any]:
     """Rows with the same key as an earlier row but another target (any column without ``identity``).
 
     {"rows": their number, "examples": [{"first": row, "other": row}]}, texts cut to 200 characters.

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
 from hftk.choices import note
 from hftk.config import DataConfig, InputError, Problem
 from hftk.data.clean import Counts, add_counts
+from hftk.data.columns import Incomplete
 from hftk.data.dedup import conflicts, count_repeats, drop_repeats
 from hftk.data.readers import Reader, open_readers, to_dataset
 from hftk.data.sources import Sources, find_sources, read_source
 from hftk.data.split import carve, drop_overlap, prove_disjoint, require_rows
-from hftk.data.tables import Part, append, height, take_part
+from hftk.data.tables import Part, append_part, empty_part, height, take_part
 from hftk.task import Splits, Task
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ def load_splits(config: DataConfig, task: Task, source: Any = None) -> Splits:
 
     Args:
         config: where the rows are and how to split them.
-        task: only ``columns`` is looked at.
+        task: its ``columns`` say what is read; ``prepare`` looks through all rows at the end.
         source: from Python, in place of the paths: a pandas DataFrame, a list of dictionaries, a ``datasets.Dataset``, or a
             mapping (such as a ``DatasetDict``) from split names to any of these.
 
@@ -55,9 +56,12 @@ def load_splits(config: DataConfig, task: Task, source: Any = None) -> Splits:
         from hftk.data.streams import stream_splits
 
         return stream_splits(readers, found.fractions, config, facts)
-    parts = _read_all(readers, facts)
+    parts, held = _read_all(readers, config, facts)
     parts = _separate(parts, found, config, readers["train"], facts)
-    splits = Splits(**_datasets(parts, readers["train"], facts), facts=facts)
+    parts, types = _prepare(parts, readers["train"], task, held, facts)
+    parts = _cut(parts, config, facts)
+    facts["proof"] = prove_disjoint({split: part.keys for split, part in parts.items()})
+    splits = Splits(**_datasets(parts, readers["train"], types, facts), facts=facts)
     note("rows: " + ", ".join(f"{count:,} {split}" for split, count in facts["rows"].items()) + _judged(splits))
     return splits
 
@@ -95,40 +99,45 @@ def read_rows(
         "columns": dict(reader.mapping),
         "choices": [*choices, *remarks],
     }
-    part = _read_all(readers, facts)["rows"]
-    facts["duplicates"] = {"rows": {"found": count_repeats(part.keys), "dropped": 0}}
-    return _datasets(_cut({"rows": part}, config, facts), reader, facts)["rows"], facts
+    parts, held = _read_all(readers, config, facts)
+    facts["duplicates"] = {"rows": {"found": count_repeats(parts["rows"].keys), "dropped": 0}}
+    parts, types = _prepare(parts, reader, task, held, facts)
+    return _datasets(_cut(parts, config, facts), reader, types, facts)["rows"], facts
 
 
-def _read_all(readers: Mapping[str, Reader], facts: dict[str, Any]) -> dict[str, Part]:
-    """Every split in memory; what is wrong in each is reported together."""
+def _read_all(
+    readers: Mapping[str, Reader], config: DataConfig, facts: dict[str, Any]
+) -> tuple[dict[str, Part], list[Problem]]:
+    """Every split in memory, and problems that the task's own are told with; what cannot wait is raised, of all splits together."""
     parts: dict[str, Part] = {}
-    problems: list[Problem | str] = []
+    problems: list[Problem] = []
+    held: list[Problem] = []
     facts["read"], facts["cleaned"] = {}, {}
     for split, reader in readers.items():
-        part, counts, read = Part({role: [] for role in reader.mapping}, []), Counts(), 0
+        part, counts, read = empty_part(reader.mapping), Counts(), 0
+        incomplete = Incomplete(reader.mapping, reader.columns, config.incomplete)
         try:
-            for chunk in reader.chunks():
-                append(part.table, chunk.part.table)
-                part.keys.extend(chunk.part.keys)
+            for chunk in reader.chunks(incomplete=incomplete):
+                append_part(part, chunk.part)
                 add_counts(counts, chunk.counts)
                 read += chunk.read
         except InputError as error:
             problems += error.problems
             continue
+        held += incomplete.problems()
         if not part.keys:
             problems.append(nothing_left(reader, read, counts))
         parts[split] = part
         facts["read"][split], facts["cleaned"][split] = read, counts
     if problems:
-        raise InputError(*problems)
-    return parts
+        raise InputError(*held, *problems)
+    return parts, held
 
 
 def _separate(
     parts: Mapping[str, Part], found: Sources, config: DataConfig, train: Reader, facts: dict[str, Any]
 ) -> dict[str, Part]:
-    """Carve, drop repeats, drop overlaps, cut, prove."""
+    """Carve, drop repeats, drop overlaps."""
     carved = carve(parts["train"], found.fractions, config.seed)
     parts = {
         split: part for split in ("train", "validation", "test") if (part := carved.get(split) or parts.get(split))
@@ -147,9 +156,23 @@ def _separate(
     require_rows(rows, found.fractions, origin.name, documents=origin.documents, train_from=origin.setting)
     parts, facts["overlap"] = drop_overlap(kept)
     require_left(parts, facts["overlap"])
-    parts = _cut(parts, config, facts)
-    facts["proof"] = prove_disjoint({split: part.keys for split, part in parts.items()})
     return parts
+
+
+def _prepare(
+    parts: Mapping[str, Part], reader: Reader, task: Task, held: Sequence[Problem], facts: dict[str, Any]
+) -> tuple[dict[str, Part], Mapping[str, Any]]:
+    """The rows as the task prepares them, and the types of what is no text. Before ``max_rows`` cuts, so that all labels are seen.
+
+    InputError: the ``held`` problems and those that the task finds, together.
+    """
+    places = {split: part.places for split, part in parts.items()}
+    prepared = task.prepare({split: part.table for split, part in parts.items()}, places, reader.mapping)
+    problems = [*held, *prepared.problems]
+    if problems:
+        raise InputError(*problems)
+    facts.update(prepared.facts)
+    return {split: part._replace(table=prepared.tables[split]) for split, part in parts.items()}, prepared.features
 
 
 def _cut(parts: Mapping[str, Part], config: DataConfig, facts: dict[str, Any]) -> dict[str, Part]:
@@ -161,12 +184,14 @@ def _cut(parts: Mapping[str, Part], config: DataConfig, facts: dict[str, Any]) -
     }
 
 
-def _datasets(parts: Mapping[str, Part], reader: Reader, facts: dict[str, Any]) -> dict[str, Any]:
+def _datasets(
+    parts: Mapping[str, Part], reader: Reader, types: Mapping[str, Any], facts: dict[str, Any]
+) -> dict[str, Any]:
     """Split to Dataset, with the counts of what is in them."""
     facts["rows"] = {split: height(part.table) for split, part in parts.items()}
     facts["characters"] = {split: characters(part, reader) for split, part in parts.items()}
     facts["fingerprint"] = {split: fingerprint(part) for split, part in parts.items()}
-    return {split: to_dataset(part.table, reader.mapping) for split, part in parts.items()}
+    return {split: to_dataset(part.table, reader.mapping, types) for split, part in parts.items()}
 
 
 def characters(part: Part, reader: Reader) -> int:

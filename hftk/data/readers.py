@@ -8,12 +8,13 @@ from typing import Any, Literal, NamedTuple
 
 from hftk.config import DataConfig, InputError, Problem
 from hftk.data.clean import Counts, clean
-from hftk.data.columns import WrongTypes, map_columns, rename
+from hftk.data.columns import Incomplete, WrongTypes, map_columns, rename
 from hftk.data.dedup import keys_of
 from hftk.data.sources import Source
 from hftk.data.tables import Part, Table, height
 from hftk.task import Column
 
+_PLACE = "\0place"  # a column beside those of the roles while a chunk is cleaned, so that rows keep their numbers
 _PATIENCE = 100  # chunks looked through after the first wrong value, so that an endless source still gets its message
 
 
@@ -36,8 +37,12 @@ class Reader:
     columns: Mapping[str, Column]
     unicode: Literal["none", "NFC", "NFKC"]
 
-    def chunks(self, *, patient: bool = True) -> Iterator[Cleaned]:
-        """Chunks in order. InputError where text columns hold something else: at once, or when ``patient`` after all were counted."""
+    def chunks(self, *, patient: bool = True, incomplete: Incomplete | None = None) -> Iterator[Cleaned]:
+        """Chunks in order; ``incomplete`` is shown each before rows are dropped.
+
+        InputError where text columns hold something else: at once, or when ``patient`` after all were counted.
+        """
+        columns = {**self.columns, _PLACE: Column(usual_names=(), required=False, kind="any", identity=False)}
         wrong = WrongTypes(self.mapping, self.columns, self.source.setting)
         since = 0
         for place, start, raw in self.source.read(set(self.mapping.values())):
@@ -49,8 +54,11 @@ class Reader:
                 if not patient or since > _PATIENCE:
                     break
                 continue
-            table, counts = clean(table, self.columns, self.unicode)
-            yield Cleaned(Part(table, keys_of(table, self.columns)), rows, counts)
+            if incomplete is not None:
+                incomplete.look(table, place, start)
+            table, counts = clean({**table, _PLACE: [(place, start + i) for i in range(rows)]}, columns, self.unicode)
+            places = table.pop(_PLACE)
+            yield Cleaned(Part(table, keys_of(table, self.columns), places), rows, counts)
         if wrong:
             raise wrong.error()
 
@@ -106,12 +114,18 @@ def open_readers(
     return readers, remarks
 
 
-def to_dataset(table: Table, mapping: Mapping[str, str]) -> Any:
-    """The columns as an in-memory Arrow Dataset. InputError naming a column whose values are of several types."""
+def to_dataset(table: Table, mapping: Mapping[str, str], features: Mapping[str, Any] | None = None) -> Any:
+    """The columns as an in-memory Arrow Dataset, with the types in ``features`` (texts beside them).
+
+    InputError naming a column whose values are of several types.
+    """
     import pyarrow as pa
-    from datasets import Dataset
+    from datasets import Dataset, Features, Value
 
     try:
+        if features:
+            types = Features({role: features.get(role, Value("string")) for role in table})
+            return Dataset.from_dict(table, features=types)
         return Dataset.from_dict(table)
     except (pa.ArrowException, UnicodeEncodeError, TypeError, ValueError, OverflowError) as error:
         problems = []

@@ -1,6 +1,6 @@
 """Sample data sets made from what every Python installation carries: no download and no licence question.
 
-``python_docs`` is the language reference that ``help()`` shows (:mod:`pydoc_data.topics`) and the docstrings of the standard
+``python_modules`` has docstrings of the standard library's largest packages, to be told apart. ``python_docs`` is the language reference that ``help()`` shows (:mod:`pydoc_data.topics`) and the docstrings of the standard
 library, read from its source by :mod:`ast` without importing anything. It is deterministic for a given Python version.
 """
 
@@ -21,6 +21,8 @@ from hftk.data.tables import did_you_mean
 
 CHARACTERS = 1_000_000
 """Where python_docs stops taking modules."""
+PACKAGES = 8
+PER_PACKAGE = 400
 
 # Optional packages of some distributions, tests, generated code, and modules that repeat the docstrings of others.
 _LEFT_OUT = frozenset({
@@ -84,6 +86,28 @@ def python_docs() -> list[dict[str, Any]]:
     return rows
 
 
+def python_modules() -> list[dict[str, Any]]:
+    """Docstrings and the package they come from: columns ``text`` and ``label``, the :data:`PACKAGES` packages of the standard
+    library with the most of them, at most :data:`PER_PACKAGE` each.
+
+    A docstring has at least 30 characters and occurs in one package only. Which of a package are taken follows from their hash.
+    """
+    texts: dict[str, set[str]] = {}
+    for docstring in stdlib_docstrings():
+        if len(docstring.text) >= 30:
+            texts.setdefault(docstring.text, set()).add(docstring.module.partition(".")[0])
+    packages: dict[str, list[str]] = {}
+    for text, owners in texts.items():
+        if len(owners) == 1:
+            packages.setdefault(min(owners), []).append(text)
+    largest = sorted(packages, key=lambda name: (-len(packages[name]), name))[:PACKAGES]
+    rows = []
+    for name in sorted(largest):
+        chosen = sorted(packages[name], key=lambda text: blake2b(text.encode(), digest_size=8).digest())
+        rows += [{"text": text, "label": name} for text in chosen[:PER_PACKAGE]]
+    return rows
+
+
 def stdlib_docstrings() -> Iterator[Docstring]:
     """Every docstring of the standard library, sorted by module, in source order inside one."""
     for module, path in _modules():
@@ -140,5 +164,5 @@ def _without_rules(text: str) -> str:
     return _RULE.sub("", text).strip()
 
 
-SAMPLES: dict[str, Callable[[], list[dict[str, Any]]]] = {"python_docs": python_docs}
+SAMPLES: dict[str, Callable[[], list[dict[str, Any]]]] = {"python_docs": python_docs, "python_modules": python_modules}
 """Name, as in ``--data.sample``, to the function that makes the rows."""

@@ -15,7 +15,7 @@ from hftk.data.dedup import count_repeats
 from hftk.data.load import characters, fingerprint, require_left
 from hftk.data.readers import Reader, to_dataset
 from hftk.data.split import SPLITS, drop_overlap, prove_disjoint, require_rows, sides
-from hftk.data.tables import Part, append, height, take_part
+from hftk.data.tables import Part, append_part, empty_part, height, take_part
 from hftk.task import Splits
 
 HELD_OUT_ROWS = 10_000
@@ -133,7 +133,7 @@ class TrainStream:
 
 def _carve(reader: Reader, fractions: Mapping[str, float], seed: int, most: int) -> tuple[dict[str, Part], bool]:
     """The first rows of each carved split, repeats dropped, and whether a training row was seen; stops as soon as all are full."""
-    parts = {split: Part({role: [] for role in reader.mapping}, list[int]()) for split in fractions}
+    parts = {split: empty_part(reader.mapping) for split in fractions}
     seen: set[int] = set()
     known = False
     for chunk in reader.chunks(patient=False):
@@ -145,7 +145,7 @@ def _carve(reader: Reader, fractions: Mapping[str, float], seed: int, most: int)
                 if side == split and key not in seen:
                     seen.add(key)
                     rows.append(i)
-            _extend(part, take_part(chunk.part, rows[: most - len(part.keys)]))
+            append_part(part, take_part(chunk.part, rows[: most - len(part.keys)]))
         if known and all(len(part.keys) >= most for part in parts.values()):
             break
     return parts, known
@@ -153,9 +153,9 @@ def _carve(reader: Reader, fractions: Mapping[str, float], seed: int, most: int)
 
 def _first_rows(reader: Reader, most: int, split: str, facts: dict[str, Any]) -> Part:
     """The first rows of a given split."""
-    part, counts, read = Part({role: [] for role in reader.mapping}, []), Counts(), 0
+    part, counts, read = empty_part(reader.mapping), Counts(), 0
     for chunk in reader.chunks():
-        _extend(part, take_part(chunk.part, range(min(len(chunk.part.keys), most - len(part.keys)))))
+        append_part(part, take_part(chunk.part, range(min(len(chunk.part.keys), most - len(part.keys)))))
         add_counts(counts, chunk.counts)
         read += chunk.read
         if len(part.keys) >= most:
@@ -163,8 +163,3 @@ def _first_rows(reader: Reader, most: int, split: str, facts: dict[str, Any]) ->
     facts["read"][split], facts["cleaned"][split] = read, counts
     facts["duplicates"][split] = {"found": count_repeats(part.keys), "dropped": 0}
     return part
-
-
-def _extend(part: Part, more: Part) -> None:
-    append(part.table, more.table)
-    part.keys.extend(more.keys)

@@ -16,6 +16,8 @@ class Part(NamedTuple):
     table: Table
     keys: list[int]
     """One key per row, from :func:`hftk.data.dedup.keys_of`."""
+    places: list[tuple[str, int]]
+    """Where each row stands: file (or other source) and row in it, from 1 on."""
 
 
 def height(table: Table) -> int:
@@ -29,8 +31,20 @@ def take(table: Table, rows: Sequence[int]) -> Table:
 
 
 def take_part(part: Part, rows: Sequence[int]) -> Part:
-    """As :func:`take`, with the keys."""
-    return Part(take(part.table, rows), [part.keys[i] for i in rows])
+    """As :func:`take`, with the keys and places."""
+    return Part(take(part.table, rows), [part.keys[i] for i in rows], [part.places[i] for i in rows])
+
+
+def empty_part(roles: Iterable[str]) -> Part:
+    """No rows."""
+    return Part({role: [] for role in roles}, [], [])
+
+
+def append_part(part: Part, more: Part) -> None:
+    """Add rows at the end of ``part``."""
+    append(part.table, more.table)
+    part.keys.extend(more.keys)
+    part.places.extend(more.places)
 
 
 def append(table: Table, more: Table) -> None:

@@ -45,6 +45,13 @@ _COMPANIONS: Mapping[str, tuple[str, ...]] = {
 }
 """Settings that mean something only beside the first one, and go back to their defaults when it is unset."""
 
+_FITTED: Mapping[str, tuple[str, ...]] = {
+    "data.sample": ("data.validation_fraction", "data.test_fraction"),
+    # A learning rate for a model made on the spot would ruin a pre-trained one, and it needs fewer epochs.
+    "model.size": ("train.learning_rate", "train.epochs"),
+}
+"""Settings that were chosen for the first one, and go back with it too; but what was given on a higher level than it stays."""
+
 
 def parse(
     config: Config, argv: Sequence[str] | None = None, *, description: str = "", prog: str | None = None
@@ -237,10 +244,12 @@ class _Reading:
     def merge(self, config: Config, levels: Iterable[Mapping[str, Any]]) -> Config:
         """``config`` with the levels laid over it, the lowest first. Raises InputError if anything at all is wrong."""
         values = {name: item.value for name, item in self.settings.items()}
-        for level in levels:
-            self.unset_alternatives(values, level)
+        heights: dict[str, int] = {}
+        for height, level in enumerate(levels, 1):
+            self.unset_alternatives(values, level, heights)
             for name, value in level.items():
                 values[name] = _merged(values[name], value)
+                heights[name] = height
         merged: Config = _rebuild(config, values)
         known = [*self.settings, "config"]
         found = [*extra_problems(values.get("train.extra") or {}, known)]
@@ -253,8 +262,9 @@ class _Reading:
             raise InputError(*self.problems)
         return merged
 
-    def unset_alternatives(self, values: dict[str, Any], level: Mapping[str, Any]) -> None:
-        """Unset in ``values``, the lower levels, what excludes a setting of ``level``."""
+    def unset_alternatives(self, values: dict[str, Any], level: Mapping[str, Any], heights: Mapping[str, int]) -> None:
+        """Unset in ``values``, the lower levels, what excludes a setting of ``level``; ``heights``: the level that set each last,
+        0 for the recipe."""
         for group in _EITHER_OR:
             for name in group:
                 if level.get(name) is None or (name.endswith("_fraction") and not level[name]):
@@ -262,7 +272,8 @@ class _Reading:
                 for rival in group:
                     if rival != name and values.get(rival) is not None:
                         values[rival] = None
-                        for companion in _COMPANIONS.get(rival, ()):
+                        fitted = [n for n in _FITTED.get(rival, ()) if heights.get(n, 0) <= heights.get(rival, 0)]
+                        for companion in (*_COMPANIONS.get(rival, ()), *fitted):
                             if companion in values:
                                 values[companion] = self.settings[companion].default
 

@@ -23,7 +23,7 @@ _FOLLOWS = "--train.global_batch_size (rows per optimizer step; the accumulation
 _CPU = "leave it out: the launcher chooses the devices, `accelerate launch --cpu RECIPE` for the CPU"
 _LAUNCHER = "leave it out: `accelerate launch` sets it"
 _BATCH = "--train.per_device_batch_size"
-_BEST = "--train.restore_best true (the best is the one with the lowest eval_loss)"
+_BEST = "--train.restore_best true, with --train.metric_for_best_model loss, accuracy ..."
 
 OWN_ARGUMENTS: Mapping[str, str] = {
     "output_dir": "--output",

@@ -1,27 +1,29 @@
 """RunRecord to what people read: an HTML page, Markdown, and the last five lines of a run. Pure: no model, no Trainer.
 
 The page is one file that asks nothing of any network (its content policy forbids it), can be read without its script, and
-serves every task: it knows scores, samples and facts, whatever their names.
+serves every task: it knows scores, samples, facts and sections of analysis, whatever their names.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from datetime import datetime
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from hftk.config import InputError, Problem
 from hftk.launch import on_main
 from hftk.records import RunRecord, plain, save_record, write_text
-from hftk.reports import sections, wording
+from hftk.reports import analysis, sections, wording
+from hftk.reports.markdown import render_markdown
+from hftk.reports.sections import MOST_SAMPLES
 from hftk.reports.wording import number, verdict
 
 if TYPE_CHECKING:
     from jinja2 import Environment
 
+__all__ = ["REPORT", "render_html", "render_markdown", "summary_lines", "write_report"]
+
 REPORT = "report.html"
-MOST_SAMPLES = 20
 
 
 def write_report(record: RunRecord, folder: str | Path) -> Path:
@@ -67,10 +69,11 @@ def summary_lines(record: RunRecord, folder: str | Path | None = None) -> list[s
 def render_html(record: RunRecord) -> str:
     """One self-contained page. Everything from the record is escaped. Raises InputError where Jinja2 is missing."""
     record = RunRecord.from_dict(plain(record.to_dict()))
-    charts, seconds = sections.charts(record), sections.stages(record)
+    charts, seconds, findings = sections.charts(record), sections.stages(record), analysis.views(record)
     named = {
         "scores": "Scores",
         "curves": charts and "Curves",
+        **{view["id"]: view["title"] for view in findings},
         "samples": record.samples and "Samples",
         "data": record.data and "Data",
         "time": seconds and "Time",
@@ -90,11 +93,12 @@ def render_html(record: RunRecord) -> str:
         data_facts=sections.data_view(record.data),
         charts=charts,
         evaluations=sections.evaluations(record),
+        analysis=findings,
         samples=[sections.sample_view(s) for s in record.samples[:MOST_SAMPLES]],
         more_samples=len(record.samples) - MOST_SAMPLES if len(record.samples) > MOST_SAMPLES else 0,
         seconds=seconds,
         environment=sections.machine(record),
-        settings=_yaml(record.config),
+        settings=sections.settings(record.config),
         output=record.config.get("output") or "out",
     )  # fmt: skip
     return page.lstrip()
@@ -102,10 +106,18 @@ def render_html(record: RunRecord) -> str:
 
 def _environment() -> Environment:
     try:
-        import jinja2
+        import jinja2  # noqa: F401
     except ImportError:
         message = "expected Jinja2 for the report, found it not installed (the run itself is saved)"
         raise InputError(Problem(setting="", message=message, fix='pip install "hftk[report]"')) from None
+    return _templates()
+
+
+@cache
+def _templates() -> Environment:
+    """The templates, compiled once per process (0.1 s)."""
+    import jinja2
+
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).with_name("templates"), encoding="utf-8"),
         autoescape=True,
@@ -116,7 +128,7 @@ def _environment() -> Environment:
     environment.filters |= {
         "words": wording.words,
         "duration": wording.duration,
-        "moment": _moment,
+        "moment": wording.moment,
         "title_of": wording.task_title,
         "as_table": sections.table_of,
         "fact_name": sections.fact_name,
@@ -125,102 +137,3 @@ def _environment() -> Environment:
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
     environment.tests |= {"scalar": sections.is_scalar, "table": sections.is_table}
     return environment
-
-
-def _moment(text: str | None) -> str:
-    """An ISO time as 21 Nov 2026, 22:43 UTC."""
-    try:
-        moment = datetime.fromisoformat(text or "")
-    except ValueError:
-        return text or ""
-    return f"{moment.day} {moment:%b %Y, %H:%M}" + (" UTC" if moment.utcoffset() is not None else "")
-
-
-def _yaml(values: Mapping[str, Any]) -> str:
-    import yaml
-
-    return str(yaml.safe_dump(plain(values), sort_keys=False, allow_unicode=True, width=100)) if values else ""
-
-
-def render_markdown(record: RunRecord) -> str:
-    """The same facts as GitHub-flavoured Markdown: verdict, scores, samples, data, time, choices, settings, environment."""
-    record = RunRecord.from_dict(plain(record.to_dict()))
-    parts = {
-        "Scores": _score_table(record),
-        "Samples": "\n\n".join(_fenced(_sample_text(s)) for s in record.samples[:MOST_SAMPLES]),
-        "Training": sections.passes(record),
-        "Time": _table(("stage", "time", "share"), [
-            (p["name"], wording.duration(p["seconds"]), f"{100 * p['share']:.0f} %") for p in sections.stages(record)
-        ]),
-        "Model": _facts_list(record.model),
-        "Data": _facts_list(record.data),
-        "Automatic choices": "\n".join(f"- {_escape(line)}" for line in record.choices),
-        "Run it again": _fenced(record.command, "sh") if record.command else "",
-        "Settings": _fenced(_yaml(record.config), "yaml") if record.config else "",
-        "Environment": _facts_list({**record.hardware, "processes": record.processes, **record.versions}),
-    }  # fmt: skip
-    title = f"# {_escape(wording.model_name(record))} on {_escape(wording.data_name(record))}"
-    about = f"{wording.task_title(record)}, {record.status}, {_moment(record.finished)}".rstrip(", ")
-    body = [f"## {name}\n\n{text}" for name, text in parts.items() if text]
-    return "\n\n".join([title, about, f"**{_escape(verdict(record))}**", *body]) + "\n"
-
-
-def _score_table(record: RunRecord) -> str:
-    rows = [
-        (
-            m["title"],
-            "higher" if m["higher"] else "lower",
-            r["system"],
-            f"{r['value']} {m['unit']}",
-            r["interval"],
-            r["n"],
-        )
-        for m in sections.metrics(record)
-        for r in m["rows"]
-    ]
-    return _table(("score", "better", "system", "value", "95 % interval", "n"), rows)
-
-
-def _table(head: tuple[str, ...], rows: list[tuple[Any, ...]]) -> str:
-    if not rows:
-        return ""
-    lines = [head, ("---",) * len(head), *(tuple(_escape(str(c).strip()) for c in row) for row in rows)]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def _facts_list(facts: Mapping[str, Any], depth: int = 0) -> str:
-    lines = []
-    for key, value in facts.items():
-        if isinstance(value, list) and not sections.is_scalar(value):
-            value = dict(enumerate(value, 1))
-        inner = isinstance(value, Mapping)
-        start = f"{'  ' * depth}- {_escape(sections.fact_name(key))}:"
-        lines.append(
-            f"{start}\n{_facts_list(value, depth + 1)}"
-            if inner
-            else f"{start} {_escape(sections.fact_text(key, value))}"
-        )
-    return "\n".join(lines)
-
-
-def _sample_text(sample: Mapping[str, Any]) -> str:
-    return "\n".join(f"{f['label']}: {f['text']}" for f in sections.sample_view(sample)["fields"])
-
-
-def _fenced(text: str, language: str = "text") -> str:
-    """A code block whose fence is longer than any run of backticks inside."""
-    fence = "```"
-    while fence in text:
-        fence += "`"
-    return f"{fence}{language}\n{text.rstrip()}\n{fence}"
-
-
-def _escape(text: str) -> str:
-    """Text that Markdown shows as it is, also in a table cell."""
-    for sign in "\\`*_[]<>|#":
-        text = (
-            text.replace(sign, "\\" + sign)
-            if sign not in "<>"
-            else text.replace(sign, {"<": "&lt;", ">": "&gt;"}[sign])
-        )
-    return " ".join(text.split())

@@ -10,13 +10,16 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from hftk.records import RunRecord
+from hftk.records import RunRecord, plain
 from hftk.reports import wording
-from hftk.reports.charts import Axis, Chart, axis, chart, curve
+from hftk.reports.charts import Axis, Chart, Point, axis, chart, curve
 from hftk.reports.wording import number
 from hftk.task import Score
 
+MOST_SAMPLES = 20
 LONGEST_TEXT = 2000
+EVAL = "eval_"
+MOST_CURVES = 8
 SPLITS = ("train", "validation", "test", "rows")
 DIGEST = re.compile(r"[0-9a-f]{32,}")
 INPUTS = ("prompt", "text", "source", "question", "context", "text_pair")
@@ -43,10 +46,17 @@ def about_model(record: RunRecord) -> list[str]:
 
 
 def evaluations(record: RunRecord) -> list[dict[str, Any]]:
-    """The last 50 points with an eval_loss, without the columns that are empty in all of them."""
-    points = [p for p in record.history if p.get("eval_loss") is not None][-50:]
+    """The last 50 points with a score of the validation split, without the columns that are empty in all of them."""
+    points = [p for p in record.history if any(str(k).startswith(EVAL) and p[k] is not None for k in p)][-50:]
     kept = [key for key in dict.fromkeys(k for p in points for k in p) if any(p.get(key) is not None for p in points)]
     return [{key: point.get(key) for key in kept} for point in points]
+
+
+def settings(values: Mapping[str, Any]) -> str:
+    """Settings as YAML, "" for none."""
+    import yaml
+
+    return str(yaml.safe_dump(plain(values), sort_keys=False, allow_unicode=True, width=100)) if values else ""
 
 
 def machine(record: RunRecord) -> dict[str, Any]:
@@ -146,10 +156,40 @@ def charts(record: RunRecord) -> list[Chart]:
     note = f"lowest validation loss {number(least[1])} at step {least[0]:,.0f}" if least else ""
     found = (
         chart("loss", "Loss", {"training": ("train", train), "validation": ("eval", judged)}, "nats per item", note),
+        *_validation_charts(record),
         chart("rate", "Learning rate", {"learning rate": ("rate", rate)}, linear=True),
         chart("norm", "Gradient norm", {"gradient norm": ("norm", norm)}, "before clipping"),
     )
     return [c for c in found if c]
+
+
+def _validation_charts(record: RunRecord) -> list[Chart | None]:
+    """The scores of the validation split but its loss: those within -1 and 1 share a chart, others have one each."""
+    names = dict.fromkeys(str(k) for p in record.history for k in p if str(k).startswith(EVAL) and k != "eval_loss")
+    curves = {name: points for name in names if (points := curve(record.history, name))}
+    together = {name: points for name, points in curves.items() if all(abs(value) <= 1 for _, value in points)}
+    groups = [("Validation scores", dict([*together.items()][:MOST_CURVES]))] if len(together) > 1 else []
+    alone = {name: points for name, points in curves.items() if not groups or name not in together}
+    groups += [(f"Validation {_score_name(name)}", {name: points}) for name, points in [*alone.items()][:MOST_CURVES]]
+    return [
+        chart(f"scores-{i}", title, {_score_name(n): (f"score-{k}", points) for k, (n, points) in enumerate(some.items())},
+              note=_best_point(record, *next(iter(some.items()))), linear=True)
+        for i, (title, some) in enumerate(groups)
+    ]  # fmt: skip
+
+
+def _score_name(key: str) -> str:
+    return wording.words(key.removeprefix(EVAL))
+
+
+def _best_point(record: RunRecord, key: str, points: list[Point]) -> str:
+    """ "highest accuracy 0.8875 at step 1,204", where a score of the record tells which way is better."""
+    known = next((s for s in record.scores if EVAL + s.name == key), None)
+    if known is None:
+        return ""
+    step, value = (max if known.higher_is_better else min)(points, key=lambda p: p[1])
+    way = "highest" if known.higher_is_better else "lowest"
+    return f"{way} {_score_name(key)} {number(value)} at step {step:,.0f}"
 
 
 def stages(record: RunRecord) -> list[dict[str, Any]]:
@@ -259,9 +299,9 @@ def table_of(value: Mapping[str, Any] | list[Mapping[str, Any]]) -> dict[str, An
     entries = list(value.items() if isinstance(value, Mapping) else enumerate(value))
     columns = list(dict.fromkeys(key for _, entry in entries for key in entry))
     rows = [(name, [fact_text(c, entry[c]) if c in entry else "" for c in columns]) for name, entry in entries]
-    kinds = ["number" if any(_is_number(e.get(c)) for _, e in entries) else "" for c in columns]
+    kinds = ["number" if any(is_number(e.get(c)) for _, e in entries) else "" for c in columns]
     return {"named": named, "head": list(zip(columns, kinds, strict=True)), "rows": rows}
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)

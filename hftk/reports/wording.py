@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
+from datetime import datetime
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -12,8 +13,14 @@ from hftk.records import RunRecord
 from hftk.task import Score
 
 NOTHING = "–"
-TITLES = {"causal_lm": "Causal language model", "masked_lm": "Masked language model", "ner": "Named entity recognition"}
-ACRONYMS = {"cpu": "CPU", "gpus": "GPUs", "ram": "RAM", "os": "OS"}
+TITLES = {
+    "causal_lm": "Causal language model", "masked_lm": "Masked language model", "ner": "Named entity recognition",
+    "classification": "Text classification",
+}  # fmt: skip
+ACRONYMS = {
+    "cpu": "CPU", "gpus": "GPUs", "ram": "RAM", "os": "OS", "tfidf": "TF-IDF", "f1": "F1", "mse": "MSE", "rmse": "RMSE",
+    "mae": "MAE", "r2": "R2", "auc": "AUC", "mcc": "MCC", "ece": "ECE",
+}  # fmt: skip
 STEPS = ("thousand", "million", "billion", "trillion")
 
 
@@ -25,11 +32,18 @@ def number(value: Any, digits: int = 4) -> str:
         return f"{value:,}"
     if value == 0:
         return "0"
-    power = math.floor(math.log10(abs(value)))
+    power = math.floor(math.log10(abs(float(f"{value:.{digits - 1}e}"))))  # as rounded: 0.99996 is 1.000, not 1.0000
     if power < -3 or power > 8:
         mantissa, _, exponent = f"{value:.{digits - 1}e}".partition("e")
         return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
     return f"{value:,.{max(0, digits - 1 - power)}f}"
+
+
+def column(values: Sequence[Any]) -> list[str]:
+    """Numbers of one column: shares and coefficients with four decimals each, so that they align; else :func:`number`."""
+    floats = [abs(v) for v in values if isinstance(v, float) and math.isfinite(v)]
+    aligned = all(v == 0 or 5e-4 <= v <= 1 for v in floats)
+    return [f"{v:.4f}" if aligned and isinstance(v, float) and math.isfinite(v) else number(v) for v in values]
 
 
 def exact(value: Any) -> str:
@@ -60,6 +74,15 @@ def duration(seconds: float | None) -> str:
     if hours:
         return f"{hours} h {minutes:02d} min"
     return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+
+
+def moment(text: str | None) -> str:
+    """An ISO time as 21 Nov 2026, 22:43 UTC."""
+    try:
+        time = datetime.fromisoformat(text or "")
+    except ValueError:
+        return text or ""
+    return f"{time.day} {time:%b %Y, %H:%M}" + (" UTC" if time.utcoffset() is not None else "")
 
 
 def size(count: float | None) -> str:

@@ -15,7 +15,7 @@ Siblings  masked_lm for encoders; chat for instructions and dialogues; summariza
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, Literal
@@ -25,26 +25,25 @@ import numpy as np
 from hftk.batching import pack
 from hftk.choices import note
 from hftk.config import InputError, Problem, RunConfig
-from hftk.task import Column, Features, Score, Splits
+from hftk.task import Column, Features, Prepared, Score, Splits
 from hftk.tasks.decoders import (
     IGNORED,
     check_attention,
     collate,
-    describe,
     end_of_text,
     join,
     next_token_logits,
     opening,
     start_of_text,
-    tokenize,
 )
+from hftk.tasks.tokenization import describe, tokenize
 
 if TYPE_CHECKING:
     import torch
     from datasets import Dataset
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-    from hftk.task import Batch, Rows
+    from hftk.task import Batch, Look, Place, Rows, Table
 
 STREAM_SAMPLE = 10_000
 """Documents of a stream that a tokenizer is trained on and the n-gram baselines are fitted on."""
@@ -79,10 +78,23 @@ class CausalLM:
     }
     auto_model = "AutoModelForCausalLM"
     architecture = "gpt2"
+    tokenizer = "bpe"
+    score_names = ()
     judged_by = frozenset({"loss"})
 
     def __init__(self, config: CausalLMConfig) -> None:
         self.config = config
+
+    @classmethod
+    def of_model(cls, config: CausalLMConfig, made: PretrainedConfig) -> CausalLM:
+        """The task for judging or using a model that was trained."""
+        return cls(config)
+
+    def prepare(
+        self, tables: Mapping[str, Table], places: Mapping[str, Sequence[Place]], columns: Mapping[str, str]
+    ) -> Prepared:
+        """Texts are taken as they are."""
+        return Prepared(tables=tables)
 
     def sizes(self, architecture: str) -> Mapping[str, Mapping[str, Any]]:
         """Config fields of a model made on the spot: GPT-2 as published (tiny and mini are ours), Llama-like models beside it."""
@@ -292,6 +304,27 @@ class CausalLM:
             seed=seed,
             details=details,
         )
+
+    def finish(self, model: PreTrainedModel, splits: Splits, look: Look) -> list[dict[str, Any]]:
+        """Nothing is chosen after training."""
+        return []
+
+    def predictions(
+        self, outputs: Mapping[str, np.ndarray], features: Features, rows: Dataset, model: PreTrainedModel
+    ) -> list[dict[str, Any]]:
+        """Per document: ``nats`` (the loss, summed), ``tokens``, ``bytes`` of its text, so that runs can be compared row by row."""
+        nats = np.bincount(features.rows, outputs["nats"], minlength=len(rows))
+        tokens = np.bincount(features.rows, outputs["tokens"], minlength=len(rows)).astype(int)
+        return [
+            {"index": i, "nats": round(float(n), 6), "tokens": int(t), "bytes": len(text.encode())}
+            for i, (n, t, text) in enumerate(zip(nats, tokens, list(rows["text"]), strict=True))
+        ]
+
+    def analysis(
+        self, outputs: Mapping[str, np.ndarray], features: Features, rows: Dataset, *, resamples: int, seed: int
+    ) -> list[dict[str, Any]]:
+        """Nothing beside the scores and samples."""
+        return []
 
     def show(self, rows: Dataset, outputs: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
         """The first words of held-out documents as prompts, and how the documents go on."""

@@ -1,4 +1,4 @@
-"""What tasks on decoder-only models share: tokens of documents, blocks of packed pieces, and a look at the model's attention."""
+"""What tasks on decoder-only models share: documents as targets, blocks of packed pieces, and a look at the model's attention."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hftk.config import InputError, Problem
-from hftk.tokenizers import character_table, look_up
 
 if TYPE_CHECKING:
     import torch
@@ -26,32 +25,6 @@ attention that is closed gives exactly 0, an open one 0.02 to 2 in untrained mod
 
 
 # Tokens --------------------------------------------------------------------------------------------------------------
-
-
-def tokenize(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[np.ndarray]:
-    """Token ids of each text, whole and without special tokens, as int32 arrays.
-
-    Uses the Rust tokenizer directly where there is one, and a table where every character is a token.
-    """
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if not texts:
-        return []
-    if backend is None:
-        return [np.array(ids, np.int32) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
-    # It may have been saved with limits, or keep those of an earlier call.
-    backend.no_truncation()
-    backend.no_padding()
-    ids: list[np.ndarray] = []
-    table = character_table(backend)
-    added = [token.content for token in backend.get_added_tokens_decoder().values()]
-    for at in range(0, len(texts), 1000):  # the Rust objects are large: convert them chunk by chunk
-        chunk = texts[at : at + 1000]
-        if table is not None and not any(token in text for text in chunk for token in added):
-            ids.extend(look_up(text, table) for text in chunk)
-        else:
-            encodings = backend.encode_batch_fast(chunk, add_special_tokens=False)
-            ids.extend(np.array(e.ids, np.int32) for e in encodings)
-    return ids
 
 
 def end_of_text(tokenizer: PreTrainedTokenizerBase) -> int:
@@ -97,11 +70,6 @@ def join(documents: list[np.ndarray], start: int, end: int) -> tuple[np.ndarray,
         lengths = np.array([len(part) for part in parts], np.int64)
         targets[np.cumsum(lengths) - lengths] = IGNORED
     return tokens, targets
-
-
-def describe(tokenizer: PreTrainedTokenizerBase) -> str:
-    """A tokenizer's name and size for signatures."""
-    return f"{type(tokenizer).__name__}[{len(tokenizer)}]"
 
 
 def opening(text: str, words: int = 8, characters: int = 40) -> str:

@@ -28,20 +28,6 @@ from hftk.tokenizers import train_byte_bpe
 TEXTS = ["The river is wide and slow.", "Größe und Maß: 漢字", "once upon a time there was a river"] * 5
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Models this small gain nothing from a second thread, and wait long for it on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(autouse=True)
-def offline(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A GPT-2 with random weights, a context of 96 tokens and a byte-level BPE tokenizer."""
@@ -56,35 +42,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     GPT2LMHeadModel(config).save_pretrained(path)
     tokenizer.save_pretrained(path)
     return path
-
-
-class Result(SimpleNamespace):
-    code: int
-    out: str
-    err: str
-
-    @property
-    def rows(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in self.out.split("\n") if line]
-
-
-@pytest.fixture
-def hftk(capsys: pytest.CaptureFixture[str]) -> Any:
-    def call(*words: Any) -> Result:
-        capsys.readouterr()
-        code = main([str(word) for word in words])
-        out, err = capsys.readouterr()
-        return Result(code=code, out=out, err=err)
-
-    return call
-
-
-def stdin(monkeypatch: pytest.MonkeyPatch, content: bytes | None) -> None:
-    """Put ``content`` on standard input; None: a terminal."""
-    stream = io.TextIOWrapper(io.BytesIO(content or b""))
-    if content is None:
-        monkeypatch.setattr(stream, "isatty", lambda: True, raising=False)
-    monkeypatch.setattr(sys, "stdin", stream)
 
 
 def expected(folder: Path, prompts: Sequence[str], **settings: Any) -> list[str]:
@@ -176,9 +133,9 @@ def test_prompts_come_from_files(
     ],
 )
 def test_prompts_come_from_stdin(
-    hftk: Any, folder: Path, monkeypatch: pytest.MonkeyPatch, content: bytes, prompts: list[str]
+    hftk: Any, folder: Path, stdin: Any, content: bytes, prompts: list[str]
 ) -> None:
-    stdin(monkeypatch, content)
+    stdin(content)
     assert [row["prompt"] for row in hftk("predict", folder, "--max_new_tokens", 2).rows] == prompts
 
 
@@ -308,7 +265,7 @@ WRONG: dict[str, tuple[list[str], list[str]]] = {
     "a misspelt flag": (["predict", "RUN", "--prompt", "a", "--temprature", "2"], ["--temprature", "did you mean --temperature?"]),
     "an abbreviated flag": (["predict", "RUN", "--prom", "a"], ["does not take --prom", "did you mean --prompt?"]),
     "no folder at all": (["predict"], ["required: DIR", "hftk predict --help"]),
-    "an unknown command": (["predcit", "RUN"], ["expected one of the commands predict, evaluate, report", "did you mean hftk predict?"]),
+    "an unknown command": (["predcit", "RUN"], ["expected one of the commands predict, evaluate, compare, report", "did you mean hftk predict?"]),
     "no weights to judge": (["evaluate", "TMP/full", "--data", "TMP/prompts.txt"], ["hftk: 1 problem", "found notes.txt"]),
     "scores in no folder": (["evaluate", "RUN", "--data", "TMP/prompts.txt", "--output", "TMP/x/y"], ["TMP/x does not exist"]),
     "no data": (["evaluate", "RUN"], ["--data: expected the rows to judge", "add --data FILE"]),
@@ -355,9 +312,9 @@ def tmp(tmp_path_factory: pytest.TempPathFactory, folder: Path) -> Path:
 
 @pytest.mark.parametrize("case", WRONG)
 def test_wrong_input_says_what_to_type_next(
-    hftk: Any, folder: Path, tmp: Path, monkeypatch: pytest.MonkeyPatch, case: str
+    hftk: Any, folder: Path, tmp: Path, stdin: Any, case: str
 ) -> None:
-    stdin(monkeypatch, None)
+    stdin(None)
     words, messages = WRONG[case]
 
     def placed(text: str) -> str:
@@ -396,9 +353,9 @@ def test_what_loading_says_is_kept_off_stdout(hftk: Any, folder: Path, monkeypat
     ("content", "message"), [(b"", "found nothing"), (b"a\n\xff\n", "other bytes in line 2 of stdin")]
 )
 def test_wrong_stdin_is_named(
-    hftk: Any, folder: Path, monkeypatch: pytest.MonkeyPatch, content: bytes, message: str
+    hftk: Any, folder: Path, stdin: Any, content: bytes, message: str
 ) -> None:
-    stdin(monkeypatch, content)
+    stdin(content)
     result = hftk("predict", folder)
     assert result.code == 2 and message in result.err
 

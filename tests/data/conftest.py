@@ -1,21 +1,30 @@
-"""Fake tasks (columns only) and the folder of shared data sets."""
+"""Fake tasks (columns alone; rows stay as they are) and the folder of shared data sets."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from hftk.config import InputError
-from hftk.task import Column
+from hftk.task import Column, Prepared
+
+if TYPE_CHECKING:
+    from hftk.task import Place, Table
 
 
 @dataclass(frozen=True)
 class FakeTask:
     columns: Mapping[str, Column]
+
+    def prepare(
+        self, tables: Mapping[str, Table], places: Mapping[str, Sequence[Place]], columns: Mapping[str, str]
+    ) -> Prepared:
+        return Prepared(tables=tables)
 
 
 @pytest.fixture

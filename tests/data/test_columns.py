@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 
 from hftk.config import InputError
-from hftk.data.columns import WrongTypes, map_columns
+from hftk.data.columns import Incomplete, WrongTypes, is_missing, map_columns
+from hftk.task import Column
 
 
 def test_roles_find_their_usual_names_in_order(classification):
@@ -69,3 +70,47 @@ def test_values_that_are_not_text_are_counted_with_their_first_rows(lm):
         InputError, match=r"found int and list in 4 rows \(first: row 102 of x.jsonl, row 103 of x.jsonl, row 104"
     ):
         raise wrong.error()
+
+
+STRICT = {
+    "text": Column(usual_names=(), incomplete="error"),
+    "label": Column(usual_names=(), kind="label", identity=False, incomplete="error"),
+}
+NAN = float("nan")
+
+
+@pytest.mark.parametrize(
+    "value, text, label", [(None, True, True), (NAN, True, True), ("", True, True), (" \n", True, False), (0, False, False),
+                           (False, False, False), ([], False, False), ("a", False, False)]
+)  # fmt: skip
+def test_what_counts_as_missing(value, text, label):
+    assert is_missing(value, blank=True) is text and is_missing(value, blank=False) is label
+
+
+def test_incomplete_rows_are_counted_over_chunks_with_the_first_ones():
+    found = Incomplete({"text": "body", "label": "class"}, STRICT, "auto")
+    found.look({"text": ["a", " "], "label": [0, NAN]}, "x.csv", 1)
+    found.look({"text": ["", "b", None, ""], "label": [1, 1, "", None]}, "x.csv", 101)
+    texts, labels = found.problems()
+    assert texts.setting == "data.columns.text" and labels.setting == "data.columns.label"
+    assert texts.message == (
+        "expected text in every row, found 4 empty in column body (first: row 2 of x.csv, row 101 of x.csv, row 103 of x.csv)"
+    )
+    assert "expected a label in every row, found 3 missing in column class (first: row 2 of x.csv, row 103" in labels.message
+    assert "--data.incomplete drop" in texts.fix
+
+
+@pytest.mark.parametrize(
+    "policy, told", [("auto", {"text", "label"}), ("drop", set()), ("error", {"text", "label", "text_pair"})]
+)
+def test_the_policy_says_which_columns_must_be_complete(policy, told):
+    columns = {**STRICT, "text_pair": Column(usual_names=(), required=False)}
+    found = Incomplete({role: role for role in columns}, columns, policy)
+    found.look({role: [None] for role in columns}, "x", 1)
+    assert {problem.setting.removeprefix("data.columns.") for problem in found.problems()} == told
+
+
+def test_complete_rows_are_no_problem():
+    found = Incomplete({"text": "text", "label": "label"}, STRICT, "error")
+    found.look({"text": ["a"], "label": [0]}, "x", 1)
+    assert found.problems() == []

@@ -7,6 +7,10 @@ from hftk.task import Column
 COLUMNS = {"text": Column(usual_names=()), "label": Column(usual_names=(), kind="label", identity=False)}
 
 
+def places(table):
+    return [("rows", row) for row in range(1, len(next(iter(table.values()))) + 1)]
+
+
 def test_normalization_folds_case_width_and_white_space():
     assert normalized(" ＨＥＬＬＯ \n\t Straße ") == "hello strasse"
     assert normalized("ﬁn") == "fin"
@@ -33,17 +37,17 @@ def test_values_that_are_not_text_are_compared_too():
 
 def test_the_first_of_several_repeats_is_kept():
     table = {"text": ["a", "b", "A", "c", "b"], "label": [0, 1, 2, 3, 4]}
-    part, dropped = drop_repeats(Part(table, keys_of(table, COLUMNS)))
+    part, dropped = drop_repeats(Part(table, keys_of(table, COLUMNS), places(table)))
     assert part.table == {"text": ["a", "b", "c"], "label": [0, 1, 3]} and dropped == 2
     assert part.keys == keys_of(part.table, COLUMNS)
 
 
 def test_conflicts_are_repeats_with_another_target():
     table = {"text": ["a", "b", "A", "b"], "label": [0, 1, 5, 1]}
-    found = conflicts(Part(table, keys_of(table, COLUMNS)), COLUMNS)
+    found = conflicts(Part(table, keys_of(table, COLUMNS), places(table)), COLUMNS)
     assert found == {"rows": 1, "examples": [{"first": {"text": "a", "label": 0}, "other": {"text": "A", "label": 5}}]}
 
 
 def test_rows_without_a_target_have_no_conflicts():
     table = {"text": ["a", "a"]}
-    assert conflicts(Part(table, keys_of(table, COLUMNS)), COLUMNS)["rows"] == 0
+    assert conflicts(Part(table, keys_of(table, COLUMNS), places(table)), COLUMNS)["rows"] == 0

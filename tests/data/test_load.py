@@ -2,13 +2,15 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from hftk.config import DataConfig
+from hftk.config import DataConfig, Problem
 from hftk.data.dedup import normalized
 from hftk.data.load import load_splits, read_rows
+from hftk.task import Prepared
 
 PARAGRAPHS = [f"Paragraph number {i} says something of its own." for i in range(300)]
 
@@ -172,6 +174,83 @@ def test_conflicting_labels_are_counted(tmp_path, classification):
     )
 
 
+@pytest.fixture
+def strict(classification):
+    """The same task where incomplete rows stop the run."""
+    columns = {role: replace(column, incomplete="error") for role, column in classification.columns.items()}
+    return replace(classification, columns=columns)
+
+
+def test_incomplete_rows_of_all_splits_are_told_together(tmp_path, strict, refusal):
+    write(tmp_path / "train.jsonl", ["a", " ", "b"], label=lambda text: None if text == "b" else 1)
+    write(tmp_path / "test.jsonl", ["", "z"], label=lambda text: 1)
+    message = refusal(load_splits, DataConfig(path=str(tmp_path)), strict)
+    assert "found 1 empty in column text (first: row 2 of" in message and "found 1 missing in column label" in message
+    assert f"row 1 of {tmp_path / 'test.jsonl'}" in message and message.count("--data.incomplete drop") == 3
+
+
+def test_incomplete_rows_are_dropped_and_counted_when_asked(tmp_path, strict):
+    write(tmp_path / "train.jsonl", ["a", " ", "b"], label=lambda text: None if text == "b" else 1)
+    write(tmp_path / "test.jsonl", ["", "z"], label=lambda text: 1)
+    splits = load_splits(DataConfig(path=str(tmp_path), incomplete="drop"), strict)
+    assert list(splits.train["text"]) == ["a"] and list(splits.test["text"]) == ["z"]
+    cleaned = splits.facts["cleaned"]
+    assert cleaned["train"]["missing"]["dropped"] == cleaned["train"]["empty"]["dropped"] == 1
+    assert cleaned["test"]["empty"]["dropped"] == 1 and splits.facts["read"] == {"train": 3, "test": 2}
+
+
+def test_incomplete_rows_stop_a_language_model_only_when_asked(tmp_path, lm, refusal):
+    path = write(tmp_path / "a.jsonl", [*PARAGRAPHS, ""])
+    assert load_splits(DataConfig(path=path), lm).facts["cleaned"]["train"]["empty"]["dropped"] == 1
+    assert "row 301 of" in refusal(load_splits, DataConfig(path=path, incomplete="error"), lm)
+
+
+def test_what_the_task_finds_is_told_with_what_is_incomplete(tmp_path, strict, refusal):
+    class Strict(type(strict)):
+        def prepare(self, tables, places, columns):
+            assert columns == {"text": "text", "label": "label"}
+            assert {split: [row for _, row in where] for split, where in places.items()} == {"train": [1, 3], "test": [1]}
+            assert all(Path(file).name == f"{split}.jsonl" for split, where in places.items() for file, _ in where)
+            return Prepared(tables=tables, problems=[Problem(setting="data.columns.label", message="odd labels")])
+
+    write(tmp_path / "train.jsonl", ["a", "", "b"], label=len)
+    write(tmp_path / "test.jsonl", ["z"], label=len)
+    message = refusal(load_splits, DataConfig(path=str(tmp_path)), Strict(strict.columns))
+    assert "found 1 empty in column text" in message and "odd labels" in message
+
+
+def test_what_the_task_prepares_is_what_the_splits_hold(tmp_path, classification):
+    from datasets import ClassLabel
+
+    class Numbering(type(classification)):
+        def prepare(self, tables, places, columns):
+            made = {split: {**table, "label": [int(v == "b") for v in table["label"]]} for split, table in tables.items()}
+            return Prepared(tables=made, features={"label": ClassLabel(names=["a", "b"])}, facts={"labels": 2})
+
+    write(tmp_path / "train.jsonl", ["a", "b"], label=str)
+    write(tmp_path / "test.jsonl", ["z"], label=lambda _: "b")
+    splits = load_splits(DataConfig(path=str(tmp_path)), Numbering(classification.columns))
+    assert splits.train.features["label"].names == ["a", "b"] and list(splits.train["label"]) == [0, 1]
+    assert list(splits.test["label"]) == [1] and splits.facts["labels"] == 2
+
+
+def test_rows_keep_their_numbers_through_carving_repeats_and_cuts(tmp_path, lm):
+    seen = {}
+
+    class Looking(type(lm)):
+        def prepare(self, tables, places, columns):
+            seen.update({split: (tables[split]["text"], places[split]) for split in tables})
+            return Prepared(tables=tables)
+
+    texts = [*PARAGRAPHS[:50], *PARAGRAPHS[:25], " ", *PARAGRAPHS[50:]]
+    path = write(tmp_path / "a.jsonl", texts)
+    load_splits(DataConfig(path=path, max_rows=100, test_fraction=0.3, validation_fraction=0.2), Looking(lm.columns))
+    assert set(seen) == {"train", "validation", "test"}
+    for found, places in seen.values():
+        assert len(found) == len(places) and {file for file, _ in places} == {path}
+        assert [texts[row - 1] for _, row in places] == found
+
+
 def test_max_rows_takes_the_first_of_each_split_and_counts_the_rest(tmp_path, lm):
     write(tmp_path / "train.jsonl", PARAGRAPHS)
     write(tmp_path / "test.jsonl", ["x", "y"])
@@ -274,10 +353,8 @@ def test_training_rows_of_real_sets_that_stand_in_their_test_split_are_found(sha
     assert facts["rows"] == {"train": 6909, "validation": 872, "test": 1821}
 
 
-def test_every_shared_set_of_rows_loads(shared):
+def test_every_shared_set_of_rows_loads(shared, lm):
     """Every column of texts of every set, as the only role."""
-    from types import SimpleNamespace
-
     from hftk.data.files import find_files
     from hftk.data.formats import read_file
     from hftk.task import Column
@@ -293,7 +370,7 @@ def test_every_shared_set_of_rows_loads(shared):
                 for name, values in sample.items()
                 if {type(value) for value in values} <= {str, type(None)} and any(values)
             )
-            task = SimpleNamespace(columns={"text": Column(usual_names=texts)})
+            task = replace(lm, columns={"text": Column(usual_names=texts)})
             rows, facts = read_rows(path, DataConfig(max_rows=500), task)
             assert len(rows) > 0 and facts["columns"]["text"] == texts[0]
             loaded += 1

@@ -12,7 +12,7 @@ COLUMNS = {"text": Column(usual_names=())}
 
 
 def part(*texts: str) -> Part:
-    return Part({"text": list(texts)}, keys_of({"text": list(texts)}, COLUMNS))
+    return Part({"text": list(texts)}, keys_of({"text": list(texts)}, COLUMNS), [("rows", i) for i in range(1, len(texts) + 1)])
 
 
 KEYS = part(*(f"document {i}" for i in range(20_000))).keys

@@ -1,8 +1,10 @@
 """The commands in the READMEs are valid, both languages show the same ones, and their numbers are those in results/."""
 
+import json
 import re
 import shlex
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -25,17 +27,15 @@ def python_blocks(path):
 def test_both_languages_show_the_same_commands_and_code():
     assert commands(READMES[0]) == commands(READMES[1])
     assert python_blocks(READMES[0]) == python_blocks(READMES[1])
-    assert len(commands(READMES[0])) == 14 and len(python_blocks(READMES[0])) == 1
+    assert len(commands(READMES[0])) == 17 and len(python_blocks(READMES[0])) == 1
 
 
 @pytest.mark.parametrize("command", [c for c in commands(READMES[0]) if "recipes/" in c])
 def test_recipe_commands_are_accepted(command, monkeypatch):
-    from recipes.gpt2_clm import CONFIG
-
     words = shlex.split(command)
-    at = words.index("recipes/gpt2_clm.py")
+    at, recipe = next((i, w) for i, w in enumerate(words) if re.fullmatch(r"recipes/\w+\.py", w))
     monkeypatch.chdir(ROOT)
-    assert parse(CONFIG, words[at + 1 :])
+    assert parse(import_module(f"recipes.{Path(recipe).stem}").CONFIG, words[at + 1 :])
     for word in words:
         if word.startswith("recipes/"):
             assert (ROOT / word).is_file()
@@ -47,8 +47,10 @@ def test_hftk_commands_get_as_far_as_the_missing_folder(command, capsys, monkeyp
 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "more_texts.txt").write_text("A text.\n")
-    assert main(shlex.split(command)[1:]) == 2
-    assert "out/gpt2_clm" in capsys.readouterr().err
+    (tmp_path / "reviews.csv").write_text("body\nA text.\n")
+    words = shlex.split(command)
+    assert main(words[1:]) == 2
+    assert words[2] in capsys.readouterr().err
 
 
 def test_make_targets_in_the_readme_exist():
@@ -78,3 +80,16 @@ def test_the_numbers_are_those_in_results(path):
 
     text = path.read_text(encoding="utf-8")
     assert text == filled(text, table(WORDS[path.name], ROOT / "results"))
+
+
+@pytest.mark.parametrize("result", ["quickstart", "bert_classification"])
+def test_a_recipe_says_what_to_expect_in_numbers_of_its_stored_run(result):
+    record = json.loads((ROOT / "results" / f"{result}.json").read_text(encoding="utf-8"))
+    recipe = ROOT / "recipes" / ("gpt2_clm.py" if result == "quickstart" else f"{result}.py")
+    expected = re.search(r"^Expect +(.*?)\n\n?\"\"\"", recipe.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    assert expected, "the docstring ends with what to expect"
+    after = next(s for s in record["scores"] if s["when"] == "after")
+    assert f"{after['name']} of {after['value']:.3g}" in expected[1]
+    baselines = [s for s in record["scores"] if s["when"].startswith("baseline:") and s["name"] == after["name"]]
+    best = (max if after["higher_is_better"] else min)(baselines, key=lambda s: s["value"])
+    assert f"{best['value']:.3g}" in expected[1]

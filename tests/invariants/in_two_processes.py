@@ -13,6 +13,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+import small_classifiers
 import small_runs
 
 import hftk
@@ -39,6 +40,7 @@ def main(folder: Path) -> dict[str, Any]:
             found["apart"][case, size] = small_runs.difference(*gathered(run.weights))
     found["evaluation"] = gathered(evaluate())
     found["stopped"] = stop_one(folder / "stopped")
+    found["classifiers"] = classifiers(folder)
     found["diverged"] = gathered(diverge_on_one(folder / "diverged"))
     return found
 
@@ -50,6 +52,22 @@ def evaluate() -> dict[str, Any]:
     seen = hftk.evaluate(task, model, tokenizer, splits.held_out, override(config.eval, {"batch_size": 3}))
     assert seen is not None
     return {"scores": {s.name: s.value for s in seen.scores}, "outputs": seen.outputs}
+
+
+def classifiers(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = {"runs": {}, "apart": {}, "judged": {}}
+    for case in small_classifiers.CASES:
+        run = small_classifiers.run_case(case, 4, folder / f"classifier, {case}")
+        run.trained = None
+        found["runs"][case] = run
+        found["apart"][case] = small_runs.difference(*gathered(run.weights))
+    for kind in small_classifiers.KINDS:
+        for count, size in ((31, 3), (31, 8), (1, 8)):  # of one row, the second process has nothing but a copy
+            rows = small_classifiers.rows_of(kind, count, seed=1)
+            judged = small_classifiers.judge("bert", kind, rows, size)
+            found["judged"][kind, count, size] = gathered(small_classifiers.seen(judged))
+    found["whole"] = gathered(small_classifiers.whole_run(folder / "whole classifier", per_device_batch_size=4))
+    return found
 
 
 def stop_one(folder: Path) -> dict[str, Any]:

@@ -92,7 +92,7 @@ class Run:
 
 
 def load(config: Any, splits: Splits) -> tuple[Any, Any, Any]:
-    task = hftk.CausalLM(config)
+    task = (hftk.CausalLM if isinstance(config, hftk.CausalLMConfig) else hftk.Classification)(config)
     return (task, *hftk.load_model(config.model, task, splits, seed=config.train.seed))
 
 

@@ -83,7 +83,7 @@ def test_all_files_are_there(done):
     folder, _ = done
     assert {path.name for path in folder.iterdir()} == {
         "model.safetensors", "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json",
-        "config.yaml", "record.json", "report.html", "status.json", "checkpoints",
+        "config.yaml", "record.json", "predictions.jsonl", "report.html", "status.json", "checkpoints",
     }  # fmt: skip
     assert (folder / "checkpoints/checkpoint-20/manifest.json").exists()
     assert json.loads((folder / "status.json").read_text())["state"] == "done"

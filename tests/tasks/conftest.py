@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from hftk import choices
 from hftk.tokenizers import train_characters
+
+sys.path.insert(0, str(Path(__file__).parent))  # small_classifiers
 
 
 @pytest.fixture(autouse=True)

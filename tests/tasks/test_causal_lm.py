@@ -24,8 +24,8 @@ from hftk.tasks.decoders import (
     end_of_text,
     next_token_logits,
     start_of_text,
-    tokenize,
 )
+from hftk.tasks.tokenization import tokenize
 from hftk.tokenizers import train_byte_bpe, train_characters
 
 LENGTHS = (1, 3, 7, 8, 9, 16, 17, 30, 2, 5)  # shorter than, equal to and longer than blocks of 8, with and without the end

@@ -10,7 +10,8 @@ import torch
 
 from hftk.config import InputError
 from hftk.tasks.causal_lm import CausalLM, CausalLMConfig
-from hftk.tasks.decoders import IGNORED, check_attention, collate, join, opening, tokenize
+from hftk.tasks.decoders import IGNORED, check_attention, collate, join, opening
+from hftk.tasks.tokenization import tokenize
 from hftk.tokenizers import train_byte_bpe, train_characters
 
 TEXTS = ["", "a", "abcabcabc", "thequickbrownfoxjumpsoverthelazydog"]

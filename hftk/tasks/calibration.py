@@ -1,0 +1,73 @@
+"""Choices made on the validation split after training and written into the model: thresholds and temperature.
+
+A saved folder carries both: ``thresholds`` in its config, the temperature inside the weights of its last layer, so that plain
+transformers gives the same probabilities.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from hftk.choices import note
+from hftk.metrics import calibration
+from hftk.task import Splits
+from hftk.tasks.judgement import labels_in, sigmoid, truth
+from hftk.tasks.labels import MULTI, REGRESSION
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+    from hftk.task import Look
+    from hftk.tasks.classification import ClassificationConfig
+
+
+def tune(config: ClassificationConfig, model: PreTrainedModel, splits: Splits, look: Look) -> list[dict[str, Any]]:
+    """Scale the logits and choose the thresholds by the validation split, as the settings ask; what was found, for the report."""
+    kind = labels_in(splits.train).problem_type
+    several = kind == MULTI and config.tune_thresholds
+    if kind == REGRESSION or not (several or config.temperature_scaling):
+        return []
+    rows, outputs = look("validation")
+    labels, logits = labels_in(rows), outputs["logits"].astype(np.float64)
+    true = truth(rows, labels)
+    facts: dict[str, Any] = {"rows": len(rows)}
+    if config.temperature_scaling:
+        fit = calibration.fit_binary_temperature if kind == MULTI else calibration.fit_temperature
+        temperature = fit(logits, true.astype(bool) if kind == MULTI else true)
+        divide_logits(model, temperature)
+        logits = logits / temperature
+        facts["temperature"] = round(temperature, 4)
+        note(f"temperature {temperature:.3f}, fitted on the validation split, is worked into the last layer")
+    if several:
+        found = [float(t) for t in calibration.tune_thresholds(true.astype(bool), sigmoid(logits))]
+        model.config.thresholds = found
+        facts["thresholds"] = {name: round(t, 4) for name, t in zip(labels.names, found, strict=True)}
+        note(f"thresholds between {min(found):.2f} and {max(found):.2f}, chosen by F1 on the validation split")
+    return [{"title": "Chosen on the validation split", "kind": "facts", "facts": facts}]
+
+
+def divide_logits(model: PreTrainedModel, temperature: float) -> None:
+    """Divide the weights and bias of the layer that makes the logits, in place: the logits are divided by ``temperature``."""
+    import torch
+
+    layer = last_layer(model)
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.div_(temperature)
+
+
+def last_layer(model: PreTrainedModel) -> torch.nn.Module:
+    """The linear layer that makes the logits: the last one with as many outputs as there are labels.
+
+    Raises:
+        RuntimeError: there is none.
+    """
+    import torch
+
+    found = [m for m in model.modules() if isinstance(m, torch.nn.Linear) and m.out_features == model.config.num_labels]
+    if not found:
+        raise RuntimeError(f"{type(model).__name__} has no linear layer with {model.config.num_labels} outputs")
+    return found[-1]

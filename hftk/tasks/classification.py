@@ -1,0 +1,356 @@
+"""Text classification: one label, several labels, or a number for a text or a pair of texts (BERT and its like).
+
+Needs     a column of text, a column of labels, and a second column of text for sentence pairs.
+When      to sort texts into classes (topic, sentiment, intent, spam), to tag them with several, to grade or compare them.
+Siblings  ner for labels of tokens; causal_lm for text without labels.
+
+| input          | shape                     | meaning                                                              |
+|----------------|---------------------------|----------------------------------------------------------------------|
+| input_ids      | (batch, tokens)           | the text, or both texts of a pair, with the model's special tokens   |
+| attention_mask | (batch, tokens)           | 1, and 0 for padding                                                 |
+| token_type_ids | (batch, tokens)           | 0 for the first text, 1 for the second, for models that take it      |
+| labels         | (batch,) int              | class number (one label per row)                                     |
+|                | (batch, labels) float     | 1 for each label that the row has (several labels per row)           |
+|                | (batch,) float            | the number (regression)                                              |
+| weights        | as labels                 | weight of each decision, with ``class_weights``                      |
+
+    accelerate launch recipes/bert_classification.py --data.path reviews.csv --model.name google-bert/bert-base-uncased
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from hftk.choices import note
+from hftk.config import InputError, Problem, RunConfig
+from hftk.task import Column, Features, Prepared, Score, Splits
+from hftk.tasks import judgement
+from hftk.tasks.encoders import Truncation, encode_texts, pad
+from hftk.tasks.labels import (
+    MULTI,
+    REGRESSION,
+    LabelColumn,
+    Labels,
+    find_labels,
+    labels_of,
+    to_targets,
+)
+
+if TYPE_CHECKING:
+    import torch
+    from datasets import Dataset
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+    from hftk.task import Batch, Look, Place, Rows, Table
+
+_WIDTHS = {"tiny": (2, 2, 128), "mini": (4, 4, 256), "small": (4, 8, 512), "medium": (8, 8, 512), "base": (12, 12, 768),
+           "large": (24, 16, 1024)}  # fmt: skip
+_CONTEXT = 512
+_ARCHITECTURES = ("bert", "distilbert", "roberta", "modernbert")
+_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassificationConfig(RunConfig):
+    """Settings of text classification."""
+
+    problem_type: Literal["auto", "single_label_classification", "multi_label_classification", "regression"] = "auto"
+    """What a row's label is: one class, a list of classes, or a number. auto: told from the training labels."""
+    label_separator: str | None = None
+    """What stands between the labels of a row where they are one text, such as "," for "joy,love"."""
+    truncation: Truncation = "head"
+    """What is kept of a text that is longer than --train.max_length: its head, its tail, head+tail (a quarter and three quarters), or error: stop and say which rows."""
+    class_weights: Literal["none", "balanced"] = "none"
+    """balanced: a class weighs in the loss by rows / (classes x its rows), as in scikit-learn; with several labels per row, a label's presence weighs by absences / presences."""
+    focal_gamma: float = 0.0
+    """Exponent of the focal loss, which turns away from rows that are already right; 0: plain cross-entropy."""
+    temperature_scaling: bool = False
+    """Calibrate the probabilities on the validation split after training; the temperature is worked into the last layer."""
+    tune_thresholds: bool = True
+    """With several labels per row: choose each label's threshold on the validation split; else 0.5."""
+    suspicious_labels: int = 20
+    """List this many training rows whose label is probably wrong; 0: do not look for any."""
+
+    def problems(self) -> Iterator[Problem]:
+        yield from super().problems()
+        for name in ("focal_gamma", "suspicious_labels"):
+            if getattr(self, name) < 0:
+                yield Problem(setting=name, message=f"expected 0 or more, found {getattr(self, name)}")
+        if self.label_separator == "":
+            yield Problem(setting="label_separator", message="expected at least one character, found none")
+        if self.data.streaming:
+            yield Problem(
+                setting="data.streaming",
+                message="all labels must be known before the first step, and a stream does not tell them",
+                fix="leave it out, or take a part by --data.max_rows",
+            )
+        if self.focal_gamma and self.train.label_smoothing:
+            yield Problem(setting="focal_gamma", message="cannot be combined with --train.label_smoothing", fix="leave out one of them")  # fmt: skip
+        if self.problem_type == REGRESSION:
+            yield from self.not_for_regression()
+
+    def not_for_regression(self) -> Iterator[Problem]:
+        """Settings that act on classes."""
+        acting = {
+            "train.label_smoothing": self.train.label_smoothing > 0, "class_weights": self.class_weights != "none",
+            "focal_gamma": self.focal_gamma > 0, "temperature_scaling": self.temperature_scaling,
+        }  # fmt: skip
+        for name, acts in acting.items():
+            if acts:
+                yield Problem(setting=name, message="acts on classes, and the labels are numbers (regression)", fix="leave it out")
+
+
+class Classification:
+    """The task object for one config; see the module's docstring."""
+
+    name = "classification"
+    columns: Mapping[str, Column] = {
+        "text": Column(
+            usual_names=(
+                "text", "sentence", "sentence1", "premise", "question1", "review", "content", "comment", "message", "tweet",
+                "body", "document", "title",
+            ),
+            incomplete="error",
+        ),
+        "text_pair": Column(usual_names=("text_pair", "sentence2", "hypothesis", "question2"), required=False, incomplete="error"),
+        "label": Column(
+            usual_names=("label", "labels", "class", "category", "target", "sentiment", "intent", "topic", "emotion", "score",
+                         "stars", "rating"),
+            kind="label", identity=False, incomplete="error",
+        ),
+    }  # fmt: skip
+    auto_model = "AutoModelForSequenceClassification"
+    architecture = "bert"
+    tokenizer = "wordpiece"
+    score_names = tuple(dict.fromkeys(name for names in judgement.SCORES.values() for name in names))
+    judged_by = frozenset({"logits"})
+
+    def __init__(self, config: ClassificationConfig, labels: Labels | None = None) -> None:
+        """``labels``: those of a model that is there already; else they are found in the training rows."""
+        self.config, self.labels = config, labels
+
+    @classmethod
+    def of_model(cls, config: ClassificationConfig, made: PretrainedConfig) -> Classification:
+        """The task for judging or using a model that was trained."""
+        return cls(config, labels_of(made))
+
+    def sizes(self, architecture: str) -> Mapping[str, Mapping[str, Any]]:
+        """Config fields of a model made on the spot: the sizes of Turc et al. 2019 (arXiv:1908.08962), and BERT's own."""
+        if architecture not in _ARCHITECTURES:
+            near = get_close_matches(architecture, _ARCHITECTURES, n=1)
+            raise InputError(
+                Problem(
+                    setting="model.architecture",
+                    message=f"there is a size table for {', '.join(_ARCHITECTURES)}, not for {architecture}"
+                    + (f" (did you mean {near[0]}?)" if near else ""),
+                    fix="use one of these, or --model.name with a checkpoint of that architecture",
+                )
+            )
+        return {name: _fields(architecture, *widths) for name, widths in _WIDTHS.items()}
+
+    def texts(self, splits: Splits) -> Iterator[str]:
+        for role in ("text", "text_pair"):
+            if role in splits.train.column_names:
+                yield from splits.train[role]
+
+    # Labels ---------------------------------------------------------------------------------------------------------------
+
+    def prepare(
+        self, tables: Mapping[str, Table], places: Mapping[str, Sequence[Place]], columns: Mapping[str, str]
+    ) -> Prepared:
+        """Labels to class numbers, and everything that is wrong with them; see :mod:`hftk.tasks.labels`."""
+        given = {
+            split: LabelColumn(table["label"], places[split]) for split, table in tables.items() if "label" in table
+        }
+        if not given:
+            return Prepared(tables=tables)
+        config, known = self.config, self.labels
+        labels, problems = find_labels(
+            given, asked=config.problem_type, separator=config.label_separator, column=columns["label"], known=known
+        )
+        if labels is None or problems:
+            return Prepared(tables=tables, problems=problems)
+        problems = list(self._unfit_settings(labels))
+        note(f"problem_type: {labels.problem_type}: {labels.reason}")
+        if "text_pair" in columns:
+            note(f"pairs of texts: {columns['text']} and {columns['text_pair']}")
+        targets = {split: to_targets(column.values, labels, config.label_separator) for split, column in given.items()}
+        facts = {"problem_type": labels.problem_type, "reason": labels.reason} | judgement.label_counts(targets, labels)
+        made = {split: {**table, "label": targets[split]} for split, table in tables.items()}
+        return Prepared(tables=made, features={"label": judgement.feature_of(labels)}, facts={"labels": facts}, problems=problems)
+
+    def _unfit_settings(self, labels: Labels) -> Iterator[Problem]:
+        if labels.problem_type == REGRESSION:
+            yield from self.config.not_for_regression()
+        metric, names = self.config.train.metric_for_best_model, judgement.SCORES[labels.problem_type]
+        if metric not in ("loss", *names):
+            message = f"{metric} is no score of {labels.problem_type}"
+            yield Problem(setting="train.metric_for_best_model", message=message, fix=f"choose loss, {', '.join(names)}")
+
+    def model_settings(self, splits: Splits) -> dict[str, Any]:
+        labels = judgement.labels_in(splits.train)
+        names = labels.names or ("LABEL_0",)
+        return {
+            "problem_type": labels.problem_type,
+            "id2label": dict(enumerate(names)),
+            "label2id": {name: i for i, name in enumerate(names)},
+            **({"thresholds": None} if labels.problem_type == MULTI else {}),  # those of an earlier run were for its labels
+        }
+
+    # Encoding -----------------------------------------------------------------------------------------------------------
+
+    def encode(
+        self, rows: Rows, tokenizer: PreTrainedTokenizerBase, *, max_length: int, training: bool
+    ) -> Features:
+        """One feature per row, cut to ``max_length`` and to ``train.max_length``, for training and for judging alike."""
+        max_length = min(max_length, self.config.train.max_length or max_length)
+        pairs = list(rows["text_pair"]) if "text_pair" in rows.column_names else None
+        columns: dict[str, Sequence[Any]]
+        columns, facts = encode_texts(  # type: ignore[assignment]
+            list(rows["text"]), pairs, tokenizer, max_length=max_length, truncation=self.config.truncation
+        )
+        if facts["truncated_rows"]:
+            note(
+                f"{facts['truncated_rows']:,} of {len(rows):,} {'training' if training else 'judged'} rows are longer than {max_length} "
+                f"tokens: {facts['tokens_lost']:,} tokens are cut off (truncation: {self.config.truncation})"
+            )
+        if "label" in rows.column_names:
+            labels = judgement.labels_in(rows)
+            columns["labels"] = list(judgement.truth(rows, labels))
+            if training and self.config.class_weights == "balanced":
+                columns["weights"] = list(judgement.balanced_weights(judgement.truth(rows, labels), labels))
+        lengths = np.array([len(ids) for ids in columns["input_ids"]], np.int64)
+        return Features(columns=columns, rows=np.arange(len(lengths)), lengths=lengths, facts=facts)
+
+    def collator(
+        self, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, *, training: bool
+    ) -> Callable[[list[dict[str, Any]]], dict[str, torch.Tensor]]:
+        """Pads on the right; a decoder (GPT-2, Llama) needs the padding's id in its config to find the last token."""
+        pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+        if getattr(model.config, "pad_token_id", None) is None:
+            model.config.pad_token_id = pad_id
+
+        def collate(features: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+            import torch
+
+            batch = pad(features, pad_id)
+            for name in ("labels", "weights"):
+                if name in features[0]:
+                    batch[name] = torch.from_numpy(np.stack([feature[name] for feature in features]))
+            return batch
+
+        return collate
+
+    # Loss ---------------------------------------------------------------------------------------------------------------
+
+    def items(self, batch: Batch) -> dict[str, torch.Tensor]:
+        """An item is a decision: a row, or with several labels per row each label of each row. With class weights a row counts
+        by its weight, as in torch's ``cross_entropy``; a label of several counts once, as in ``BCEWithLogitsLoss``."""
+        labels = batch["labels"]
+        if "weights" in batch and not labels.is_floating_point():
+            return {"decisions": batch["weights"].sum()}
+        return {"decisions": labels.new_tensor(labels.numel())}
+
+    def loss(self, model: Any, batch: Batch) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+        """Cross-entropy in nats (squared error for regression), weighted, summed over the decisions."""
+        losses = judgement.losses(
+            self._logits(model, batch), batch["labels"], label_smoothing=self.config.train.label_smoothing,
+            focal_gamma=self.config.focal_gamma,
+        )  # fmt: skip
+        if "weights" in batch:
+            losses = losses * batch["weights"]
+        return {"decisions": (losses.sum(), self.items(batch)["decisions"])}
+
+    def outputs(self, model: Any, batch: Batch) -> dict[str, torch.Tensor]:
+        """``logits``: (batch, outputs) float32; ``loss``: (batch,) nats (squared error) of each row, plain, where there are
+        labels; ``chosen``: (batch, labels) whether a label of several is predicted."""
+        logits = self._logits(model, batch)
+        found = {"logits": logits}
+        if "labels" in batch:
+            losses = judgement.losses(logits, batch["labels"])
+            found["loss"] = losses if losses.ndim == 1 else losses.mean(1)
+        if model.config.problem_type == MULTI:
+            found["chosen"] = logits.sigmoid() >= judgement.thresholds(model.config, logits)
+        return found
+
+    def _logits(self, model: Any, batch: Batch) -> torch.Tensor:
+        """(batch, outputs) in float32."""
+        logits: torch.Tensor = model(**{name: batch[name] for name in _INPUTS if name in batch}).logits.float()
+        return logits
+
+    # Judging ------------------------------------------------------------------------------------------------------------
+
+    def eval_loss(self, outputs: Mapping[str, np.ndarray]) -> float:
+        return float(outputs["loss"].astype(np.float64).mean())
+
+    def scores(
+        self, outputs: Mapping[str, np.ndarray], features: Features, rows: Dataset, tokenizer: PreTrainedTokenizerBase,
+        *, resamples: int, seed: int,
+    ) -> list[Score]:  # fmt: skip
+        return judgement.scores(judgement.answers(outputs), rows, resamples=resamples, seed=seed)
+
+    def baselines(
+        self, splits: Splits, features: Features, rows: Dataset, tokenizer: PreTrainedTokenizerBase,
+        *, resamples: int, seed: int,
+    ) -> list[Score]:  # fmt: skip
+        """The majority class (the mean, for regression), and TF-IDF with logistic (ridge) regression."""
+        from hftk.tasks.tfidf import fit_majority, fit_tfidf
+
+        scores = []
+        for name, fit in (("majority", fit_majority), ("tfidf", fit_tfidf)):
+            answers = fit(splits, tune_thresholds=self.config.tune_thresholds).answer(rows)
+            found = judgement.scores(answers, rows, resamples=resamples, seed=seed)
+            scores += [replace(score, when=f"baseline:{name}") for score in found]
+        return scores
+
+    def finish(self, model: PreTrainedModel, splits: Splits, look: Look) -> list[dict[str, Any]]:
+        """Thresholds and temperature by the validation split, written into the model; suspicious labels in the training split."""
+        from hftk.tasks import calibration, suspicion
+
+        sections = []
+        if splits.validation is not None:
+            sections += calibration.tune(self.config, model, splits, look)
+        elif self.config.temperature_scaling:
+            note("temperature_scaling needs a validation split, and there is none: probabilities are as the model gives them")
+        if self.config.suspicious_labels:
+            sections += suspicion.find(splits, look, most=self.config.suspicious_labels)
+        return sections + suspicion.find_conflicts(splits)
+
+    def predictions(
+        self, outputs: Mapping[str, np.ndarray], features: Features, rows: Dataset, model: PreTrainedModel
+    ) -> list[dict[str, Any]]:
+        """``prediction`` (a label, a list of labels, a number), ``reference`` where it is known, ``probabilities``."""
+        return judgement.predictions(judgement.answers(outputs), rows, self.labels or labels_of(model.config))
+
+    def analysis(
+        self, outputs: Mapping[str, np.ndarray], features: Features, rows: Dataset, *, resamples: int, seed: int
+    ) -> list[dict[str, Any]]:
+        """Confusion matrix, scores by class, calibration, the most confident mistakes; or a scatter plot."""
+        from hftk.tasks.mistakes import analyze
+
+        return analyze(judgement.answers(outputs), rows, resamples=resamples, seed=seed)
+
+    def show(self, rows: Dataset, outputs: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
+        """The first rows with what the model answers."""
+        answers = judgement.answers({name: values[:5] for name, values in outputs.items()})
+        some = rows.select(range(min(5, len(rows))))
+        texts = [{role: some[i][role][:500] for role in ("text", "text_pair") if role in some.column_names} for i in range(len(some))]
+        said = judgement.predictions(answers, some, judgement.labels_in(some))
+        return [{**text, **{key: value for key, value in line.items() if key in ("prediction", "reference", "probability")}} for text, line in zip(texts, said, strict=True)]  # fmt: skip
+
+
+def _fields(architecture: str, layers: int, heads: int, width: int) -> dict[str, Any]:
+    """Config fields of one size, by the names of one architecture."""
+    if architecture == "distilbert":
+        return {"n_layers": layers, "n_heads": heads, "dim": width, "hidden_dim": 4 * width, "max_position_embeddings": _CONTEXT}  # fmt: skip
+    common = {"num_hidden_layers": layers, "num_attention_heads": heads, "hidden_size": width}
+    if architecture == "modernbert":
+        return {**common, "intermediate_size": 3 * width // 2, "max_position_embeddings": _CONTEXT}
+    # RoBERTa numbers positions from the padding's id + 1 on, and needs as many embeddings more.
+    positions = _CONTEXT + (2 if architecture == "roberta" else 0)
+    return {**common, "intermediate_size": 4 * width, "max_position_embeddings": positions}

@@ -1,0 +1,105 @@
+"""Training labels that are probably wrong.
+
+Two opinions must agree against the label: the trained model's (which has seen the row with that label and still does not believe
+it), and that of cross-validated TF-IDF models, which have not seen it. Rows are ranked by the mean of the two probabilities of the given
+label. After Northcutt et al. 2021, *Confident Learning* (arXiv:1911.00068), which uses cross-validation alone.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from hftk.choices import note
+from hftk.task import Splits
+from hftk.tasks.judgement import answers, labels_in, said_of, truth
+from hftk.tasks.labels import MULTI, REGRESSION
+from hftk.tasks.tfidf import cross_validate
+
+if TYPE_CHECKING:
+    from hftk.task import Look
+
+MOST_ROWS = 20_000
+"""Training rows that are looked at, the first ones: each costs a forward pass."""
+LONGEST = 300
+"""Characters of a text that are shown."""
+
+
+def find(splits: Splits, look: Look, *, most: int) -> list[dict[str, Any]]:
+    """A section with the ``most`` suspicious rows of the training split, the most suspicious first; [] for regression."""
+    if labels_in(splits.train).problem_type == REGRESSION:
+        return []
+    rows, outputs = look("train", MOST_ROWS)
+    if len(rows) < len(splits.train):
+        note(f"suspicious labels are looked for in the first {len(rows):,} of {len(splits.train):,} training rows")
+    labels = labels_in(rows)
+    true = truth(rows, labels)
+    own, other = answers(outputs).probabilities, cross_validate(rows)
+    assert own is not None
+    belief, label = (_several if labels.problem_type == MULTI else _single)(true, own, other)
+    order = np.argsort(belief, kind="stable")
+    found = [int(i) for i in order if np.isfinite(belief[i])]
+    lines = []
+    for i in found[:most]:
+        row = rows[i]
+        line = {"row": i, **{role: row[role][:LONGEST] for role in ("text", "text_pair") if role in row}}
+        better = labels.names[int(label[i])]
+        given = said_of(row["label"], labels)
+        line |= {"label": given if isinstance(given, str) else ", ".join(given) or "none", "prediction": better}
+        lines.append({**line, "probability_of_label": round(float(belief[i]), 3)})
+    note(f"suspicious labels: {len(found):,} of {len(rows):,} training rows" + (" (see the report)" if found else ""))
+    return [
+        {
+            "title": "Suspicious labels", "kind": "examples", "split": "train", "rows": lines,
+            "note": f"{len(found):,} of {len(rows):,} training rows: neither the trained model nor a cross-validated TF-IDF model believes the label. The most suspicious first.",
+        }
+    ]  # fmt: skip
+
+
+def find_conflicts(splits: Splits) -> list[dict[str, Any]]:
+    """A section with texts that stand in the data twice with different labels; [] where there are none."""
+    lines = [
+        {
+            "split": split, "text": " | ".join(str(pair["first"][role])[:LONGEST] for role in ("text", "text_pair") if role in pair["first"]),
+            "label": _label(pair["first"]), "other": _label(pair["other"]),
+        }
+        for split, found in splits.facts.get("conflicts", {}).items()
+        for pair in found["examples"]
+    ]  # fmt: skip
+    rows = {split: found["rows"] for split, found in splits.facts.get("conflicts", {}).items() if found["rows"]}
+    if not lines:
+        return []
+    counted = ", ".join(f"{count:,} in {split}" for split, count in rows.items())
+    titles = {"split": "split", "text": "text", "label": "first label", "other": "other label"}
+    return [
+        {
+            "title": "Duplicates with conflicting labels", "kind": "table", "rows": lines,
+            "columns": [{"key": key, "title": title} for key, title in titles.items()],
+            "note": f"Rows that repeat an earlier text with another label: {counted}. Of the training rows the first one is kept.",
+        }
+    ]  # fmt: skip
+
+
+def _label(row: dict[str, Any]) -> str:
+    value = row.get("label")
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _single(true: np.ndarray, own: np.ndarray, other: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(rows,) mean probability of the given label, inf where an opinion agrees with it; (rows,) the likeliest other label."""
+    rows = np.arange(len(true))
+    both = (own + other) / 2
+    doubted = (own.argmax(1) != true) & (other.argmax(1) != true)
+    others = both.copy()
+    others[rows, true] = -1  # two different opinions may leave the given label in front on average
+    return np.where(doubted, both[rows, true], np.inf), others.argmax(1)
+
+
+def _several(true: np.ndarray, own: np.ndarray, other: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """As :func:`_single`, by the decision of each row that is least believed: a label that is missing or too much."""
+    present = true > 0
+    right = lambda p: np.where(present, p, 1 - p)  # noqa: E731
+    believed = np.where((right(own) < 0.5) & (right(other) < 0.5), (right(own) + right(other)) / 2, np.inf)
+    worst = believed.argmin(1)
+    return believed[np.arange(len(true)), worst], worst
