@@ -1,6 +1,9 @@
 # make quickstart   sets up .venv and runs the first recipe        make test       what CI runs
 # make test-all     slow tests too                                 make bench      benchmarks, side by side (hours)
 # make lint         ruff, mypy, import-linter                      make clean      removes .venv and outputs
+#
+# make bench compares with what you have at hand: DATA=DIR (the data sets that recipes/configs name), NANOGPT=DIR (a checkout of
+# karpathy/nanoGPT), SCRIPT=FILE (run_classification.py of huggingface/transformers) with MODEL=DIR (MiniLM).
 PYTHON ?= python3
 # The CPU build of torch that the project is tested with. On Linux your index may serve a CUDA build of several GB under this
 # name; say where the CPU wheels are: make quickstart TORCH="torch==2.13.0 --index-url URL" (see pytorch.org, "Get started").
@@ -23,8 +26,12 @@ lint: $(VENV)/dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+bench: export HF_HUB_OFFLINE := 1
 bench: $(VENV)/dev
-	for script in benchmarks/*.py; do HF_HUB_OFFLINE=1 $(BIN)/python $$script || exit 1; done
+	$(BIN)/python benchmarks/packing.py $(if $(DATA),--data $(DATA))
+	$(if $(NANOGPT),$(BIN)/python benchmarks/nanogpt.py --nanogpt $(NANOGPT) --data $(DATA)/lm_tinyshakespeare_en)
+	$(if $(SCRIPT),$(BIN)/python benchmarks/run_classification.py --script $(SCRIPT) --model $(MODEL) --data $(DATA)/cls_sst2_en)
+	$(BIN)/python benchmarks/tables.py
 
 clean:
 	rm -rf $(VENV) out build dist

@@ -135,7 +135,7 @@ class ModelConfig:
     attention: Literal["auto", "eager", "sdpa", "flash_attention_2"] = "auto"
     """Attention implementation; auto: the model's best supported one."""
     dropout: float | None = None
-    """Dropout probability set on all of the model's dropouts. Default: the model's own (0 for a model made on the spot)."""
+    """Dropout probability set on all of the model's dropouts. Default: the model's own (0 for a GPT-2 or Llama made on the spot)."""
 
     def problems(self) -> Iterator[Problem]:
         if self.name is not None:

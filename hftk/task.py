@@ -138,6 +138,8 @@ class Task(Protocol):
     """Tokenizer trained for a model made on the spot where the user names none: bpe, or wordpiece for encoders."""
     config: RunConfig
     """The settings that the task was made with."""
+    fixed: Sequence[str]
+    """Settings of the task's own config that act on the loss alone: a continued run must share them."""
     score_names: Sequence[str]
     """Scores by which ``train.metric_for_best_model`` may go, beside loss."""
     judged_by: frozenset[str]

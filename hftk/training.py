@@ -83,7 +83,7 @@ def fit(
     state = json.loads((checkpoint / STATE).read_text(encoding="utf-8")) if checkpoint else {}
     max_length = config.train.max_length or default_length(model.config)
     plan, facts = _plan(task, tokenizer, splits, config, max_length)
-    run = fingerprint(plan, config, model)
+    run = fingerprint(task, plan, config, model)
     _check_same_run(state, run)
     arguments = make_arguments(config, plan)
     loader = StepLoader(
@@ -193,7 +193,9 @@ def _plan(
     return Plan(features, size, seed=train.seed, epochs=epochs, max_steps=max_steps), features.facts
 
 
-def fingerprint(plan: Plan | StreamPlan, config: RunConfig, model: PreTrainedModel) -> dict[str, Any]:
+def fingerprint(
+    task: Task, plan: Plan | StreamPlan, config: RunConfig, model: PreTrainedModel
+) -> dict[str, Any]:
     """What must be the same for a run to continue, by the name that a person knows it under; plain values, fit for JSON.
 
     Raises:
@@ -215,6 +217,7 @@ def fingerprint(plan: Plan | StreamPlan, config: RunConfig, model: PreTrainedMod
             f"--train.{name}": getattr(config.train, name, config.train.extra.get(name.removeprefix("extra.")))
             for name in FIXED
         },
+        **{f"--{name}": getattr(config, name) for name in task.fixed},
     }
 
 

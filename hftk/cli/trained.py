@@ -56,13 +56,16 @@ def task_name(folder: str) -> str:
     path = Path(folder).expanduser()
     if (path / RECORD).is_file():
         return load_record(path).task
+    named: Any = ()
     if (path / "config.json").is_file():
-        named: Any = ()
         with contextlib.suppress(ValueError, AttributeError):  # a damaged file has its error when the model is loaded
             named = json.loads((path / "config.json").read_text(encoding="utf-8")).get("architectures") or ()
-        if any("ForSequenceClassification" in name for name in named):
-            return "classification"
-    return "causal_lm"
+    elif not path.exists():
+        from transformers import AutoConfig
+
+        with contextlib.suppress(OSError, ValueError, KeyError):  # no such id, no network: as above
+            named = AutoConfig.from_pretrained(folder).architectures or ()
+    return "classification" if any("ForSequenceClassification" in name for name in named) else "causal_lm"
 
 
 def task_of(folder: str, settings: Callable[[Any], Any] = lambda config: config) -> Any:
@@ -85,11 +88,13 @@ def task_of(folder: str, settings: Callable[[Any], Any] = lambda config: config)
         config = load_config(config, path / "config.yaml")
     config = settings(config)
     task_class = getattr(import_module(module), task)
-    if not (path / "config.json").is_file():
+    if path.exists() and not (path / "config.json").is_file():
         return task_class(config)
     try:
-        made = AutoConfig.from_pretrained(path)
+        made = AutoConfig.from_pretrained(path if path.exists() else folder)
     except (OSError, ValueError, KeyError) as error:
+        if not path.exists():
+            return task_class(config)  # loading tells what is wrong with the name
         raise wrong(f"{path / 'config.json'} cannot be read: {str(error).splitlines()[0]}", "name the --output of a run") from error
     return task_class.of_model(config, made)
 

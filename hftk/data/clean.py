@@ -51,13 +51,13 @@ def clean(
 
 
 def drop_missing(table: Table, columns: Mapping[str, Column]) -> tuple[Table, Counts]:
-    """Rows without a required value go (None, NaN, and "" where a label is wanted); optional texts become ""."""
+    """Rows without a required value go (None, NaN, and blank texts where a label is wanted); optional texts become ""."""
     filled: Table = {}
     lacking: set[int] = set()
     changed: set[int] = set()
     for role, values in table.items():
         label = columns[role].kind == "label"
-        missing = [i for i, value in enumerate(values) if value is None or value != value or (label and value == "")]
+        missing = [i for i, value in enumerate(values) if value is None or value != value or (label and isinstance(value, str) and not value.strip())]
         if columns[role].required:
             lacking.update(missing)
         elif columns[role].kind == "text" and missing:

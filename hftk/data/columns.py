@@ -148,8 +148,8 @@ class Incomplete:
 
     def look(self, table: Table, place: str, start: int) -> None:
         """Look through a chunk whose first row is row ``start`` of ``place``."""
-        for role, text in self.texts.items():
-            rows = [start + i for i, value in enumerate(table[role]) if is_missing(value, blank=text)]
+        for role in self.texts:
+            rows = [start + i for i, value in enumerate(table[role]) if is_missing(value)]
             self.counts[role] = self.counts.get(role, 0) + len(rows)
             first = self.found.setdefault(role, [])
             first.extend((place, row) for row in rows[: _SHOWN - len(first)])
@@ -168,10 +168,10 @@ class Incomplete:
         ]
 
 
-def is_missing(value: Any, *, blank: bool) -> bool:
-    """None, NaN and ""; with ``blank`` also a text of white space alone."""
+def is_missing(value: Any) -> bool:
+    """None, NaN, and a text that is empty or of white space alone."""
     if isinstance(value, str):
-        return not value or (blank and value.isspace())
+        return not value.strip()
     return value is None or (isinstance(value, float) and value != value)
 
 

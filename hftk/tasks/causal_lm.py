@@ -80,6 +80,7 @@ class CausalLM:
     architecture = "gpt2"
     tokenizer = "bpe"
     score_names = ()
+    fixed = ()
     judged_by = frozenset({"loss"})
 
     def __init__(self, config: CausalLMConfig) -> None:
@@ -242,7 +243,8 @@ class CausalLM:
         from torch.nn.functional import cross_entropy
 
         logits = next_token_logits(model, batch)
-        nats = cross_entropy(logits.transpose(1, 2).float(), batch["labels"], ignore_index=IGNORED, reduction="none")
+        flat = logits.flatten(0, 1).float()  # five times as fast as with the classes in the middle
+        nats = cross_entropy(flat, batch["labels"].flatten(), ignore_index=IGNORED, reduction="none").view(batch["labels"].shape)
         # On the CPU, since Apple's GPU has no float64.
         return {"nats": nats.cpu().double().sum(1), "tokens": (batch["labels"] != IGNORED).sum(1)}
 

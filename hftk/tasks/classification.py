@@ -127,6 +127,7 @@ class Classification:
     auto_model = "AutoModelForSequenceClassification"
     architecture = "bert"
     tokenizer = "wordpiece"
+    fixed = ("focal_gamma",)
     score_names = tuple(dict.fromkeys(name for names in judgement.SCORES.values() for name in names))
     judged_by = frozenset({"logits"})
 

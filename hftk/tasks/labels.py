@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from hftk.config import Problem
@@ -62,8 +62,6 @@ def labels_of(config: Any) -> Labels | None:
         return None
     kind = config.problem_type or (REGRESSION if config.num_labels == 1 else SINGLE)
     names = () if kind == REGRESSION else tuple(config.id2label[i] for i in range(config.num_labels))
-    if names == tuple(f"LABEL_{i}" for i in range(len(names))):  # transformers' names for labels without one
-        names = tuple(str(i) for i in range(len(names)))
     return Labels(problem_type=kind, names=names, reason="as the model's config says")
 
 
@@ -97,6 +95,7 @@ def find_labels(
     if wrong:
         return None, [*odd, *wrong]
     if known is not None:
+        known = _numbered(known, usable)
         return known, [*odd, *unseen(usable, known.names, column)]
     counts = Counter(name for value in train.values for name in classes_in(value))
     labels = Labels(problem_type=kind, names=tuple(sorted(counts, key=_order)), reason=reason)
@@ -106,6 +105,15 @@ def find_labels(
     if odd and len(counts) < 2:
         problems = []  # the other classes may be among what is odd
     return labels, [*odd, *problems]
+
+
+def _numbered(known: Labels, columns: Mapping[str, LabelColumn]) -> Labels:
+    """transformers calls labels without a name LABEL_0, LABEL_1 ...: they are the numbers 0, 1 ... where the rows have these."""
+    if known.names != tuple(f"LABEL_{i}" for i in range(len(known.names))):
+        return known
+    numbers = tuple(str(i) for i in range(len(known.names)))
+    found = {name for labels in columns.values() for value in labels.values for name in classes_in(value)}
+    return replace(known, names=numbers) if found <= set(numbers) else known
 
 
 def classes_in(value: Any) -> list[str]:

@@ -285,11 +285,11 @@ def test_labels_are_mapped_by_the_config_of_the_model(hftk: Any, single: Path, t
     assert scores["accuracy"]["split"] == "rows.jsonl"
 
 
-def test_labels_without_names_are_their_numbers(hftk: Any, tmp_path: Path) -> None:
+def test_labels_without_names_stand_for_their_numbers(hftk: Any, tmp_path: Path) -> None:
     folder = save_model(tmp_path / "model", names=["LABEL_0", "LABEL_1", "LABEL_2"])
     said = [row["prediction"] for row in hftk("predict", folder, *(w for t in TEXTS for w in ("--prompt", t))).rows]
-    assert set(said) <= {"0", "1", "2"}
-    data = labelled(tmp_path / "rows.jsonl", [int(label) for label in said])
+    assert set(said) <= {"LABEL_0", "LABEL_1", "LABEL_2"}
+    data = labelled(tmp_path / "rows.jsonl", [int(label.removeprefix("LABEL_")) for label in said])
     assert json.loads(hftk("evaluate", folder, "--data", data, "--json").out)[0]["value"] == 1.0
 
 

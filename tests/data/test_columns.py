@@ -80,11 +80,10 @@ NAN = float("nan")
 
 
 @pytest.mark.parametrize(
-    "value, text, label", [(None, True, True), (NAN, True, True), ("", True, True), (" \n", True, False), (0, False, False),
-                           (False, False, False), ([], False, False), ("a", False, False)]
-)  # fmt: skip
-def test_what_counts_as_missing(value, text, label):
-    assert is_missing(value, blank=True) is text and is_missing(value, blank=False) is label
+    "value, missing", [(None, True), (NAN, True), ("", True), (" \n", True), (0, False), (False, False), ([], False), ("a", False)]
+)
+def test_what_counts_as_missing(value, missing):
+    assert is_missing(value) is missing
 
 
 def test_incomplete_rows_are_counted_over_chunks_with_the_first_ones():

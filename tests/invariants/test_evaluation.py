@@ -137,3 +137,23 @@ def test_time_of_evaluations_is_not_booked_as_training(tmp_path):
     trained = hftk.training.fit(task, model, tokenizer, splits, config)
     assert trained.seconds["evaluate"] >= 1.5 > trained.seconds["train"]
     assert [point["step"] for point in trained.history if "loss" not in point] == [2, 3, 4]
+
+
+def test_the_same_weights_are_not_run_over_the_same_rows_twice_but_others_are():
+    splits = small_runs.splits_of(TRAIN, HELD_OUT)
+    task, model, tokenizer = small_runs.load(small_runs.make_config("unused"), splits)
+    features = task.encode(splits.validation, tokenizer, max_length=small_runs.CONTEXT, training=False)
+    calls, outputs_of = [], task.outputs
+    task.outputs = lambda *given: calls.append(1) or outputs_of(*given)
+
+    def passes(size):
+        before = len(calls)
+        found = collect(task, model, tokenizer, features, batch_size=size)
+        return len(calls) - before, found
+
+    (first, one), (second, other) = passes(8), passes(8)
+    assert first > 0 and second == 0 and all((one[name] == other[name]).all() for name in one)
+    assert passes(4)[0] > 0
+    with torch.no_grad():
+        list(model.parameters())[-1].view(-1)[0] += 1e-3  # one weight of all
+    assert passes(4)[0] > 0

@@ -358,7 +358,7 @@ def test_labels_of_a_model_are_those_of_its_config() -> None:
     named = labels_of(config_of(num_labels=2, id2label={0: "b", 1: "a"}, problem_type=SINGLE))
     assert named is not None and named.names == ("b", "a") and named.outputs == 2
     unnamed = labels_of(config_of(num_labels=3, id2label={i: f"LABEL_{i}" for i in range(3)}))
-    assert unnamed is not None and (unnamed.problem_type, unnamed.names) == (SINGLE, ("0", "1", "2"))
+    assert unnamed is not None and (unnamed.problem_type, unnamed.names) == (SINGLE, ("LABEL_0", "LABEL_1", "LABEL_2"))
     number = labels_of(config_of(num_labels=1, id2label={0: "LABEL_0"}))
     assert number is not None and (number.problem_type, number.names, number.outputs) == (REGRESSION, (), 1)
     assert (
