@@ -173,6 +173,8 @@ def collect(
     return outputs
 
 
+WRITTEN_BY_SAVING = ("architectures", "dtype", "transformers_version", "use_cache", "_name_or_path")
+"""Fields of a model's config that saving and training set, and that change no output."""
 _last: dict[bytes, dict[str, np.ndarray]] = {}
 """What :func:`collect` computed last, under the digest of all that it depends on."""
 
@@ -184,7 +186,8 @@ def _key(task: Task, model: Any, features: Features, batch_size: int) -> bytes |
     """
     if _place()[1] > 1:
         return None
-    digest = hashlib.blake2b(repr((task.name, task.config, model.config.to_dict(), batch_size)).encode(), digest_size=16)
+    settings = {k: v for k, v in model.config.to_dict().items() if k not in WRITTEN_BY_SAVING}
+    digest = hashlib.blake2b(repr((task.name, task.config, settings, batch_size)).encode(), digest_size=16)
     for name, weight in model.named_parameters():
         digest.update(f"{name}{tuple(weight.shape)}{weight.dtype}{weight.device}".encode())
         digest.update(weight.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())

@@ -138,7 +138,7 @@ def _parsers() -> tuple[ArgumentParser, dict[str, ArgumentParser]]:
 
 def _add_evaluate(parser: ArgumentParser) -> None:
     add = parser.add_argument
-    add("dir", metavar="DIR", help="output folder of a run, or a folder or Hub id of a language model")
+    add("dir", metavar="DIR", help="output folder of a run, or a folder or Hub id of a language model or classifier")
     add("--data", metavar="PATH", help="the rows: a file, folder or glob")
     # Shown by --help; what begins with --data. and --eval. goes to hftk.parsing.
     add(

@@ -116,7 +116,8 @@ def _compare_classes(a: Run, b: Run, chance: Mapping[str, Any]) -> tuple[list[Co
     references = [line["reference"] for line in a.lines]
     answers = [[line["prediction"] for line in run.lines] for run in (a, b)]
     if isinstance(references[0], list):
-        names = sorted({name for values in (references, *answers) for value in values for name in value})
+        known = {name for run in (a, b) for name in run.lines[0].get("probabilities") or ()}  # those that no row has count in macro F1
+        names = sorted(known | {name for values in (references, *answers) for value in values for name in value})
         true, one, other = (_matrix(values, names) for values in (references, *answers))
         return compare_multi_label(true, one, other, names, **chance), []
     if not isinstance(references[0], str):

@@ -37,7 +37,7 @@ truncated: the prompt was longer than the model's context leaves room for, and l
 
 def add_flags(parser: ArgumentParser) -> None:
     """What ``hftk predict`` takes; the flags of generation are the fields of :class:`~hftk.config.GenerationSettings`."""
-    parser.add_argument("dir", metavar="DIR", help="output folder of a run, or a folder or Hub id of a language model")
+    parser.add_argument("dir", metavar="DIR", help="output folder of a run, or a folder or Hub id of a language model or classifier")
     prompts = parser.add_argument_group("prompts (default: one a line on stdin)")
     one = prompts.add_mutually_exclusive_group()
     one.add_argument("--prompt", action="append", metavar="TEXT", help="a prompt; may be given several times")
@@ -53,7 +53,7 @@ def add_flags(parser: ArgumentParser) -> None:
     where = parser.add_argument_group("output (default: stdout)")
     where.add_argument(
         "--output", metavar="OUT.jsonl",
-        help="a file, replaced if it exists; the same command after an interruption goes on from there",
+        help="a file, replaced if it exists; the same command after an interruption goes on from there (language models)",
     )  # fmt: skip
     how = parser.add_argument_group("generation")
     for item in read_settings(GenerationSettings()).values():
@@ -68,7 +68,7 @@ def add_flags(parser: ArgumentParser) -> None:
         )
     how.add_argument(
         "--batch_size", type=int, metavar="INT",
-        help="Most prompts at a time; it changes no output. (default: as many as fit into 4096 tokens)",
+        help="Most prompts at a time; it changes no output. (default: as many as fit into 4096 tokens; classifiers: 64 rows)",
     )  # fmt: skip
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -65,11 +65,17 @@ class Reader:
     def _named(self, table: Table) -> Table:
         """Class numbers become the names that the data set declares; numbers without a name (-1: unknown) become None."""
         return {
-            role: [names[value] if isinstance(value, int) and 0 <= value < len(names) else None for value in values]
+            role: [_class_name(value, names) for value in values]
             if (names := self.source.labels.get(self.mapping[role])) and self.columns[role].kind == "label"
             else values
             for role, values in table.items()
         }
+
+
+def _class_name(value: Any, names: Sequence[str]) -> Any:
+    if isinstance(value, list):
+        return [_class_name(one, names) for one in value]
+    return names[value] if isinstance(value, int) and 0 <= value < len(names) else None
 
 
 def open_readers(

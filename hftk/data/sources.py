@@ -251,13 +251,17 @@ def _frame_chunks(frame: Any, name: str, columns: Collection[str] | None) -> Ite
     wanted = [column for column in frame.columns if columns is None or str(column) in columns]
     for start in range(0, len(frame), CHUNK):
         part = frame.iloc[start : start + CHUNK][wanted]
-        values = {str(name): part[name].astype(object).where(part[name].notna(), None).tolist() for name in wanted}
-        yield Chunk(name, start + 1, values)
+        table: Table = {}
+        for column in wanted:
+            cells = part[column].astype(object).where(part[column].notna(), None).tolist()
+            table[str(column)] = [c.tolist() if hasattr(c, "tolist") else c for c in cells]  # lists out of Parquet are arrays
+        yield Chunk(name, start + 1, table)
 
 
 def _from_dataset(dataset: Any, name: str, setting: str, facts: dict[str, Any]) -> Source:
     features = dataset.features or {}
-    labels = {column: list(feature.names) for column, feature in features.items() if hasattr(feature, "int2str")}
+    inner = {column: getattr(feature, "feature", feature) for column, feature in features.items()}  # of a list: its entries'
+    labels = {column: list(feature.names) for column, feature in inner.items() if hasattr(feature, "int2str")}
 
     def read(columns: Collection[str] | None) -> Iterator[Chunk]:
         part = dataset.with_format(None)

@@ -235,11 +235,15 @@ class Classification:
         pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
         if getattr(model.config, "pad_token_id", None) is None:
             model.config.pad_token_id = pad_id
+        # RoBERTa weights with BERT's tokenizer, such as klue/roberta-base: type 1 of a second text has no embedding.
+        one_type = getattr(model.config, "type_vocab_size", None) == 1
 
         def collate(features: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
             import torch
 
             batch = pad(features, pad_id)
+            if one_type:
+                batch.pop("token_type_ids", None)
             for name in ("labels", "weights"):
                 if name in features[0]:
                     batch[name] = torch.from_numpy(np.stack([feature[name] for feature in features]))

@@ -167,9 +167,9 @@ def scores(found: Answers, rows: Dataset, *, resamples: int, seed: int) -> list[
     from hftk.metrics.regression import regression_scores
 
     labels = labels_in(rows)
+    if labels.problem_type == REGRESSION:  # the labels as the data have them, not rounded to the model's precision
+        return regression_scores(np.array(list(rows["label"]), np.float64), found.chosen, resamples=resamples, seed=seed)
     true = truth(rows, labels)
-    if labels.problem_type == REGRESSION:
-        return regression_scores(true.astype(np.float64), found.chosen, resamples=resamples, seed=seed)
     score = single_label_scores if labels.problem_type == SINGLE else multi_label_scores
     true = true if labels.problem_type == SINGLE else true.astype(bool)
     return score(true, found.chosen, found.probabilities, labels.names, resamples=resamples, seed=seed)

@@ -84,7 +84,7 @@ def _errors(found: Answers, rows: Dataset, true: np.ndarray) -> dict[str, Any]:
     error = np.abs(found.chosen - true)
     order = np.argsort(-error, kind="stable")[:SHOWN]
     lines = [
-        {"row": int(i), **_texts(rows, int(i)), "label": float(true[i]), "prediction": round(float(found.chosen[i]), 4)} for i in order
+        {"row": int(i), **_texts(rows, int(i)), "label": float(rows[int(i)]["label"]), "prediction": round(float(found.chosen[i]), 4)} for i in order
     ]  # fmt: skip
     return {"title": "Largest errors", "kind": "examples", "rows": lines}
 

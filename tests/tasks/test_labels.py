@@ -271,7 +271,7 @@ def test_texts_in_a_regression_are_told(tmp_path: Path) -> None:
 
 def test_blank_labels_are_told(tmp_path: Path) -> None:
     screen = refuse(tmp_path, {**GOOD, "train": ["pos", "  ", "neg", "pos"]})
-    assert "text in 6 rows, and blank text in 1 row ('  ' in row 2 of train.jsonl)" in screen
+    assert "expected a label in every row, found 1 missing in column label (first: row 2 of train.jsonl)" in screen
 
 
 def test_lists_that_hold_something_else_are_told_with_rows(tmp_path: Path) -> None:
