@@ -2,7 +2,7 @@
 
     python benchmarks/tables.py            # a test checks that they are up to date
 
-results/NAME.json is the record.json of the run NAME, copied there; results/nanogpt.json is written by benchmarks/nanogpt.py.
+results/NAME.json is the record.json of the run NAME, copied there; the others are written by the benchmarks of their names.
 """
 
 from __future__ import annotations
@@ -83,6 +83,14 @@ def table(words: dict[str, str], folder: Path) -> str:
         lines += ["", words["nanogpt"].format(
             rounds=len(found["seconds_of_whole_process"]["hftk"]), time=ratio["hftk"], ours=f"{loss['hftk']:.3f}",
             theirs=f"{loss['nanogpt']:.3f}", better=f"{loss['hftk_better']:.3f}", better_time=ratio["hftk_better"],
+        )]  # fmt: skip
+    if (folder / "run_classification.json").exists():
+        found = json.loads((folder / "run_classification.json").read_text(encoding="utf-8"))
+        systems, ratio = found["systems"], found["throughput_ratio"]
+        lines += ["", words["script"].format(
+            ratio=ratio["hftk_to_script_default"]["of_means"], dynamic=ratio["hftk_to_script_dynamic"]["of_means"],
+            ours=systems["hftk"]["test_accuracy"], theirs=systems["script_dynamic"]["test_accuracy"],
+            seeds=len(systems["hftk"]["per_seed"]),
         )]  # fmt: skip
     return "\n".join(lines)
 

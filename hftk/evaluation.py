@@ -115,7 +115,7 @@ def evaluate_baselines(
     split, rows = splits.held_out
     rows = first_rows(rows, config.max_rows)
     features = task.encode(rows, tokenizer, max_length=max_length, training=False)
-    scores = task.baselines(splits, features, rows, tokenizer, resamples=config.resamples, seed=config.seed)
+    scores = on_main(task.baselines, splits, features, rows, tokenizer, resamples=config.resamples, seed=config.seed)
     return [replace(s, split=split) for s in scores]
 
 
@@ -180,17 +180,18 @@ _last: dict[bytes, dict[str, np.ndarray]] = {}
 
 
 def _key(task: Task, model: Any, features: Features, batch_size: int) -> bytes | None:
-    """Digest of weights, settings, rows and batches; None on several processes, each of which may hold a part of the weights.
+    """Digest of weights, settings, rows and batches; None on a GPU, whose weights would have to come to the CPU, and on several
+    processes, each of which may hold a part of them.
 
-    Every byte counts: a digest runs at about 1 GB/s, far faster than a model does.
+    Every byte counts: a digest runs at about 1 GB/s, far faster than a model does on a CPU.
     """
-    if _place()[1] > 1:
+    if _place()[1] > 1 or model.device.type != "cpu":
         return None
     settings = {k: v for k, v in model.config.to_dict().items() if k not in WRITTEN_BY_SAVING}
     digest = hashlib.blake2b(repr((task.name, task.config, settings, batch_size)).encode(), digest_size=16)
     for name, weight in model.named_parameters():
-        digest.update(f"{name}{tuple(weight.shape)}{weight.dtype}{weight.device}".encode())
-        digest.update(weight.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        digest.update(f"{name}{tuple(weight.shape)}{weight.dtype}".encode())
+        digest.update(weight.detach().contiguous().reshape(-1).view(torch.uint8).numpy())
     for name, column in features.columns.items():
         digest.update(name.encode())
         for entry in column:

@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 
 from hftk.choices import note
 from hftk.config import InputError, ModelConfig, Problem
+from hftk.heads import keep_meaning, trained_labels
 from hftk.task import Splits, Task
 from hftk.tokenizers import SMALLEST_VOCABULARY, train_tokenizer
 
@@ -176,44 +177,23 @@ def load_model(
         InputError: as :func:`check_model`; or a tokenizer that does not fit the model.
     """
     made = model_config(config, task)
-    trained_for = _labels(made)
+    trained_for = trained_labels(made)
     for name, value in task.model_settings(splits).items():
         setattr(made, name, value)
     with _seeded(seed):
         if config.name is None:
-            return _make(config, task, splits, made)
-        model, tokenizer = _load_named(config, task, made)
+            model, tokenizer = _make(config, task, splits, made)
+            task.start(model, splits, [name for name, _ in model.named_parameters()])
+            return model, tokenizer
+        model, tokenizer, new = _load_named(config, task, made)
         if trained_for is not None:
-            _keep_order(model, trained_for)
+            keep_meaning(model, trained_for)
+        task.start(model, splits, new)
         embeddings: Any = model.get_input_embeddings()
         if len(tokenizer) > embeddings.weight.shape[0]:
             model.resize_token_embeddings(len(tokenizer))
             note(f"embeddings grown to {len(tokenizer)} rows: the tokenizer has more entries than the model")
         return model, tokenizer
-
-
-def _labels(config: Any) -> list[str] | None:
-    """Labels of a checkpoint that is a classifier already, in the order of its outputs."""
-    if not any("ForSequenceClassification" in name for name in config.architectures or ()):
-        return None
-    return [config.id2label[i] for i in range(config.num_labels)]
-
-
-def _keep_order(model: PreTrainedModel, old: list[str]) -> None:
-    """Let every output of a head that was trained before mean the label that it meant, in the order of the new labels."""
-    settings: Any = model.config
-    new = [settings.id2label[i] for i in range(settings.num_labels)]
-    if new == old:
-        return
-    if sorted(new) != sorted(old):
-        known = "made anew" if len(new) != len(old) else "kept, and its outputs get new names"
-        note(f"the checkpoint was trained for other labels ({', '.join(old[:5])}{' ...' if len(old) > 5 else ''}): its head is {known}")
-        return
-    order = torch.tensor([old.index(name) for name in new])
-    head = [m for m in model.modules() if isinstance(m, torch.nn.Linear) and m.out_features == len(new)][-1]
-    with torch.no_grad():
-        for parameter in head.parameters():
-            parameter.copy_(parameter[order])
 
 
 @contextmanager
@@ -246,7 +226,8 @@ def is_pretrained(config: ModelConfig) -> bool:
 
 def _load_named(
     config: ModelConfig, task: Task, made: PretrainedConfig
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, set[str]]:
+    """Model, tokenizer, and the names of weights that the checkpoint does not hold."""
     import transformers
 
     auto = getattr(transformers, task.auto_model)
@@ -268,7 +249,8 @@ def _load_named(
         raise InputError(Problem(setting="model.name", message=message, fix="leave out --model.config, or name another model"))
     if loading["missing_keys"]:
         note(f"new weights, not in the checkpoint: {', '.join(sorted(loading['missing_keys'])[:4])}")
-    return _plain(model), _tokenizer(config)
+    new = {*loading["missing_keys"], *(key for key, *_ in loading["mismatched_keys"])}
+    return _plain(model), _tokenizer(config), new
 
 
 def _make(

@@ -6,7 +6,7 @@ else. Stages (data, model, evaluation, training ...) know this protocol and neve
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     Place = tuple[str, int]  # file, and row in it from 1 on
 
     class Look(Protocol):
-        """``look(split, most)``: rows of a split (the first ``most``) and the trained model's outputs on them."""
+        """``look(split, indices)``: rows of a split (all, or some) and the trained model's outputs on them."""
 
-        def __call__(self, split: str, most: int | None = None) -> tuple[Dataset, dict[str, np.ndarray]]: ...
+        def __call__(self, split: str, indices: Sequence[int] | None = None) -> tuple[Dataset, dict[str, np.ndarray]]: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +71,8 @@ class Column:
     """Whether the column takes part in what makes two rows the same (inputs do, targets do not)."""
     incomplete: Literal["drop", "error"] = "drop"
     """What becomes of rows without a value, where the user does not say it."""
+    nullable: bool = False
+    """A missing value means something, such as "no label at all": it stays, as None."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,6 +161,9 @@ class Task(Protocol):
 
     def sizes(self, architecture: str) -> Mapping[str, Mapping[str, Any]]:
         """Size name to config fields for a model made on the spot; InputError for an unknown architecture."""
+
+    def start(self, model: PreTrainedModel, splits: Splits, new: Collection[str]) -> None:
+        """Set weights that follow from the data before training, such as a bias; ``new`` names those that no checkpoint holds."""
 
     def texts(self, splits: Splits) -> Iterator[str]:
         """Training texts on which a tokenizer made on the spot is trained."""

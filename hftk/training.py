@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -139,8 +139,9 @@ def _finish(
 ) -> list[dict[str, Any]]:
     """Let the task make its choices after training; ``look`` runs the trained model on a split, when it is asked to."""
 
-    def look(split: str, most: int | None = None) -> tuple[Any, dict[str, np.ndarray]]:
-        rows = first_rows(getattr(splits, split), most)
+    def look(split: str, indices: Sequence[int] | None = None) -> tuple[Any, dict[str, np.ndarray]]:
+        rows = getattr(splits, split)
+        rows = rows if indices is None else rows.select(indices)
         features = task.encode(rows, tokenizer, max_length=default_length(model.config), training=False)
         outputs = collect(task, model, tokenizer, features, batch_size=config.eval.batch_size, title=f"looking at {split} rows")  # fmt: skip
         return rows, outputs
@@ -253,7 +254,9 @@ def _clear_checkpoints(config: RunConfig) -> None:
 def _check_validation(splits: Splits, config: RunConfig) -> None:
     """Some settings act on evaluations during training, which need a validation split."""
     train = config.train
-    acting = {"early_stopping": train.early_stopping > 0, "restore_best": train.restore_best, "schedule": train.schedule == "reduce_on_plateau"}  # fmt: skip
+    if train.restore_best and splits.validation is None:
+        note("train.restore_best does nothing: there is no validation split (add --data.validation_fraction 0.05)")
+    acting = {"early_stopping": train.early_stopping > 0, "schedule": train.schedule == "reduce_on_plateau"}
     problems = [
         Problem(
             setting=f"train.{name}",

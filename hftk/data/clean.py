@@ -57,6 +57,9 @@ def drop_missing(table: Table, columns: Mapping[str, Column]) -> tuple[Table, Co
     changed: set[int] = set()
     for role, values in table.items():
         label = columns[role].kind == "label"
+        if columns[role].nullable:
+            filled[role] = [None if value != value else value for value in values]
+            continue
         missing = [i for i, value in enumerate(values) if value is None or value != value or (label and isinstance(value, str) and not value.strip())]
         if columns[role].required:
             lacking.update(missing)

@@ -141,8 +141,10 @@ class Incomplete:
 
     def __init__(self, mapping: Mapping[str, str], columns: Mapping[str, Column], policy: str) -> None:
         self.mapping = mapping
-        stops = {role: policy == "error" or (policy == "auto" and columns[role].incomplete == "error") for role in mapping}
-        self.texts = {role: columns[role].kind == "text" for role in mapping if stops[role]}
+        self.texts = {role: columns[role].kind == "text" for role in mapping if not columns[role].nullable}
+        self.stops = {
+            role: policy == "error" or (policy == "auto" and columns[role].incomplete == "error") for role in self.texts
+        }
         self.found: dict[str, list[tuple[str, int]]] = {}
         self.counts: dict[str, int] = {}
 
@@ -164,7 +166,7 @@ class Incomplete:
                 fix="correct them, or leave such rows out: --data.incomplete drop",
             )
             for role, first in self.found.items()
-            if first
+            if first and self.stops[role]
         ]
 
 

@@ -13,7 +13,7 @@ from hftk.data.columns import Incomplete
 from hftk.data.dedup import conflicts, count_repeats, drop_repeats
 from hftk.data.readers import Reader, open_readers, to_dataset
 from hftk.data.sources import Sources, find_sources, read_source
-from hftk.data.split import carve, drop_overlap, prove_disjoint, require_rows
+from hftk.data.split import carve, drop_overlap, keep_rare, prove_disjoint, require_rows
 from hftk.data.tables import Part, append_part, empty_part, height, take_part
 from hftk.task import Splits, Task
 
@@ -52,6 +52,10 @@ def load_splits(config: DataConfig, task: Task, source: Any = None) -> Splits:
     }
     for line in facts["choices"]:
         note(line)
+    if len(readers["train"].mapping) > 1 or readers["train"].unused:
+        used = ", ".join(f"{role} = {column}" for role, column in readers["train"].mapping.items())
+        left = ", ".join(readers["train"].unused[:8])
+        note(f"columns: {used}" + (f" (not used: {left})" if left else ""))
     if config.streaming:
         from hftk.data.streams import stream_splits
 
@@ -71,7 +75,7 @@ def _judged(splits: Splits) -> str:
     if splits.held_out is None:
         return "; there is no validation or test split: nothing is judged"
     if splits.test is None:
-        return "; there is no test split: the final scores are on the validation split"
+        return "; there is no test split: the final scores are on the validation split, and too good where choices were made by it"
     return "" if splits.validation is not None else "; there is no validation split: training runs without evaluations"
 
 
@@ -124,6 +128,10 @@ def _read_all(
         except InputError as error:
             problems += error.problems
             continue
+        unlabelled = [role for role in reader.mapping if reader.columns[role].kind == "label" and incomplete.counts.get(role) == read]
+        if unlabelled and read and split != "train":  # as the test splits of GLUE
+            note(f"the {split} split is left out: none of its {read:,} rows has a {unlabelled[0]}")
+            continue
         held += incomplete.problems()
         if not part.keys:
             problems.append(nothing_left(reader, read, counts))
@@ -144,7 +152,7 @@ def _separate(
     }
     facts["conflicts"] = {split: conflicts(part, train.columns) for split, part in parts.items()}
     facts["duplicates"] = {}
-    kept = {}
+    kept: dict[str, Part] = {}
     for split, part in parts.items():
         repeats, dropped = count_repeats(part.keys), 0
         if split in found.fractions or (split == "train" and config.deduplicate):
@@ -156,6 +164,9 @@ def _separate(
     require_rows(rows, found.fractions, origin.name, documents=origin.documents, train_from=origin.setting)
     parts, facts["overlap"] = drop_overlap(kept)
     require_left(parts, facts["overlap"])
+    parts, facts["rare"] = keep_rare(parts, found.fractions, train.columns)
+    for split, rows in facts["rare"].items():
+        note(f"{rows:,} rows that a fraction put into {split} are training rows: no other training row has their label")
     return parts
 
 

@@ -36,6 +36,8 @@ class Reader:
     """Role to column."""
     columns: Mapping[str, Column]
     unicode: Literal["none", "NFC", "NFKC"]
+    unused: tuple[str, ...] = ()
+    """Columns of the data that fill no role."""
 
     def chunks(self, *, patient: bool = True, incomplete: Incomplete | None = None) -> Iterator[Cleaned]:
         """Chunks in order; ``incomplete`` is shown each before rows are dropped.
@@ -114,7 +116,8 @@ def open_readers(
             ]
         remarks += said
         used = {role: columns[role] for role in mapping}
-        readers[split] = Reader(source=source, mapping=mapping, columns=used, unicode=config.unicode)
+        unused = tuple(name for name in sample if name not in mapping.values())
+        readers[split] = Reader(source=source, mapping=mapping, columns=used, unicode=config.unicode, unused=unused)
     if problems:
         raise InputError(*problems)
     return readers, remarks

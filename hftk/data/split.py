@@ -11,7 +11,8 @@ from hashlib import blake2b
 from typing import Any
 
 from hftk.config import DataConfig, InputError, Problem
-from hftk.data.tables import Part, take_part
+from hftk.data.tables import Part, append_part, take_part
+from hftk.task import Column
 
 SPLITS = ("train", "validation", "test")
 DEFAULT_FRACTION = 0.05
@@ -92,6 +93,38 @@ def drop_overlap(parts: Mapping[str, Part]) -> tuple[dict[str, Part], dict[str, 
         if any(counts.get(f"{split}_in_{other}") for other in others):
             kept[split] = take_part(part, [i for i, key in enumerate(part.keys) if key not in taken])
     return kept, counts
+
+
+def keep_rare(
+    parts: Mapping[str, Part], carved: Collection[str], columns: Mapping[str, Column]
+) -> tuple[dict[str, Part], dict[str, int]]:
+    """Give rows of ``carved`` splits back to train where no training row has their label, and count them by split.
+
+    A class of a few rows may fall wholly into one side of the hash. Nothing is moved where labels are numbers that are not whole
+    (regression), where one text holds several labels, or where more than a tenth of a split would go: then the column holds no classes.
+    """
+    role = next((role for role in parts["train"].table if columns[role].kind == "label"), None)
+    if role is None or columns[role].nullable or any(isinstance(v, float) and v == v and v % 1 for v in parts["train"].table[role]):
+        return dict(parts), {}
+    known = {name for value in parts["train"].table[role] for name in _classes(value)}
+    kept, counts = dict(parts), {}
+    for split in carved:
+        if split not in parts:
+            continue
+        rare = [i for i, value in enumerate(parts[split].table[role]) if not known.issuperset(_classes(value))]
+        rows = len(parts[split].keys)
+        if rare and len(rare) <= max(1, rows // 10) and len(rare) < rows:
+            moved, gone = take_part(parts[split], rare), set(rare)
+            kept[split] = take_part(parts[split], [i for i in range(rows) if i not in gone])
+            kept["train"] = take_part(kept["train"], range(len(kept["train"].keys)))  # a copy to add to
+            append_part(kept["train"], moved)
+            known |= {name for value in moved.table[role] for name in _classes(value)}
+            counts[split] = len(rare)
+    return kept, counts
+
+
+def _classes(value: Any) -> list[str]:
+    return [str(v) for v in value] if isinstance(value, list | tuple) else [str(value)]
 
 
 def prove_disjoint(keys: Mapping[str, Collection[int]]) -> dict[str, Any]:

@@ -47,8 +47,8 @@ _COMPANIONS: Mapping[str, tuple[str, ...]] = {
 
 _FITTED: Mapping[str, tuple[str, ...]] = {
     "data.sample": ("data.validation_fraction", "data.test_fraction"),
-    # A learning rate for a model made on the spot would ruin a pre-trained one, and it needs fewer epochs.
-    "model.size": ("train.learning_rate", "train.epochs"),
+    # A learning rate for a model made on the spot would ruin a pre-trained one, which needs fewer epochs and has a longer context.
+    "model.size": ("train.learning_rate", "train.epochs", "train.max_length"),
 }
 """Settings that were chosen for the first one, and go back with it too; but what was given on a higher level than it stays."""
 

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hftk.choices import note
+from hftk.heads import divide_logits
 from hftk.metrics import calibration
 from hftk.task import Splits
 from hftk.tasks.judgement import labels_in, sigmoid, truth
 from hftk.tasks.labels import MULTI, REGRESSION
 
 if TYPE_CHECKING:
-    import torch
     from transformers import PreTrainedModel
 
     from hftk.task import Look
@@ -47,27 +47,3 @@ def tune(config: ClassificationConfig, model: PreTrainedModel, splits: Splits, l
         facts["thresholds"] = {name: round(t, 4) for name, t in zip(labels.names, found, strict=True)}
         note(f"thresholds between {min(found):.2f} and {max(found):.2f}, chosen by F1 on the validation split")
     return [{"title": "Chosen on the validation split", "kind": "facts", "facts": facts}]
-
-
-def divide_logits(model: PreTrainedModel, temperature: float) -> None:
-    """Divide the weights and bias of the layer that makes the logits, in place: the logits are divided by ``temperature``."""
-    import torch
-
-    layer = last_layer(model)
-    with torch.no_grad():
-        for parameter in layer.parameters():
-            parameter.div_(temperature)
-
-
-def last_layer(model: PreTrainedModel) -> torch.nn.Module:
-    """The linear layer that makes the logits: the last one with as many outputs as there are labels.
-
-    Raises:
-        RuntimeError: there is none.
-    """
-    import torch
-
-    found = [m for m in model.modules() if isinstance(m, torch.nn.Linear) and m.out_features == model.config.num_labels]
-    if not found:
-        raise RuntimeError(f"{type(model).__name__} has no linear layer with {model.config.num_labels} outputs")
-    return found[-1]

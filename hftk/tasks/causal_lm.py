@@ -15,7 +15,7 @@ Siblings  masked_lm for encoders; chat for instructions and dialogues; summariza
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, Literal
@@ -124,6 +124,9 @@ class CausalLM:
                 fix="use --model.architecture gpt2 or llama, or --model.name with a checkpoint of that architecture",
             )
         )
+
+    def start(self, model: PreTrainedModel, splits: Splits, new: Collection[str]) -> None:
+        """Nothing follows from the data."""
 
     def texts(self, splits: Splits) -> Iterator[str]:
         rows = splits.train

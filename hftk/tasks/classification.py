@@ -19,13 +19,14 @@ Siblings  ner for labels of tokens; causal_lm for text without labels.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from hftk import heads
 from hftk.choices import note
 from hftk.config import InputError, Problem, RunConfig
 from hftk.task import Column, Features, Prepared, Score, Splits
@@ -134,6 +135,9 @@ class Classification:
     def __init__(self, config: ClassificationConfig, labels: Labels | None = None) -> None:
         """``labels``: those of a model that is there already; else they are found in the training rows."""
         self.config, self.labels = config, labels
+        if config.label_separator is not None:  # an empty cell is a row without any label
+            label = replace(self.columns["label"], nullable=True)
+            self.columns = {**self.columns, "label": label}
 
     @classmethod
     def of_model(cls, config: ClassificationConfig, made: PretrainedConfig) -> Classification:
@@ -177,6 +181,9 @@ class Classification:
         if labels is None or problems:
             return Prepared(tables=tables, problems=problems)
         problems = list(self._unfit_settings(labels))
+        if config.temperature_scaling and "train" in tables and "validation" not in tables:
+            message = "the temperature is fitted on a validation split, and there is none"
+            problems.append(Problem(setting="temperature_scaling", message=message, fix="add --data.validation FILE, or --data.validation_fraction 0.05"))  # fmt: skip
         note(f"problem_type: {labels.problem_type}: {labels.reason}")
         if "text_pair" in columns:
             note(f"pairs of texts: {columns['text']} and {columns['text_pair']}")
@@ -203,6 +210,13 @@ class Classification:
             **({"thresholds": None} if labels.problem_type == MULTI else {}),  # those of an earlier run were for its labels
         }
 
+    def start(self, model: PreTrainedModel, splits: Splits, new: Collection[str]) -> None:
+        """A new head for regression begins with the mean and the spread of the training labels: from prices or years of 2,000 on,
+        small steps would never get there."""
+        if judgement.labels_in(splits.train).problem_type == REGRESSION and heads.is_new(model, new):
+            numbers = np.array(list(splits.train["label"]), np.float64)
+            heads.start_around(model, float(numbers.mean()), float(numbers.std()) or 1.0)
+
     # Encoding -----------------------------------------------------------------------------------------------------------
 
     def encode(
@@ -217,7 +231,7 @@ class Classification:
         )
         if facts["truncated_rows"]:
             note(
-                f"{facts['truncated_rows']:,} of {len(rows):,} {'training' if training else 'judged'} rows are longer than {max_length} "
+                f"{facts['truncated_rows']:,} of {len(rows):,} rows are longer than {max_length} "
                 f"tokens: {facts['tokens_lost']:,} tokens are cut off (truncation: {self.config.truncation})"
             )
         if "label" in rows.column_names:
@@ -241,7 +255,8 @@ class Classification:
         def collate(features: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
             import torch
 
-            batch = pad(features, pad_id)
+            # XLNet classifies by the last position, which must not be padding.
+            batch = pad(features, pad_id, left=model.config.model_type == "xlnet")
             if one_type:
                 batch.pop("token_type_ids", None)
             for name in ("labels", "weights"):
@@ -304,12 +319,12 @@ class Classification:
         *, resamples: int, seed: int,
     ) -> list[Score]:  # fmt: skip
         """The majority class (the mean, for regression), and TF-IDF with logistic (ridge) regression."""
-        from hftk.tasks.tfidf import fit_majority, fit_tfidf
+        from hftk.tasks.tfidf import Majority, fit_tfidf
 
+        tfidf = fit_tfidf(splits, tune_thresholds=self.config.tune_thresholds)
         scores = []
-        for name, fit in (("majority", fit_majority), ("tfidf", fit_tfidf)):
-            answers = fit(splits, tune_thresholds=self.config.tune_thresholds).answer(rows)
-            found = judgement.scores(answers, rows, resamples=resamples, seed=seed)
+        for name, system in (("majority", Majority(splits.train)), ("tfidf", tfidf)):
+            found = judgement.scores(system.answer(rows), rows, resamples=resamples, seed=seed)
             scores += [replace(score, when=f"baseline:{name}") for score in found]
         return scores
 
@@ -320,8 +335,6 @@ class Classification:
         sections = []
         if splits.validation is not None:
             sections += calibration.tune(self.config, model, splits, look)
-        elif self.config.temperature_scaling:
-            note("temperature_scaling needs a validation split, and there is none: probabilities are as the model gives them")
         if self.config.suspicious_labels:
             sections += suspicion.find(splits, look, most=self.config.suspicious_labels)
         return sections + suspicion.find_conflicts(splits)

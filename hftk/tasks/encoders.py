@@ -162,9 +162,9 @@ def _too_long(rows: list[int], longest: int, max_length: int) -> Problem:
     )
 
 
-def pad(features: list[dict[str, Any]], pad_id: int) -> dict[str, torch.Tensor]:
-    """``input_ids``, ``attention_mask`` and ``token_type_ids`` (where there are some) of one batch, padded on the right to its
-    longest row: (batch, tokens) int64 each."""
+def pad(features: list[dict[str, Any]], pad_id: int, *, left: bool = False) -> dict[str, torch.Tensor]:
+    """``input_ids``, ``attention_mask`` and ``token_type_ids`` (where there are some) of one batch, padded on the right (or the
+    left) to its longest row: (batch, tokens) int64 each."""
     import torch
 
     width = max(len(feature["input_ids"]) for feature in features)
@@ -173,8 +173,9 @@ def pad(features: list[dict[str, Any]], pad_id: int) -> dict[str, torch.Tensor]:
     types = np.zeros((len(features), width), np.int64) if "token_type_ids" in features[0] else None
     for i, feature in enumerate(features):
         n = len(feature["input_ids"])
-        input_ids[i, :n], mask[i, :n] = feature["input_ids"], 1
+        place = slice(width - n, width) if left else slice(0, n)
+        input_ids[i, place], mask[i, place] = feature["input_ids"], 1
         if types is not None:
-            types[i, :n] = feature["token_type_ids"]
+            types[i, place] = feature["token_type_ids"]
     batch = {"input_ids": torch.from_numpy(input_ids), "attention_mask": torch.from_numpy(mask)}
     return batch | ({"token_type_ids": torch.from_numpy(types)} if types is not None else {})

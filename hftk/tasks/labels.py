@@ -6,9 +6,10 @@ by code point), kept in the model's config, and applied again at prediction.
 
 from __future__ import annotations
 
+import ast
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -163,9 +164,19 @@ def unseen(columns: Mapping[str, LabelColumn], names: Sequence[str], column: str
 
 
 def _parts(value: Any, separator: str | None) -> Any:
-    """A text with several labels as a list; numpy arrays and tuples as lists."""
-    if separator is not None and isinstance(value, str):
-        return [part.strip() for part in value.split(separator) if part.strip()]
+    """A text with several labels as a list, also one that is written as in JSON or Python (what pandas makes of lists in a CSV
+    file); numpy arrays and tuples as lists; a missing value is no label, where there may be several."""
+    if separator is not None:
+        if value is None:
+            return []
+        if isinstance(value, str):
+            return [part.strip() for part in value.split(separator) if part.strip()]
+    if isinstance(value, str) and value.strip()[:1] == "[" and value.strip()[-1:] == "]":
+        try:
+            found = ast.literal_eval(value.strip())
+        except (ValueError, SyntaxError):
+            return value
+        return found if isinstance(found, list) else value
     if hasattr(value, "tolist"):
         return value.tolist()
     return list(value) if isinstance(value, tuple | set | frozenset) else value
@@ -215,6 +226,21 @@ def _of_one_kind(
     return usable, problems
 
 
+def _joined(
+    texts: Sequence[tuple[str, Place]], classes: Collection[str]
+) -> tuple[str, list[tuple[str, Place]]] | None:
+    """A sign and the texts that it cuts into two or more parts which all are labels of other rows by themselves."""
+    for sign in (",", ";", "|"):
+        found = [
+            (text, place)
+            for text, place in texts
+            if len(parts := [part.strip() for part in text.split(sign)]) > 1 and all(part in classes for part in parts)
+        ]
+        if found:
+            return sign, found
+    return None
+
+
 def _doubtful(
     columns: Mapping[str, LabelColumn], counts: Mapping[str, int], kind: str, asked: str, column: str
 ) -> Iterator[Problem]:
@@ -238,6 +264,15 @@ def _doubtful(
     texts = [
         (v, place) for c in columns.values() for v, place in zip(c.values, c.places, strict=True) if isinstance(v, str)
     ]
+    joined = _joined(texts, counts)
+    if joined is not None:
+        sign, found = joined
+        yield Problem(
+            setting="data.columns.label",
+            message=f"expected one label per row in column {column}, found texts that join several labels by {sign!r} in {_valued(found)}",
+            fix=f'name what stands between them: --label_separator "{sign}"; if it is right: --problem_type {kind}',
+        )
+        return
     words = [(v, place) for v, place in texts if _number(v) is None]
     numbers = [(v, place) for v, place in texts if (n := _number(v)) is not None and not n.is_integer()]
     if words and numbers:

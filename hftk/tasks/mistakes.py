@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hftk.metrics.calibration import reliability
+from hftk.metrics.calibration import expected_calibration_error, reliability
 from hftk.metrics.classification import confusion_matrix, per_class
 from hftk.tasks.judgement import Answers, labels_in, said_of, truth
 from hftk.tasks.labels import REGRESSION, SINGLE, Labels
@@ -42,10 +42,21 @@ def analyze(found: Answers, rows: Dataset, *, resamples: int, seed: int) -> list
         )  # fmt: skip
     whole = true if labels.problem_type == SINGLE else true.astype(bool)
     sections.append(_by_class(per_class(whole, found.chosen, labels.names, resamples=resamples, seed=seed)))
-    if labels.problem_type == SINGLE and found.probabilities is not None:
-        sections.append({"title": "Calibration", "kind": "reliability", "bins": reliability(true, found.probabilities),
-                         "note": "How often the prediction is right, by how sure the model is; on the diagonal it is as right as it is sure."})  # fmt: skip
+    if found.probabilities is not None:
+        sections.append(_calibration(found.probabilities, true, labels))
     return [*sections, _mistakes(found, rows, true, labels)]
+
+
+def _calibration(probabilities: np.ndarray, true: np.ndarray, labels: Labels) -> dict[str, Any]:
+    """How sure and how right. With several labels per row each of them is one question with the answers yes and no."""
+    if labels.problem_type != SINGLE:
+        yes = probabilities.ravel()
+        probabilities, true = np.stack([1 - yes, yes], axis=1), (true > 0).ravel().astype(np.int64)
+    error = expected_calibration_error(true, probabilities)
+    return {
+        "title": "Calibration", "kind": "reliability", "bins": reliability(true, probabilities),
+        "note": f"How often the likelier answer is right, by how sure the model is; on the diagonal it is as right as it is sure. Expected calibration error {error:.4f}.",
+    }  # fmt: skip
 
 
 def _by_class(lines: list[dict[str, Any]]) -> dict[str, Any]:

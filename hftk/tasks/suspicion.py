@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hftk.choices import note
+from hftk.launch import on_main
 from hftk.task import Splits
 from hftk.tasks.judgement import answers, labels_in, said_of, truth
 from hftk.tasks.labels import MULTI, REGRESSION
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from hftk.task import Look
 
 MOST_ROWS = 20_000
-"""Training rows that are looked at, the first ones: each costs a forward pass."""
+"""Training rows that are looked at, at most: each costs a forward pass."""
 LONGEST = 300
 """Characters of a text that are shown."""
 
@@ -30,12 +31,14 @@ def find(splits: Splits, look: Look, *, most: int) -> list[dict[str, Any]]:
     """A section with the ``most`` suspicious rows of the training split, the most suspicious first; [] for regression."""
     if labels_in(splits.train).problem_type == REGRESSION:
         return []
-    rows, outputs = look("train", MOST_ROWS)
-    if len(rows) < len(splits.train):
-        note(f"suspicious labels are looked for in the first {len(rows):,} of {len(splits.train):,} training rows")
+    everything = len(splits.train)
+    chosen = np.sort(np.random.default_rng(0).permutation(everything)[:MOST_ROWS])
+    rows, outputs = look("train", None if len(chosen) == everything else chosen.tolist())
+    if len(rows) < everything:
+        note(f"suspicious labels are looked for in {len(rows):,} of {everything:,} training rows, drawn at random")
     labels = labels_in(rows)
     true = truth(rows, labels)
-    own, other = answers(outputs).probabilities, cross_validate(rows)
+    own, other = answers(outputs).probabilities, on_main(cross_validate, rows)
     assert own is not None
     belief, label = (_several if labels.problem_type == MULTI else _single)(true, own, other)
     order = np.argsort(belief, kind="stable")
@@ -43,7 +46,7 @@ def find(splits: Splits, look: Look, *, most: int) -> list[dict[str, Any]]:
     lines = []
     for i in found[:most]:
         row = rows[i]
-        line = {"row": i, **{role: row[role][:LONGEST] for role in ("text", "text_pair") if role in row}}
+        line = {"row": int(chosen[i]), **{role: row[role][:LONGEST] for role in ("text", "text_pair") if role in row}}
         better = labels.names[int(label[i])]
         given = said_of(row["label"], labels)
         line |= {"label": given if isinstance(given, str) else ", ".join(given) or "none", "prediction": better}

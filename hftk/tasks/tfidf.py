@@ -61,7 +61,7 @@ class TfIdf:
         by_character = _unspaced(every[:2000]) > UNSPACED or not any(re.search(r"\w", text) for text in every)
         self._labels, self._thresholds = labels, np.full(len(labels.names), 0.5)
         how: dict[str, Any] = {"analyzer": "char", "ngram_range": (1, 3)} if by_character else {"ngram_range": (1, 2), "token_pattern": r"(?u)\b\w+\b"}  # fmt: skip
-        self._vectorizer = TfidfVectorizer(sublinear_tf=True, max_features=200_000, dtype=np.float32, **how)
+        self._vectorizer = TfidfVectorizer(sublinear_tf=True, max_features=most_features(labels), dtype=np.float32, **how)
         self._vectorizer.fit(every)
         self._model = _linear(labels)
         with warnings.catch_warnings():
@@ -105,9 +105,9 @@ class TfIdf:
         return Answers(chosen=chosen, probabilities=found)
 
 
-def fit_majority(splits: Splits, *, tune_thresholds: bool = False) -> Majority:
-    """The majority baseline of the training split."""
-    return Majority(splits.train)
+def most_features(labels: Labels) -> int:
+    """Logistic regression over many classes at once keeps about 25 x classes x features numbers: 0.8 GB at most."""
+    return max(5_000, min(200_000, 4_000_000 // max(1, labels.outputs)))
 
 
 def fit_tfidf(splits: Splits, *, tune_thresholds: bool = False) -> TfIdf:

@@ -312,7 +312,7 @@ def test_without_restore_best_the_last_weights_are_taken(tmp_path):
     assert small_runs.same_bits(saved, {name: run.weights[name] for name in saved})
 
 
-@pytest.mark.parametrize("train", [{"early_stopping": 2}, {"restore_best": True}, {"schedule": "reduce_on_plateau"}])
+@pytest.mark.parametrize("train", [{"early_stopping": 2}, {"schedule": "reduce_on_plateau"}])
 def test_what_goes_by_evaluations_needs_a_validation_split(train, tmp_path):
     with pytest.raises(InputError, match="validation"):
         go(small_runs.make_config(tmp_path, train=train), validation=None)

@@ -21,12 +21,12 @@ from made_classifiers import (
     task_of,
 )
 
-from hftk import choices
+from hftk import choices, heads
 from hftk.config import ModelConfig
 from hftk.evaluation import collect
 from hftk.model import load_model, load_trained
 from hftk.task import Features, Splits
-from hftk.tasks import calibration, judgement
+from hftk.tasks import judgement
 from hftk.tasks.classification import Classification, ClassificationConfig
 from hftk.tasks.labels import MULTI, SINGLE
 
@@ -50,11 +50,11 @@ def test_a_temperature_in_the_last_layer_divides_the_logits_before_and_after_sav
 
     model, tokenizer = make(architecture, kind)
     with torch.no_grad():
-        for parameter in calibration.last_layer(model).parameters():
+        for parameter in heads.last_layer(model).parameters():
             parameter.add_(0.5)  # a bias of zero would hide that it is left out
     batch = batch_of(task_of(), model, tokenizer, rows_of(kind))
     before = logits_of(model, batch)
-    calibration.divide_logits(model, 2.5)
+    heads.divide_logits(model, 2.5)
     torch.testing.assert_close(logits_of(model, batch), before / 2.5)
     model.save_pretrained(tmp_path)
     loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path).eval()
@@ -75,7 +75,7 @@ def test_the_last_layer_is_found_although_others_are_as_wide(architecture: str) 
         nonlocal logits
         logits = output
 
-    calibration.last_layer(wide).register_forward_hook(keep)
+    heads.last_layer(wide).register_forward_hook(keep)
     wide.config.pad_token_id = 0
     found = wide.eval()(input_ids=torch.tensor([[5, 6, 7]])).logits
     assert logits is not None and torch.equal(found, logits.reshape(-1, 16)[-1:])
@@ -85,7 +85,7 @@ def test_the_last_layer_is_found_although_others_are_as_wide(architecture: str) 
 def test_the_temperature_fitted_lowers_the_loss_on_the_validation_split(kind: str) -> None:
     model, tokenizer = make("bert", kind)
     with torch.no_grad():
-        for parameter in calibration.last_layer(model).parameters():
+        for parameter in heads.last_layer(model).parameters():
             parameter.mul_(20)  # far too sure
     task, rows = task_of(temperature_scaling=True, tune_thresholds=False, suspicious_labels=0), rows_of(kind)
     splits = Splits(train=rows, validation=rows)

@@ -28,6 +28,7 @@ from made_classifiers import (
 
 from hftk import choices
 from hftk.config import InputError, ModelConfig
+from hftk.data.load import load_splits
 from hftk.evaluation import collect
 from hftk.model import load_model, load_trained
 from hftk.task import Splits
@@ -279,3 +280,18 @@ def test_one_label_that_may_be_absent_is_judged_as_several() -> None:
         )
     )
     assert labels is not None and labels.problem_type == MULTI
+
+
+def test_a_new_head_for_regression_starts_at_the_mean_of_the_labels_and_a_trained_one_is_kept(tmp_path: Path) -> None:
+    rows = [{"text": f"a house of {i} rooms", "label": 2000.0 + i + 0.5} for i in range(40)]
+    config = ClassificationConfig(model=ModelConfig(size="tiny", vocab_size=100))
+    task = Classification(config)
+    splits = load_splits(config.data, task, {"train": rows})
+    model, tokenizer = load_model(config.model, task, splits)
+    features = task.encode(splits.train, tokenizer, max_length=16, training=False)
+    logits = collect(task, model, tokenizer, features, batch_size=8)["logits"]
+    assert abs(logits.mean() - 2020) < 30 and logits.std() > 0
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    again, _ = load_model(ModelConfig(name=str(tmp_path)), task, splits)
+    assert torch.equal(again.classifier.weight, model.classifier.weight)

@@ -372,3 +372,52 @@ def test_rows_are_held_against_the_labels_of_a_model_in_its_own_order() -> None:
     rows = {"rows": LabelColumn(["a", "b", "c"], [("x.csv", i) for i in (1, 2, 3)])}
     labels, problems = find_labels(rows, asked="auto", separator=None, column="label", known=known)
     assert labels is known and "c in 1 row (row 3 of x.csv)" in problems[0].message
+
+
+# Several labels in one text, splits without labels, rare classes ----------------------------------------------------------
+
+
+def test_texts_that_join_labels_of_other_rows_are_asked_about(tmp_path: Path) -> None:
+    given = {"train": ["joy", "love", "joy,love", "fear", "joy"], "test": ["joy"]}
+    screen = refuse(tmp_path, given)
+    assert "join several labels by ','" in screen and '--label_separator ","' in screen and "row 3 of train.jsonl" in screen
+    splits = load(tmp_path, given, label_separator=",")
+    assert labels_in(splits.train).problem_type == MULTI and splits.train["label"][2] == [1, 2]
+    by_hand = load(tmp_path, given, problem_type=SINGLE)
+    assert labels_in(by_hand.train).names == ("fear", "joy", "joy,love", "love")
+
+
+def test_a_comma_in_a_class_name_is_no_question(tmp_path: Path) -> None:
+    splits = load(tmp_path, {"train": ["Arts, Music", "Sports", "Sports", "Arts, Music"], "test": ["Sports"]})
+    assert labels_in(splits.train).names == ("Arts, Music", "Sports")
+
+
+def test_lists_written_as_text_in_a_csv_file_are_lists(tmp_path: Path) -> None:
+    splits = load(tmp_path, {"train": ['["a", "b"]', "['b']", "[]"], "test": ["['a']"]}, "csv")
+    assert labels_in(splits.train).problem_type == MULTI and list(splits.train["label"]) == [[0, 1], [1], []]
+
+
+def test_with_a_separator_an_empty_cell_is_a_row_without_labels(tmp_path: Path) -> None:
+    splits = load(tmp_path, {"train": ["a;b", "", "b"], "test": ["", "a"]}, "csv", label_separator=";")
+    assert list(splits.train["label"]) == [[0, 1], [], [1]] and list(splits.test["label"]) == [[], [0]]  # type: ignore[index]
+
+
+def test_a_test_split_without_any_label_is_left_out(tmp_path: Path) -> None:
+    splits = load(tmp_path, {"train": ["a", "b", "a", "b"], "validation": ["a"], "test": [None, None]})
+    assert splits.test is None and len(splits.validation or ()) == 1
+    assert any("the test split is left out: none of its 2 rows has a label" in line for line in choices.noted())
+
+
+def test_rare_classes_stay_in_training_when_the_split_is_by_fractions(tmp_path: Path) -> None:
+    labels = ["a", "b"] * 200 + [f"rare {i}" for i in range(8)]
+    for seed in range(6):
+        splits = load(tmp_path, {"train": labels}, data={"seed": seed, "validation_fraction": 0.2, "test_fraction": 0.2})
+        assert len(labels_in(splits.train).names) == 10
+        moved = sum(splits.facts["rare"].values())
+        assert sum(len(part or ()) for part in (splits.train, splits.validation, splits.test)) == 408 and moved <= 8
+    assert splits.facts["proof"]["overlap"] == 0
+
+
+def test_a_temperature_needs_a_validation_split(tmp_path: Path) -> None:
+    screen = refuse(tmp_path, {"train": ["a", "b", "a"], "test": ["a"]}, temperature_scaling=True)
+    assert "the temperature is fitted on a validation split" in screen

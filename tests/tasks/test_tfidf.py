@@ -18,7 +18,7 @@ from hftk.tasks import suspicion, tfidf
 from hftk.tasks.classification import Classification, ClassificationConfig
 from hftk.tasks.judgement import Answers, labels_in, scores, truth
 from hftk.tasks.labels import MULTI, REGRESSION, SINGLE
-from hftk.tasks.tfidf import Majority, TfIdf, cross_validate, fit_majority, fit_tfidf
+from hftk.tasks.tfidf import Majority, TfIdf, cross_validate, fit_tfidf
 
 NAMES = ["cat", "dog", "fish"]
 WORDS = {"cat": "purrs meows whiskers mouse", "dog": "barks fetches kennel bone", "fish": "swims gills water coral"}
@@ -58,7 +58,7 @@ def values(answers: Answers, rows: Dataset) -> dict[str, float]:
 
 def test_the_majority_scores_the_share_of_its_class() -> None:
     train, test = rows_of(list("abcde"), [1, 1, 1, 0, 2]), rows_of(list("vwxyz"), [1, 0, 0, 2, 1])
-    found = values(fit_majority(Splits(train=train)).answer(test), test)
+    found = values(Majority(train).answer(test), test)
     assert found["accuracy"] == pytest.approx(2 / 5) and found["balanced_accuracy"] == pytest.approx(1 / 3)
     assert found["f1_macro"] == pytest.approx((2 * 2 / (5 + 2)) / 3) and found["matthews_corrcoef"] == 0
 
@@ -234,8 +234,8 @@ def test_planted_wrong_labels_are_found_and_stand_first() -> None:
     rows = flip(clean, planted)
     right = truth(clean, labels_in(clean))
 
-    def look(split: str, most: int | None = None) -> Any:
-        assert split == "train" and most is not None
+    def look(split: str, indices: Any = None) -> Any:
+        assert split == "train" and indices is None  # few enough rows: all
         return rows, {"logits": logits_for(right)}
 
     (section,) = suspicion.find(Splits(train=rows), look, most=20)
@@ -297,7 +297,7 @@ def test_planted_missing_labels_of_several_are_found() -> None:
 
 
 def test_numbers_have_no_suspicious_labels() -> None:
-    def look(split: str, most: int | None = None) -> Any:
+    def look(split: str, indices: Any = None) -> Any:
         raise AssertionError("no forward pass is needed")
 
     assert suspicion.find(Splits(train=rows_of(["a"], [0.5])), look, most=20) == []
