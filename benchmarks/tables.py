@@ -33,7 +33,7 @@ BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
 WORDS = {
     "README.md": {
         "head": "| run | judged on | perplexity before | after | bigram model | bits per byte | training | tokens/s |",
-        "classifiers": "| run | judged on | score | before | after | TF-IDF baseline | majority baseline | training | tokens/s |",
+        "classifiers": "| run | judged on | score | before | after | TF-IDF baseline | majority baseline |",
         "script": "Beside Hugging Face's `run_classification.py` at its own defaults on the same model, data and cores (`benchmarks/run_classification.py`): "
         "{ratio:.1f} times its real tokens per second ({dynamic:.1f} times those of the script with dynamic padding), test accuracy {ours:.4f} against {theirs:.4f} (means of {seeds} seeds).",
         "minutes": "min",
@@ -45,7 +45,7 @@ WORDS = {
     },
     "README.zh-CN.md": {
         "head": "| 运行 | 评价数据 | 训练前困惑度 | 训练后 | 二元模型 | 每字节比特 | 训练时间 | token/秒 |",
-        "classifiers": "| 运行 | 评价数据 | 指标 | 训练前 | 训练后 | TF-IDF 基线 | 多数类基线 | 训练时间 | token/秒 |",
+        "classifiers": "| 运行 | 评价数据 | 指标 | 训练前 | 训练后 | TF-IDF 基线 | 多数类基线 |",
         "script": "与 Hugging Face 的 `run_classification.py`（默认设置，同样的模型、数据和核）相比（`benchmarks/run_classification.py`）：每秒真实 token 数是它的 {ratio:.1f} 倍"
         "（动态填充时 {dynamic:.1f} 倍），测试准确率 {ours:.4f} 对 {theirs:.4f}（{seeds} 个种子的平均）。",
         "minutes": "分钟",
@@ -108,7 +108,6 @@ def classifiers(words: dict[str, str], folder: Path) -> list[str]:
         low, high = main["interval"]
         cells = [
             f"`{shown}`", main["split"], main["name"], others[0], f"{main['value']:.4f} [{low:.4f}, {high:.4f}]", *others[1:],
-            f"{record['seconds']['train'] / 60:.1f} {words['minutes']}", f"{record['tokens_per_second']:,.0f}",
         ]  # fmt: skip
         lines.append("| " + " | ".join(cells) + " |")
     if not lines:

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from hftk.reports import write_report
     from hftk.tasks.causal_lm import CausalLM, CausalLMConfig
     from hftk.tasks.classification import Classification, ClassificationConfig
+    from hftk.tasks.summarization import Summarization, SummarizationConfig
+    from hftk.tasks.translation import Translation, TranslationConfig
     from hftk.training import fit
 
 __version__ = "0.1.0"
@@ -45,6 +47,8 @@ _HOMES = {
     "hftk.reports": ("write_report",),
     "hftk.tasks.causal_lm": ("CausalLM", "CausalLMConfig"),
     "hftk.tasks.classification": ("Classification", "ClassificationConfig"),
+    "hftk.tasks.summarization": ("Summarization", "SummarizationConfig"),
+    "hftk.tasks.translation": ("Translation", "TranslationConfig"),
     "hftk.training": ("fit",),
 }  # fmt: skip
 _HOME = {name: module for module, names in _HOMES.items() for name in names}

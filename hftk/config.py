@@ -58,7 +58,7 @@ class DataConfig:
     test: str | None = None
     """File, folder or glob with the test rows (judged once, at the end)."""
     sample: str | None = None
-    """Name of a sample data set made from what is installed, with no download: python_docs, python_modules."""
+    """Name of a sample data set made from what is installed, with no download: python_docs, python_modules, docstring_summaries, cldr_en_de, cldr_en_zh."""
     columns: dict[str, str] = field(default_factory=dict)
     """Role to column name, such as --data.columns.text body. Roles that are not named are looked up under their usual names."""
     subset: str | None = None
@@ -279,7 +279,7 @@ class GenerationSettings:
     """How text is generated; the names are those of transformers' ``GenerationConfig``."""
 
     max_new_tokens: int = 64
-    """Most tokens to generate after the prompt."""
+    """Most tokens to generate. 0: as many as the training targets need, with a margin (summarization, translation)."""
     do_sample: bool = False
     """Draw tokens at random instead of taking the most likely one."""
     temperature: float = 1.0
@@ -294,9 +294,9 @@ class GenerationSettings:
     """Seed of sampling."""
 
     def problems(self) -> Iterator[Problem]:
-        for name in ("max_new_tokens", "num_beams"):
-            if getattr(self, name) < 1:
-                yield Problem(setting=f"generation.{name}", message=f"expected at least 1, found {getattr(self, name)}")
+        for name, least in (("max_new_tokens", 0), ("num_beams", 1)):
+            if getattr(self, name) < least:
+                yield Problem(setting=f"generation.{name}", message=f"expected at least {least}, found {getattr(self, name)}")
         if not self.temperature > 0:
             yield Problem(
                 setting="generation.temperature",

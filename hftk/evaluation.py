@@ -18,10 +18,10 @@ import torch
 from hftk.batching import fill_batches
 from hftk.choices import note
 from hftk.config import EvalConfig
-from hftk.generation import generate
+from hftk.generation import generate, generate_keeping
 from hftk.launch import on_main
 from hftk.launch.output import PREDICTIONS, write_atomically
-from hftk.model import context_length, default_length
+from hftk.model import context_length, default_length, is_pretrained
 from hftk.task import Features, Score, Splits, Task
 
 if TYPE_CHECKING:
@@ -75,8 +75,11 @@ def evaluate(
     started = time.perf_counter()
     split, rows = held_out
     rows = first_rows(rows, config.max_rows)
-    features = task.encode(rows, tokenizer, max_length=max_length or default_length(model.config), training=False)
+    max_length = max_length or default_length(model.config)
+    features = task.encode(rows, tokenizer, max_length=max_length, training=False)
     outputs = collect(task, model, tokenizer, features, batch_size=config.batch_size, title=f"evaluating {when} training" if when in ("before", "after") else "evaluating")  # fmt: skip
+    if "generation" in task.judged_by and (when != "before" or is_pretrained(task.config.model)):
+        outputs["generated"] = np.array(_generate(task, model, tokenizer, rows, max_length, output), dtype=object)
     predictions = task.predictions(outputs, features, rows, model)
     if output is not None:
         on_main(write_predictions, Path(output), predictions)
@@ -94,11 +97,39 @@ def evaluate(
     )
 
 
+GENERATED = ".generated.jsonl"
+"""Where each process keeps outputs as they come, until the predictions are written: a kill in between loses none."""
+
+
+def _generate(
+    task: Any, model: Any, tokenizer: PreTrainedTokenizerBase, rows: Dataset, max_length: int, output: str | Path | None
+) -> list[str]:
+    """One output per row, in data order; the rows are dealt to the processes. With ``output`` an interrupted call is continued."""
+    process, processes = _place()
+    sources, settings = task.sources(rows), task.generation(model)
+    mine = list(range(process, len(sources), processes))
+    prompts = [sources[i] for i in mine]
+    if output is None:
+        found = generate(model, tokenizer, prompts, settings, max_prompt_tokens=max_length)
+    else:
+        path = Path(output) / f"{GENERATED}{process}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        found = generate_keeping(path, model, tokenizer, prompts, settings, max_prompt_tokens=max_length, progress=process == 0)
+    own = list(zip(mine, (g.text for g in found), strict=True))
+    parts: list[Any] = [own]
+    if processes > 1:
+        parts = [None] * processes
+        torch.distributed.all_gather_object(parts, own)
+    return [text for _, text in sorted(pair for part in parts for pair in part)]
+
+
 def write_predictions(folder: Path, predictions: list[dict[str, Any]]) -> None:
-    """``predictions.jsonl`` into ``folder``, whole or not at all."""
+    """``predictions.jsonl`` into ``folder``, whole or not at all; what generation kept for it goes."""
     folder.mkdir(parents=True, exist_ok=True)
     lines = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in predictions)
     write_atomically(folder / PREDICTIONS, lines)
+    for kept in folder.glob(f"{GENERATED}*"):
+        kept.unlink()
 
 
 def evaluate_baselines(

@@ -104,6 +104,7 @@ def generate(
     settings: GenerationSettings,
     *,
     max_tokens_per_batch: int = TOKENS_PER_BATCH,
+    max_prompt_tokens: int | None = None,
     batch_size: int | None = None,
     progress: bool = False,
 ) -> list[Generated]:
@@ -114,16 +115,16 @@ def generate(
     within ``max_tokens_per_batch``, with at most ``batch_size`` rows; neither changes any output.
 
     A prompt that does not fit into the context beside ``max_new_tokens`` is cut, and the output says so
-    (``truncated``): a decoder-only model loses its start, an encoder-decoder its end. An empty prompt starts from the
-    beginning-of-text token where the tokenizer puts one before every text, else from the end-of-text token.
-    ``progress`` shows a bar on stderr.
+    (``truncated``): a decoder-only model loses its start, an encoder-decoder its end; likewise one that is longer than
+    ``max_prompt_tokens``, special tokens included. An empty prompt starts from the beginning-of-text token where the
+    tokenizer puts one before every text, else from the end-of-text token. ``progress`` shows a bar on stderr.
 
     Raises:
         InputError: contradictory settings, ``max_new_tokens`` that leave no room for a prompt, prompts not text.
     """
     results = stream(
-        model, tokenizer, prompts, settings,
-        max_tokens_per_batch=max_tokens_per_batch, batch_size=batch_size, progress=progress,
+        model, tokenizer, prompts, settings, max_tokens_per_batch=max_tokens_per_batch,
+        max_prompt_tokens=max_prompt_tokens, batch_size=batch_size, progress=progress,
     )  # fmt: skip
     return sorted(results, key=lambda result: result.index)
 
@@ -135,11 +136,12 @@ def stream(
     settings: GenerationSettings,
     *,
     max_tokens_per_batch: int = TOKENS_PER_BATCH,
+    max_prompt_tokens: int | None = None,
     batch_size: int | None = None,
     progress: bool = False,
 ) -> Iterator[Generated]:
     """As :func:`generate`, but handed out batch by batch as they finish, long prompts first. Errors come at once."""
-    job = _prepare(model, tokenizer, prompts, settings, max_tokens_per_batch, batch_size)
+    job = _prepare(model, tokenizer, prompts, settings, max_tokens_per_batch, batch_size, max_prompt_tokens)
     return (result for batch in _shown(job.batches, progress) for result in _run(job, batch))
 
 
@@ -165,17 +167,7 @@ def generate_to_file(
     """
     path = Path(path)
     partial = path.with_name(path.name + ".partial")
-    job = _prepare(model, tokenizer, prompts, settings, max_tokens_per_batch, batch_size)
-    done = _finished_rows(partial, _fingerprint(job))
-    # Whole batches, planned over all rows: in the same company a row comes out the same to the last bit, also in bf16.
-    batches = [batch for batch in job.batches if not all(row in done for row in batch)]
-    with open(partial, "ab") as file:
-        for batch in _shown(batches, progress):
-            for result in _run(job, batch):
-                done[result.index] = result
-                file.write(_line(asdict(result)))
-            file.flush()
-    results = [done[row] for row in range(len(prompts))]
+    results = _go_on(_prepare(model, tokenizer, prompts, settings, max_tokens_per_batch, batch_size), partial, progress)
     whole = path.with_name(path.name + ".new")
     with open(whole, "wb") as file:
         for result in results:
@@ -186,6 +178,36 @@ def generate_to_file(
     os.replace(whole, path)
     partial.unlink()
     return results
+
+
+def generate_keeping(
+    path: str | Path,
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    settings: GenerationSettings,
+    *,
+    max_prompt_tokens: int | None = None,
+    progress: bool = False,
+) -> list[Generated]:
+    """As :func:`generate`, with the outputs kept in the file ``path`` as they come: the same call after an interruption continues
+    from there. The caller removes the file, once the results are stored elsewhere."""
+    job = _prepare(model, tokenizer, prompts, settings, TOKENS_PER_BATCH, None, max_prompt_tokens)
+    return _go_on(job, Path(path), progress)
+
+
+def _go_on(job: _Job, partial: Path, progress: bool) -> list[Generated]:
+    """The outputs of all rows in data order: those that ``partial`` holds, and the rest, written there batch by batch."""
+    done = _finished_rows(partial, _fingerprint(job))
+    # Whole batches, planned over all rows: in the same company a row comes out the same to the last bit, also in bf16.
+    batches = [batch for batch in job.batches if not all(row in done for row in batch)]
+    with open(partial, "ab") as file:
+        for batch in _shown(batches, progress):
+            for result in _run(job, batch):
+                done[result.index] = result
+                file.write(_line(asdict(result)))
+            file.flush()
+    return [done[row] for row in range(len(job.inputs))]
 
 
 def to_record(result: Generated, **columns: Any) -> dict[str, Any]:
@@ -211,9 +233,9 @@ class _Job:
 
 def _prepare(
     model: Any, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], settings: GenerationSettings,
-    max_tokens: int, batch_size: int | None,
+    max_tokens: int, batch_size: int | None, max_prompt_tokens: int | None = None,
 ) -> _Job:  # fmt: skip
-    room = _check(model, prompts, settings)
+    room = min((most for most in (_check(model, prompts, settings), max_prompt_tokens) if most is not None), default=None)
     config = _generation_config(model, tokenizer, settings)
     inputs, truncated = _encode(model, tokenizer, prompts, room, config)
     costs = settings.num_beams * (np.array([len(ids) for ids in inputs], dtype=np.int64) + settings.max_new_tokens)
@@ -232,6 +254,8 @@ def _prepare(
 def _check(model: Any, prompts: Sequence[str], settings: GenerationSettings) -> int | None:
     """Most tokens of a prompt, None for no limit; InputError for what cannot be generated."""
     problems = list(settings.problems())
+    if settings.max_new_tokens == 0:
+        problems.append(Problem(setting="generation.max_new_tokens", message="expected at least 1, found 0"))
     strange = next((i for i, prompt in enumerate(prompts) if not isinstance(prompt, str)), None)
     if strange is not None:
         kind = type(prompts[strange]).__name__

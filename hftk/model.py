@@ -68,7 +68,9 @@ def _tokenizer_problems(config: ModelConfig, task: Task) -> Iterator[Problem]:
     kind = config.tokenizer or task.tokenizer
     smallest = SMALLEST_VOCABULARY.get(kind)
     if smallest is not None:
-        smallest += 5 if task.tokenizer == "wordpiece" and kind != "wordpiece" else 0
+        smallest += 5 if task.frame != "document" and kind != "wordpiece" else 0
+        if kind == "wordpiece" and task.frame == "t5":
+            yield Problem(setting="model.tokenizer", message=f"wordpiece has no token that ends a text, which {task.name} needs", fix="use bpe or characters")
         if config.vocab_size < smallest:
             message = f"expected at least {smallest} for --model.tokenizer {kind}, found {config.vocab_size}"
             yield Problem(setting="model.vocab_size", message=message)
@@ -183,12 +185,12 @@ def load_model(
     with _seeded(seed):
         if config.name is None:
             model, tokenizer = _make(config, task, splits, made)
-            task.start(model, splits, [name for name, _ in model.named_parameters()])
+            task.start(model, tokenizer, splits, [name for name, _ in model.named_parameters()])
             return model, tokenizer
         model, tokenizer, new = _load_named(config, task, made)
         if trained_for is not None:
             keep_meaning(model, trained_for)
-        task.start(model, splits, new)
+        task.start(model, tokenizer, splits, new)
         embeddings: Any = model.get_input_embeddings()
         if len(tokenizer) > embeddings.weight.shape[0]:
             model.resize_token_embeddings(len(tokenizer))
@@ -258,8 +260,7 @@ def _make(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     kind = config.tokenizer or task.tokenizer
     if kind in SMALLEST_VOCABULARY:
-        encoder = task.tokenizer == "wordpiece"
-        tokenizer: PreTrainedTokenizerBase = train_tokenizer(kind, task.texts(splits), config.vocab_size, encoder=encoder)
+        tokenizer: PreTrainedTokenizerBase = train_tokenizer(kind, task.texts(splits), config.vocab_size, frame=task.frame)
         note(f"tokenizer: {kind}, trained on the training split, {len(tokenizer)} entries")
     else:
         tokenizer = _existing_tokenizer(kind)
@@ -268,8 +269,12 @@ def _make(
     for name in ("bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id"):
         if hasattr(made, name):
             setattr(made, name, getattr(tokenizer, name))
-    if tokenizer.pad_token_id != tokenizer.eos_token_id:
+    if made.is_encoder_decoder or tokenizer.pad_token_id != tokenizer.eos_token_id:
         made.pad_token_id = tokenizer.pad_token_id
+    if made.is_encoder_decoder:
+        made.decoder_start_token_id, made.forced_eos_token_id = tokenizer.pad_token_id, None
+    if hasattr(made, "decoder_vocab_size"):
+        made.decoder_vocab_size = made.vocab_size
     model = _from_config(config, task, made)
     _initialize(model, config.initialization)
     return model, tokenizer

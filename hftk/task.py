@@ -140,6 +140,8 @@ class Task(Protocol):
     """Tokenizer trained for a model made on the spot where the user names none: bpe, or wordpiece for encoders."""
     config: RunConfig
     """The settings that the task was made with."""
+    frame: str
+    """What that tokenizer puts around a text: document, bert or t5; see :func:`hftk.tokenizers.train_tokenizer`."""
     fixed: Sequence[str]
     """Settings of the task's own config that act on the loss alone: a continued run must share them."""
     score_names: Sequence[str]
@@ -162,7 +164,9 @@ class Task(Protocol):
     def sizes(self, architecture: str) -> Mapping[str, Mapping[str, Any]]:
         """Size name to config fields for a model made on the spot; InputError for an unknown architecture."""
 
-    def start(self, model: PreTrainedModel, splits: Splits, new: Collection[str]) -> None:
+    def start(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, splits: Splits, new: Collection[str]
+    ) -> None:
         """Set weights that follow from the data before training, such as a bias; ``new`` names those that no checkpoint holds."""
 
     def texts(self, splits: Splits) -> Iterator[str]:

@@ -14,6 +14,9 @@ END_OF_TEXT = "<|endoftext|>"
 UNKNOWN = "<|unknown|>"
 BERT_TOKENS = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}
 """Special tokens of encoders, as BERT calls them."""
+T5_TOKENS = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
+"""Special tokens of encoder-decoders, as T5 calls them, and in its order."""
+SPECIAL = {"bert": list(BERT_TOKENS.values()), "t5": list(T5_TOKENS.values())}
 SMALLEST_VOCABULARY = {"bpe": 257, "wordpiece": 64, "characters": 3}
 """A special token and the bytes; an alphabet; two special tokens and one character. For an encoder, five more."""
 CODE_POINTS = 0x110000
@@ -21,18 +24,19 @@ ANY_CHARACTER = r"[\s\S]"
 
 
 def train_tokenizer(
-    kind: str, texts: Iterable[str], vocab_size: int, *, encoder: bool = False
+    kind: str, texts: Iterable[str], vocab_size: int, *, frame: str = "document"
 ) -> PreTrainedTokenizerFast:
     """Train a tokenizer of one of the kinds in :data:`SMALLEST_VOCABULARY` on ``texts``.
 
-    For an ``encoder`` it frames a text as ``[CLS] text [SEP]`` and a pair as ``[CLS] text [SEP] pair [SEP]``; wordpiece always does.
+    ``frame`` is what stands around a text: ``document``, nothing (an end-of-text token is known); ``bert``, ``[CLS] text [SEP]`` and
+    ``[CLS] text [SEP] pair [SEP]``; ``t5``, ``text </s>``. wordpiece always has bert's.
     """
     if kind == "wordpiece":
         return train_wordpiece(texts, vocab_size)
-    return (train_byte_bpe if kind == "bpe" else train_characters)(texts, vocab_size, encoder=encoder)
+    return (train_byte_bpe if kind == "bpe" else train_characters)(texts, vocab_size, frame=frame)
 
 
-def train_byte_bpe(texts: Iterable[str], vocab_size: int, *, encoder: bool = False) -> PreTrainedTokenizerFast:
+def train_byte_bpe(texts: Iterable[str], vocab_size: int, *, frame: str = "document") -> PreTrainedTokenizerFast:
     """Byte-level BPE as GPT-2's (Radford et al. 2019): loses no text in any language, needs no unknown token.
 
     ``vocab_size`` (at least 257) counts the end-of-text token and the 256 bytes; fewer entries come out where the data have
@@ -44,11 +48,11 @@ def train_byte_bpe(texts: Iterable[str], vocab_size: int, *, encoder: bool = Fal
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size, special_tokens=list(BERT_TOKENS.values()) if encoder else [END_OF_TEXT], show_progress=False,
+        vocab_size=vocab_size, special_tokens=SPECIAL.get(frame, [END_OF_TEXT]), show_progress=False,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
     )  # fmt: skip
     tokenizer.train_from_iterator(texts, trainer)
-    return _frame(tokenizer) if encoder else _wrap(tokenizer)
+    return _framed(tokenizer, frame)
 
 
 def train_wordpiece(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
@@ -97,6 +101,27 @@ def train_wordpiece(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
     return _frame(tokenizer)
 
 
+def _unknown(frame: str) -> str:
+    return (BERT_TOKENS if frame == "bert" else T5_TOKENS)["unk_token"]
+
+
+def _framed(tokenizer: Any, frame: str, **tokens: str) -> PreTrainedTokenizerFast:
+    """The tokenizer with the special tokens of its frame around a text."""
+    if frame == "document":
+        return _wrap(tokenizer, **tokens)
+    return _frame(tokenizer) if frame == "bert" else _end(tokenizer)
+
+
+def _end(tokenizer: Any) -> PreTrainedTokenizerFast:
+    """``text </s>``."""
+    from tokenizers.processors import TemplateProcessing
+    from transformers import PreTrainedTokenizerFast
+
+    end = T5_TOKENS["eos_token"]
+    tokenizer.post_processor = TemplateProcessing(single=f"$A {end}", pair=f"$A {end} $B {end}", special_tokens=[(end, tokenizer.token_to_id(end))])  # fmt: skip
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, clean_up_tokenization_spaces=False, **T5_TOKENS)
+
+
 def _frame(tokenizer: Any) -> PreTrainedTokenizerFast:
     """``[CLS] a [SEP]`` and ``[CLS] a [SEP] b [SEP]``, with the token types of BERT."""
     from tokenizers.processors import TemplateProcessing
@@ -113,7 +138,7 @@ def _frame(tokenizer: Any) -> PreTrainedTokenizerFast:
     )  # fmt: skip
 
 
-def train_characters(texts: Iterable[str], vocab_size: int, *, encoder: bool = False) -> PreTrainedTokenizerFast:
+def train_characters(texts: Iterable[str], vocab_size: int, *, frame: str = "document") -> PreTrainedTokenizerFast:
     """One token per character (code point) of the texts, the most frequent ones first, as nanoGPT's character level.
 
     ``vocab_size`` (at least 3) counts the end-of-text and the unknown token; a character that is not among them becomes the
@@ -126,13 +151,13 @@ def train_characters(texts: Iterable[str], vocab_size: int, *, encoder: bool = F
     counts: Counter[str] = Counter()
     for text in texts:
         counts.update(text)
-    special = list(BERT_TOKENS.values()) if encoder else [END_OF_TEXT, UNKNOWN]
+    special = SPECIAL.get(frame, [END_OF_TEXT, UNKNOWN])
     kept = sorted(counts, key=lambda c: (-counts[c], c))[: vocab_size - len(special)]
     vocabulary = {token: i for i, token in enumerate([*special, *kept])}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=special[1]))
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN if frame == "document" else _unknown(frame)))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(ANY_CHARACTER), "isolated")
     tokenizer.decoder = decoders.Fuse()
-    return _frame(tokenizer) if encoder else _wrap(tokenizer, unk_token=UNKNOWN)
+    return _framed(tokenizer, frame, unk_token=UNKNOWN)
 
 
 def character_table(backend: Any) -> np.ndarray | None:

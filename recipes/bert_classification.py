@@ -6,7 +6,7 @@
 
 Reads   rows with a text (or two) and a label: a .jsonl, .csv or .parquet file, a folder of them, or a Hub data set.
 Writes  weights, tokenizer, config.yaml, record.json, predictions.jsonl and report.html in --output.
-Expect  with no argument, about a minute of training on two CPU cores, and on the test split an accuracy of 0.78, where TF-IDF
+Expect  with no argument, about a minute of training on two CPU cores, and on the test split an accuracy of 0.824, where TF-IDF
         with logistic regression has 0.871: so little text is not enough to train BERT from nothing (results/bert_classification.json).
 """
 

@@ -52,7 +52,7 @@ def test_the_defaults_have_no_problem() -> None:
         (TrainConfig(schedule="reduce_on_plateau", warmup=0.1), "train.warmup"),
         (EvalConfig(batch_size=0), "eval.batch_size"),
         (EvalConfig(resamples=-1), "eval.resamples"),
-        (GenerationSettings(max_new_tokens=0), "generation.max_new_tokens"),
+        (GenerationSettings(max_new_tokens=-1), "generation.max_new_tokens"),
         (GenerationSettings(temperature=0.0, do_sample=True), "generation.temperature"),
         (GenerationSettings(top_p=0.0, do_sample=True), "generation.top_p"),
         (GenerationSettings(top_k=-1, do_sample=True), "generation.top_k"),

@@ -16,6 +16,7 @@ from hftk.tokenizers import (
     BERT_TOKENS,
     END_OF_TEXT,
     SMALLEST_VOCABULARY,
+    T5_TOKENS,
     UNKNOWN,
     character_table,
     look_up,
@@ -183,14 +184,14 @@ words = " ".join("".join(r.choice("abcdefghijklm") for _ in range(r.randrange(2,
 poems = ["".join(chr(0x4E00 + r.randrange(1000)) for _ in range(50)) for _ in range(60)]
 for kind in ("bpe", "wordpiece", "characters"):
     for size in (400, 2000):
-        made = train_tokenizer(kind, iter([words, *poems]), size, encoder=True)
+        made = train_tokenizer(kind, iter([words, *poems]), size, frame="bert")
         print(hashlib.sha256(made.backend_tokenizer.to_str().encode()).hexdigest())
 """
 
 
 @pytest.fixture(scope="module", params=KINDS)
 def encoder(request: pytest.FixtureRequest) -> Any:
-    return train_tokenizer(request.param, iter(TEXTS), 400, encoder=True)
+    return train_tokenizer(request.param, iter(TEXTS), 400, frame="bert")
 
 
 def test_every_process_trains_the_same_tokenizer() -> None:
@@ -220,7 +221,7 @@ def test_encoders_keep_to_the_size_asked_for(kind: str) -> None:
     letters = "abcdefghijklmnopqrstuvwxyzαβγδεζηθικλμνξοπρστυφχψω"
     text = " ".join(letters[i:] + letters[:i] for i in range(len(letters)))  # each letter begins a word, each goes on with one
     for size in (SMALLEST_VOCABULARY[kind] + 5, 300):
-        assert len(train_tokenizer(kind, [text], size, encoder=True)) <= size
+        assert len(train_tokenizer(kind, [text], size, frame="bert")) <= size
     assert len(train_tokenizer("wordpiece", [text], 64)) <= 64
 
 
@@ -236,7 +237,7 @@ def test_wordpiece_cuts_words_into_pieces_and_takes_chinese_characters_as_words(
 
 def test_encoders_may_be_trained_without_a_text() -> None:
     for kind in KINDS:
-        assert train_tokenizer(kind, [], 300, encoder=True)("")["input_ids"] == [2, 3]
+        assert train_tokenizer(kind, [], 300, frame="bert")("")["input_ids"] == [2, 3]
 
 
 def test_encoders_saved_and_loaded_are_the_same(tmp_path: Path, encoder: Any) -> None:
@@ -249,3 +250,50 @@ def test_encoders_saved_and_loaded_are_the_same(tmp_path: Path, encoder: Any) ->
         for text in (*TEXTS, UNSEEN, "a [SEP] b"):
             assert dict(loaded(text, "fox")) == dict(encoder(text, "fox"))
         assert loaded.model_input_names == encoder.model_input_names and loaded.pad_token_id == 0
+
+
+# Encoder-decoders ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module", params=("bpe", "characters"))
+def text_to_text(request: pytest.FixtureRequest) -> Any:
+    return train_tokenizer(request.param, iter(TEXTS), 400, frame="t5")
+
+
+def test_encoder_decoders_end_each_text_and_have_the_special_tokens_of_t5(text_to_text: Any) -> None:
+    assert text_to_text.convert_ids_to_tokens(range(3)) == list(T5_TOKENS.values())
+    assert (text_to_text.pad_token_id, text_to_text.eos_token_id, text_to_text.unk_token_id) == (0, 1, 2)
+    a, b = ids(text_to_text, "the dog"), ids(text_to_text, "fox")
+    assert text_to_text("the dog")["input_ids"] == text_to_text(text_target="the dog")["input_ids"] == [*a, 1]
+    assert text_to_text("the dog", "fox")["input_ids"] == [*a, 1, *b, 1]
+    assert text_to_text("")["input_ids"] == [1]
+    assert text_to_text.decode([*a, 1, 0, 0], skip_special_tokens=True) == "the dog"
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_encoder_decoders_give_every_text_back(text_to_text: Any, text: str) -> None:
+    assert text_to_text.decode(text_to_text(text)["input_ids"], skip_special_tokens=True) == text
+
+
+def test_encoder_decoders_keep_to_the_size_asked_for() -> None:
+    assert len(train_tokenizer("bpe", TEXTS, 300, frame="t5")) == 300
+    assert len(train_tokenizer("characters", TEXTS, 30, frame="t5")) == 30
+
+
+def test_an_unknown_character_is_the_unknown_token_in_every_frame() -> None:
+    for frame, unknown in (("document", UNKNOWN), ("bert", "[UNK]"), ("t5", "<unk>")):
+        tokenizer = train_tokenizer("characters", ["abc"], 20, frame=frame)
+        assert tokenizer.tokenize("a龍") == ["a", unknown] and tokenizer.unk_token == unknown
+
+
+def test_encoder_decoders_saved_and_loaded_are_the_same(tmp_path: Path, text_to_text: Any) -> None:
+    from transformers import AutoTokenizer
+
+    text_to_text.save_pretrained(tmp_path)
+    for model_type in ("t5", "marian", "bart"):
+        (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
+        loaded = AutoTokenizer.from_pretrained(tmp_path)
+        for text in (*TEXTS, UNSEEN, "a </s> b"):
+            assert loaded(text)["input_ids"] == text_to_text(text)["input_ids"]
+            assert loaded(text_target=text)["input_ids"] == text_to_text(text)["input_ids"]
+        assert (loaded.pad_token_id, loaded.eos_token_id) == (0, 1)

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 TASKS = {
     "causal_lm": ("hftk.tasks.causal_lm", "CausalLM", "CausalLMConfig"),
     "classification": ("hftk.tasks.classification", "Classification", "ClassificationConfig"),
+    "summarization": ("hftk.tasks.summarization", "Summarization", "SummarizationConfig"),
+    "translation": ("hftk.tasks.translation", "Translation", "TranslationConfig"),
 }
 """Name of a task, as in ``record.json``, to its module, class and config."""
 

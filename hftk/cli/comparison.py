@@ -167,8 +167,23 @@ def _compare_language_models(a: Run, b: Run, chance: Mapping[str, Any]) -> tuple
     return found, []
 
 
+def _compare_texts(a: Run, b: Run, chance: Mapping[str, Any]) -> tuple[list[Comparison], list[str]]:
+    """BLEU, chrF++ and TER of translations; ROUGE of summaries."""
+    references = [line["reference"] for line in a.lines]
+    one, other = ([line["prediction"] for line in run.lines] for run in (a, b))
+    if a.record.task == "translation":
+        from hftk.metrics.translation import compare_translations
+
+        return compare_translations(one, other, references, a.record.config.get("target_language"), **chance), []
+    from hftk.metrics.rouge import compare_rouge
+
+    return compare_rouge(one, other, references, stem=bool(a.record.config.get("stem")), **chance), []
+
+
 _METHODS: dict[str, Callable[[Run, Run, Mapping[str, Any]], tuple[list[Comparison], list[str]]]] = {
     "classification": _compare_classes,
     "causal_lm": _compare_language_models,
+    "summarization": _compare_texts,
+    "translation": _compare_texts,
 }
 """Task to how its runs are compared."""

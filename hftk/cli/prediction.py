@@ -12,7 +12,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hftk.cli.trained import all_at_once, check_model, check_output, load, say, wrong
+from hftk.cli.trained import all_at_once, check_model, check_output, load, say, task_name, task_of, wrong
 from hftk.config import DataConfig, GenerationSettings, InputError, Problem
 from hftk.parsing.settings import read_settings
 
@@ -33,6 +33,10 @@ From a language model:
   {"index": 0, "prompt": "Once ...", "prediction": " there ...", "finished": true, "tokens": 12, "truncated": false}
 finished: ended by itself; else it was cut off at --max_new_tokens.
 truncated: the prompt was longer than the model's context leaves room for, and lost its beginning."""
+
+
+TEXT_TO_TEXT = ("summarization", "translation")
+"""Tasks whose models read a text and write another."""
 
 
 def add_flags(parser: ArgumentParser) -> None:
@@ -81,22 +85,28 @@ def predict(given: Namespace) -> int:
     for name in ("text_pair", "pair_column"):
         if getattr(given, name):
             raise InputError(Problem(setting=name, message="is for classifiers of pairs of texts", fix="leave it out"))
+    text_to_text = task_name(given.dir) in TEXT_TO_TEXT
     values = {f.name: getattr(given, f.name) for f in fields(GenerationSettings)}
     settings = GenerationSettings(**{name: value for name, value in values.items() if value is not None})
     prompts: list[str] = all_at_once(
         lambda: read_prompts(given),
-        lambda: _check_settings(settings, given.batch_size),
+        lambda: _check_settings(settings, given.batch_size, text_to_text),
         lambda: check_model(given.dir, "predict"),
         lambda: check_output(given.output, given.file),
     )[0]
     from hftk.generation import generate_to_file, stream, to_record
 
-    model, tokenizer = load(given.dir)
-    if given.max_new_tokens is None:
-        settings = _fit_context(settings, model)
+    model, tokenizer = load(given.dir, "AutoModelForSeq2SeqLM" if text_to_text else "AutoModelForCausalLM")
+    asked = prompts
+    if text_to_text:
+        prompts = [task_of(given.dir).config.source_prefix + text for text in prompts]
+    if not given.max_new_tokens:
+        derived = getattr(model.generation_config, "max_new_tokens", None) if text_to_text else None
+        settings = replace(settings, max_new_tokens=derived or GenerationSettings.max_new_tokens)
+        settings = settings if derived else _fit_context(settings, model)
     options: dict[str, Any] = {"batch_size": given.batch_size, "progress": sys.stderr.isatty()}
     if given.output:
-        columns = {"prompt": prompts}
+        columns = {"prompt": asked}
         try:
             results = generate_to_file(given.output, model, tokenizer, prompts, settings, columns=columns, **options)
         except KeyboardInterrupt:
@@ -106,11 +116,12 @@ def predict(given: Namespace) -> int:
         use_utf8()
         results = []
         for result in _in_order(stream(model, tokenizer, prompts, settings, **options)):
-            print(json.dumps(to_record(result, prompt=prompts[result.index]), ensure_ascii=False), flush=True)
+            print(json.dumps(to_record(result, prompt=asked[result.index]), ensure_ascii=False), flush=True)
             results.append(result)
     cut = sum(result.truncated for result in results)
     if cut:
-        say(f"{cut} of {len(results)} prompts were longer than the context leaves room for: they lost their beginning")
+        lost = "end" if text_to_text else "beginning"
+        say(f"{cut} of {len(results)} prompts were longer than the context leaves room for: they lost their {lost}")
     return 0
 
 
@@ -181,8 +192,10 @@ def _file_prompts(path: Path, column: str | None, encoding: str) -> list[str]:
     return prompts
 
 
-def _check_settings(settings: GenerationSettings, batch_size: int | None) -> None:
+def _check_settings(settings: GenerationSettings, batch_size: int | None, text_to_text: bool) -> None:
     problems = list(settings.problems())
+    if settings.max_new_tokens == 0 and not text_to_text:
+        problems.append(Problem(setting="generation.max_new_tokens", message="expected at least 1, found 0"))
     if batch_size is not None and batch_size < 1:
         problems.append(Problem(setting="batch_size", message=f"expected at least 1, found {batch_size}"))
     if problems:

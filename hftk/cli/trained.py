@@ -17,6 +17,8 @@ from typing import Any
 from hftk.config import InputError, Problem
 
 WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
+TRANSLATORS = ("marian", "m2m_100", "nllb-moe", "mbart", "fsmt")
+"""Types of encoder-decoders that were made for translation."""
 
 
 def check_model(name: str, command: str) -> None:
@@ -56,16 +58,20 @@ def task_name(folder: str) -> str:
     path = Path(folder).expanduser()
     if (path / RECORD).is_file():
         return load_record(path).task
-    named: Any = ()
+    made: dict[str, Any] = {}
     if (path / "config.json").is_file():
         with contextlib.suppress(ValueError, AttributeError):  # a damaged file has its error when the model is loaded
-            named = json.loads((path / "config.json").read_text(encoding="utf-8")).get("architectures") or ()
+            made = dict(json.loads((path / "config.json").read_text(encoding="utf-8")).items())
     elif not path.exists():
         from transformers import AutoConfig
 
         with contextlib.suppress(OSError, ValueError, KeyError):  # no such id, no network: as above
-            named = AutoConfig.from_pretrained(folder).architectures or ()
-    return "classification" if any("ForSequenceClassification" in name for name in named) else "causal_lm"
+            made = AutoConfig.from_pretrained(folder).to_dict()
+    if any("ForSequenceClassification" in name for name in made.get("architectures") or ()):
+        return "classification"
+    if made.get("is_encoder_decoder"):
+        return "translation" if made.get("model_type") in TRANSLATORS else "summarization"
+    return "causal_lm"
 
 
 def task_of(folder: str, settings: Callable[[Any], Any] = lambda config: config) -> Any:

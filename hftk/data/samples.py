@@ -12,7 +12,9 @@ import sys
 import sysconfig
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from hashlib import blake2b
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -164,5 +166,17 @@ def _without_rules(text: str) -> str:
     return _RULE.sub("", text).strip()
 
 
-SAMPLES: dict[str, Callable[[], list[dict[str, Any]]]] = {"python_docs": python_docs, "python_modules": python_modules}
+def _pairs(function: str, *arguments: str) -> list[dict[str, Any]]:
+    """Rows of a sample in :mod:`hftk.data.pairs`, which reads more than the standard library."""
+    rows: list[dict[str, Any]] = getattr(import_module("hftk.data.pairs"), function)(*arguments)
+    return rows
+
+
+SAMPLES: dict[str, Callable[[], list[dict[str, Any]]]] = {
+    "python_docs": python_docs,
+    "python_modules": python_modules,
+    "docstring_summaries": partial(_pairs, "docstring_summaries"),
+    "cldr_en_de": partial(_pairs, "cldr", "de"),
+    "cldr_en_zh": partial(_pairs, "cldr", "zh"),
+}
 """Name, as in ``--data.sample``, to the function that makes the rows."""

@@ -65,6 +65,8 @@ class CausalLMConfig(RunConfig):
 
     def problems(self) -> Iterator[Problem]:
         yield from super().problems()
+        if self.generation.max_new_tokens < 1:
+            yield Problem(setting="generation.max_new_tokens", message=f"expected at least 1, found {self.generation.max_new_tokens}")
         if self.prompts < 0:
             yield Problem(setting="prompts", message=f"expected 0 or more, found {self.prompts}")
 
@@ -79,6 +81,7 @@ class CausalLM:
     auto_model = "AutoModelForCausalLM"
     architecture = "gpt2"
     tokenizer = "bpe"
+    frame = "document"
     score_names = ()
     fixed = ()
     judged_by = frozenset({"loss"})
@@ -125,7 +128,9 @@ class CausalLM:
             )
         )
 
-    def start(self, model: PreTrainedModel, splits: Splits, new: Collection[str]) -> None:
+    def start(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, splits: Splits, new: Collection[str]
+    ) -> None:
         """Nothing follows from the data."""
 
     def texts(self, splits: Splits) -> Iterator[str]:

@@ -128,6 +128,7 @@ class Classification:
     auto_model = "AutoModelForSequenceClassification"
     architecture = "bert"
     tokenizer = "wordpiece"
+    frame = "bert"
     fixed = ("focal_gamma",)
     score_names = tuple(dict.fromkeys(name for names in judgement.SCORES.values() for name in names))
     judged_by = frozenset({"logits"})
@@ -210,7 +211,9 @@ class Classification:
             **({"thresholds": None} if labels.problem_type == MULTI else {}),  # those of an earlier run were for its labels
         }
 
-    def start(self, model: PreTrainedModel, splits: Splits, new: Collection[str]) -> None:
+    def start(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, splits: Splits, new: Collection[str]
+    ) -> None:
         """A new head for regression begins with the mean and the spread of the training labels: from prices or years of 2,000 on,
         small steps would never get there."""
         if judgement.labels_in(splits.train).problem_type == REGRESSION and heads.is_new(model, new):
@@ -256,7 +259,7 @@ class Classification:
             import torch
 
             # XLNet classifies by the last position, which must not be padding.
-            batch = pad(features, pad_id, left=model.config.model_type == "xlnet")
+            batch = pad(features, pad_id, left=getattr(model.config, "model_type", "") == "xlnet")
             if one_type:
                 batch.pop("token_type_ids", None)
             for name in ("labels", "weights"):

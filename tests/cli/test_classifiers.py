@@ -137,7 +137,7 @@ def test_predictions_go_to_a_file_whole_or_not_at_all(
 
 def test_long_texts_are_cut_and_counted(hftk: Any, single: Path) -> None:
     result = hftk("predict", single, "--prompt", "river " * 50, "--prompt", "a boat")
-    assert len(result.rows) == 2 and "1 of 2 judged rows are longer than 24 tokens" in result.err
+    assert len(result.rows) == 2 and "1 of 2 rows are longer than 24 tokens" in result.err
 
 
 def test_pairs_come_from_flags_and_columns(hftk: Any, pairs: Path, tmp_path: Path) -> None:

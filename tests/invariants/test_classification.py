@@ -136,7 +136,7 @@ def test_the_batch_size_changes_no_score_and_no_order(architecture, kind):
     assert [line["index"] for line in one.predictions] == list(range(31))
     said = {SINGLE: lambda v: "abcd"[v], MULTI: lambda v: ["abc"[i] for i in v], REGRESSION: lambda v: v}[kind]
     assert [line["reference"] for line in one.predictions] == [said(value) for value in rows["label"]]
-    assert one.outputs["logits"].std(0).min() > 0.02, "else the order shows nowhere"
+    assert one.outputs["logits"].std(0).min() > 0.005, "else the order shows nowhere"
 
 
 @pytest.mark.launch

@@ -145,7 +145,7 @@ def test_the_record_holds_scores_of_all_systems_and_what_the_task_found(done, ki
     titles = [section["title"] for section in record["analysis"]]
     expected = {
         "one": ["Confusion matrix", "By class", "Calibration", "Most confident mistakes", "Suspicious labels"],
-        "several": ["By class", "Most confident mistakes", "Chosen on the validation split", "Suspicious labels"],
+        "several": ["By class", "Calibration", "Most confident mistakes", "Chosen on the validation split", "Suspicious labels"],
         "numbers": ["Predicted against true", "Largest errors"],
     }
     assert titles == expected["one" if kind == "pairs" else kind]

@@ -80,7 +80,7 @@ MAKERS: dict[str, Any] = {
     "roberta": make_roberta,
     "modernbert": make_modernbert,
     "t5": make_t5,
-    "characters": lambda: train_characters([ENGLISH, CHINESE], 200, encoder=True),
+    "characters": lambda: train_characters([ENGLISH, CHINESE], 200, frame="bert"),
 }
 
 
@@ -138,7 +138,7 @@ def test_of_a_pair_the_longer_text_gives_way_first(bert: Any) -> None:
 
 
 def test_head_and_tail_keep_a_quarter_and_three_quarters() -> None:
-    tokenizer = train_characters(["abcdefghijklmnopqrstuvwxyz"], 100, encoder=True)
+    tokenizer = train_characters(["abcdefghijklmnopqrstuvwxyz"], 100, frame="bert")
     text = "abcdefghijklmnopqrstuvwxyz"
 
     def kept(max_length: int, policy: str) -> str:
@@ -151,14 +151,14 @@ def test_head_and_tail_keep_a_quarter_and_three_quarters() -> None:
 
 
 def test_head_and_tail_of_510_tokens_are_those_of_sun_et_al() -> None:
-    tokenizer = train_characters([chr(0x4E00 + i) for i in range(600)], 700, encoder=True)
+    tokenizer = train_characters([chr(0x4E00 + i) for i in range(600)], 700, frame="bert")
     text = "".join(chr(0x4E00 + i) for i in range(600))
     ids = encode(tokenizer, [text], None, 512, "head+tail")[0]["input_ids"][0]
     assert "".join(tokenizer.convert_ids_to_tokens(ids[1:-1])) == text[:128] + text[-382:]
 
 
 def test_head_and_tail_of_a_pair_cut_each_text_by_itself() -> None:
-    tokenizer = train_characters(["abcdefghijklmnopqrstuvwxyz"], 100, encoder=True)
+    tokenizer = train_characters(["abcdefghijklmnopqrstuvwxyz"], 100, frame="bert")
     ids = encode(tokenizer, ["abcdefghijkl"], ["mnopqrstuvwx"], 19, "head+tail")[0]["input_ids"][0]
     assert "".join(tokenizer.convert_ids_to_tokens(ids)) == "[CLS]abghijkl[SEP]mnstuvwx[SEP]"
 

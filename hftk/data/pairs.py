@@ -1,0 +1,75 @@
+"""Sample data sets of pairs of texts, made from what is installed: no download and no licence question.
+
+``docstring_summaries`` pairs the body of a docstring with its first line, as the authors of the standard library and of installed
+scientific packages wrote both. ``cldr_en_de`` and ``cldr_en_zh`` pair names, dates and amounts in two languages, as the Unicode Common
+Locale Data Repository (by Babel) has them.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Iterator
+from datetime import date
+from hashlib import blake2b
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from hftk.config import InputError, Problem
+from hftk.data.samples import read_docstrings, stdlib_docstrings
+
+PACKAGES = ("numpy", "scipy", "sklearn")
+BODY, SUMMARY = (120, 1500), (20, 140)
+"""Characters, from and to."""
+DATES = 3000
+
+
+def docstring_summaries() -> list[dict[str, Any]]:
+    """Columns ``source`` (a docstring without its first line) and ``target`` (the first line), each summary once."""
+    rows: dict[str, str] = {}
+    for text in _docstrings():
+        head, _, rest = text.partition("\n\n")
+        summary, body = " ".join(head.split()), rest.strip()
+        if summary.endswith(".") and SUMMARY[0] <= len(summary) <= SUMMARY[1] and len(body) >= BODY[0]:
+            rows.setdefault(summary, body[: BODY[1]])
+    order = sorted(rows, key=lambda summary: blake2b(summary.encode(), digest_size=8).digest())
+    return [{"source": rows[summary], "target": summary} for summary in order]
+
+
+def cldr(target: str) -> list[dict[str, Any]]:
+    """Columns ``source`` (English) and ``target``: names of countries, languages, scripts and currencies, and
+    :data:`DATES` dates and amounts from a fixed seed. InputError where Babel is not installed."""
+    try:
+        from babel import Locale
+        from babel.dates import format_date
+        from babel.numbers import format_currency
+    except ImportError:
+        raise InputError(Problem(setting="data.sample", message="this sample needs Babel", fix='pip install "hftk[samples]"')) from None
+    english, other = Locale.parse("en"), Locale.parse(target)
+    pairs: dict[str, str] = {}
+    for kind in ("territories", "languages", "scripts", "currencies"):
+        names = getattr(other, kind)
+        for code, name in getattr(english, kind).items():
+            if code in names and not re.fullmatch(r"[\dA-Z]+", str(name)):
+                pairs.setdefault(str(name), str(names[code]))
+    draw = random.Random(0)
+    for _ in range(DATES):
+        day = date(draw.randint(1900, 2099), draw.randint(1, 12), draw.randint(1, 28))
+        shape = draw.choice(("full", "long", "medium"))
+        pairs.setdefault(format_date(day, shape, locale=english), format_date(day, shape, locale=other))
+        amount, currency = round(draw.uniform(1, 10 ** draw.randint(1, 6)), 2), draw.choice(("EUR", "USD", "JPY", "CNY"))
+        said = [format_currency(amount, currency, locale=locale, format_type="name") for locale in (english, other)]
+        pairs.setdefault(*said)
+    order = sorted(pairs, key=lambda text: blake2b(text.encode(), digest_size=8).digest())
+    return [{"source": text, "target": pairs[text]} for text in order]
+
+
+def _docstrings() -> Iterator[str]:
+    yield from (docstring.text for docstring in stdlib_docstrings())
+    for package in PACKAGES:
+        spec = find_spec(package)
+        for folder in (spec.submodule_search_locations or []) if spec else []:
+            for path in sorted(Path(folder).rglob("*.py")):
+                if not {"tests", "testing", "_examples"} & set(path.relative_to(folder).parts):
+                    yield from (docstring.text for docstring in read_docstrings(package, path))
