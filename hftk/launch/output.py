@@ -240,20 +240,40 @@ def _lock(folder: Path) -> None:
         "since": now(),
     }
     for _ in range(3):
-        try:
-            handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
-        except FileExistsError:
-            _break_stale_lock(path)
-            continue
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                json.dump(mine, file)
-        except OSError:
-            path.unlink()
-            raise
+        with _one_at_a_time(folder):
+            try:
+                handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
+            except FileExistsError:
+                _break_stale_lock(path)
+                continue
+            try:
+                with os.fdopen(handle, "w", encoding="utf-8") as file:
+                    json.dump(mine, file)
+            except OSError:
+                path.unlink()
+                raise
         threading.Thread(target=_keep_alive, args=(path, mine["since"]), daemon=True, name="output-lock").start()
         return
     raise _problem("other runs are being started in this folder right now", "start one of them only")
+
+
+@contextlib.contextmanager
+def _one_at_a_time(folder: Path) -> Iterator[None]:
+    """Lets one process of this machine after the other look at the lock, break it and make it anew; without it a run that puts
+    back a fresh lock can meet a third one that has just made its own. Where the system cannot lock a folder it does nothing."""
+    try:
+        import fcntl
+
+        handle = os.open(folder, os.O_RDONLY)
+    except (ImportError, OSError):  # Windows
+        yield
+        return
+    try:
+        with contextlib.suppress(OSError):  # a network file system without locks
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 def _check_free(path: Path) -> dict[str, Any] | None:

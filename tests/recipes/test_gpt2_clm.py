@@ -128,7 +128,7 @@ def test_perplexity_falls(done):
 
 def test_the_seconds_of_the_stages_do_not_overlap(done):
     seconds = record_of(done[0])["seconds"]
-    assert sum(value for name, value in seconds.items() if name != "total") <= seconds["total"]
+    assert sum(value for name, value in seconds.items() if name != "total") <= seconds["total"] + 1e-6
 
 
 def test_the_folder_loads_with_transformers_alone(done):
