@@ -38,7 +38,8 @@ WORDS = {
         "{ratio:.1f} times its real tokens per second ({dynamic:.1f} times those of the script with dynamic padding), test accuracy {ours:.4f} against {theirs:.4f} (means of {seeds} seeds).",
         "minutes": "min",
         "note": "Perplexities are per token of each run's own tokenizer, with 95 % bootstrap intervals; bits per byte compare across them. "
-        "Each row is a `record.json` in `results/`, measured on {cpu}, {cores} cores.",
+        "Each row is a `record.json` in `results/`, measured on {cpu}, {cores} cores; "
+        "other work ran beside shakespeare_bpe, songci_zh and smollm2_wikitext, whose times are upper bounds.",
         "nanogpt": "Beside nanoGPT's own `train.py` on the same cores (`benchmarks/nanogpt.py`, {rounds} rounds in turn, whole processes): "
         "{time} times its wall time, validation loss {ours} against {theirs} nats per character; with better settings "
         "(`shakespeare_char_better.yaml`) {better} in {better_time} times its wall time.",
@@ -50,7 +51,7 @@ WORDS = {
         "（动态填充时 {dynamic:.1f} 倍），测试准确率 {ours:.4f} 对 {theirs:.4f}（{seeds} 个种子的平均）。",
         "minutes": "分钟",
         "note": "困惑度按各自分词器的 token 计算，方括号内是 95 % 自助法区间；每字节比特可以跨分词器比较。每一行都是 `results/` 中的一份 "
-        "`record.json`，机器为 {cpu}，{cores} 核。",
+        "`record.json`，机器为 {cpu}，{cores} 核；shakespeare_bpe、songci_zh 和 smollm2_wikitext 运行时机器上还有其他任务，时间只是上限。",
         "nanogpt": "与 nanoGPT 自己的 `train.py` 在同样的核上交替运行 {rounds} 轮、计整个进程的时间（`benchmarks/nanogpt.py`）：用时是它的 {time} 倍，"
         "验证损失 {ours} 对 {theirs}（nat/字符）；用更好的设置（`shakespeare_char_better.yaml`）为 {better}，用时是它的 {better_time} 倍。",
     },

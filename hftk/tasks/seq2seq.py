@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
@@ -60,7 +61,7 @@ class Seq2SeqConfig(RunConfig):
             yield Problem(setting="data.streaming", message="the lengths of the targets must be known before training", fix="leave it out")
 
 
-class Seq2Seq:
+class Seq2Seq(ABC):
     """What summarization and translation have in common; each adds its name, columns, scores and baselines."""
 
     auto_model = "AutoModelForSeq2SeqLM"
@@ -116,6 +117,7 @@ class Seq2Seq:
             config.max_new_tokens = min(config.max_new_tokens, positions - 1)
         note(f"outputs have at most {config.max_new_tokens} tokens: the longest training target has {longest}")
 
+    @abstractmethod
     def set_languages(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
         """Tell tokenizer and model which languages are meant, where they need to know."""
 
@@ -235,17 +237,17 @@ class Seq2Seq:
             return [loss]
         return [*self.text_scores(list(outputs["generated"]), rows, resamples=resamples, seed=seed), loss]
 
+    @abstractmethod
     def text_scores(self, predictions: list[str], rows: Dataset, *, resamples: int, seed: int) -> list[Score]:
         """Scores of texts against the references of ``rows``."""
-        raise NotImplementedError
 
+    @abstractmethod
     def sentence_scores(self, predictions: list[str], rows: Dataset) -> np.ndarray:
         """(rows,) a score of each text by itself, for picking examples."""
-        raise NotImplementedError
 
+    @abstractmethod
     def systems(self, rows: Dataset) -> dict[str, list[str]]:
         """Name to the outputs of trivial systems."""
-        raise NotImplementedError
 
     def baselines(
         self, splits: Splits, features: Features, rows: Dataset, tokenizer: PreTrainedTokenizerBase,

@@ -20,6 +20,7 @@ from hftk.tasks.seq2seq import REFERENCES, Seq2Seq, Seq2SeqConfig, references_of
 
 if TYPE_CHECKING:
     from datasets import Dataset
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +50,9 @@ class Summarization(Seq2Seq):
     @property
     def target_language(self) -> str | None:
         return self.config.language
+
+    def set_languages(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+        """There is one language, and nothing to tell."""
 
     def text_scores(self, predictions: list[str], rows: Dataset, *, resamples: int, seed: int) -> list[Score]:
         """ROUGE-1, ROUGE-2, ROUGE-L and ROUGE-Lsum; of several references the best one counts."""

@@ -48,6 +48,8 @@ def find(splits: Splits, look: Look, *, most: int) -> list[dict[str, Any]]:
         row = rows[i]
         line = {"row": int(chosen[i]), **{role: row[role][:LONGEST] for role in ("text", "text_pair") if role in row}}
         better = labels.names[int(label[i])]
+        if labels.problem_type == MULTI and true[i, label[i]]:
+            better = f"not {better}"  # the doubt is about a label that the row has
         given = said_of(row["label"], labels)
         line |= {"label": given if isinstance(given, str) else ", ".join(given) or "none", "prediction": better}
         lines.append({**line, "probability_of_label": round(float(belief[i]), 3)})
