@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from hftk.choices import note
 from hftk.config import InputError, Problem, RunConfig
 from hftk.model import check_model, default_length, is_pretrained
 from hftk.optimization import check_optimizer
@@ -18,6 +19,12 @@ def check(config: RunConfig, task: Task) -> int:
         InputError: every problem found: contradictory settings, no such model, a block longer than the model's context, an
             optimizer or a precision that is not to be had here.
     """
+    if config.data.sample and config.model.name is None:
+        kind = config.model.architecture or task.architecture
+        note(
+            f"a trial: an untrained {kind} ({config.model.size}) on the sample {config.data.sample}; for your own data and a real model "
+            "type --data.path FILE_OR_FOLDER --model.name HUB_ID_OR_FOLDER"
+        )
     problems, context = [*config.problems(), *_metric_problems(config, task)], 0
     try:
         context = default_length(check_model(config.model, task, config.train.max_length))
