@@ -109,7 +109,13 @@ def _begin(prompt: torch.Tensor, beams: int, most: int) -> _Beams:
 
 
 def _step(
-    state: _Beams, chances: torch.Tensor, ends: torch.Tensor, length: int, begin: int, most: int, config: GenerationConfig
+    state: _Beams,
+    chances: torch.Tensor,
+    ends: torch.Tensor,
+    length: int,
+    begin: int,
+    most: int,
+    config: GenerationConfig,
 ) -> torch.Tensor:
     """One more token for every text. Returns which text, (rows, beams) counted over all, each one is a continuation of."""
     rows, beams = state.sums.shape
