@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from hftk.batching import fill_batches
+from hftk.batching import fill_batches, sort_rows
 from hftk.choices import note
 from hftk.config import EvalConfig
 from hftk.generation import generate, generate_keeping
@@ -185,8 +185,8 @@ def collect(
     key = _key(task, model, features, batch_size)
     if key is not None and key in _last:
         return dict(_last[key])
-    order = np.argsort(-features.lengths, kind="stable")
-    batches = fill_batches(order, features.lengths, batch_size, _token_budget(task, model))
+    order = sort_rows(np.arange(len(features)), features.padded, batch_size)
+    batches = fill_batches(order, features.padded, batch_size, _token_budget(task, model))
     process, processes = _place()
     mine = list(range(process, len(batches), processes))
     while len(mine) < -(-len(batches) // processes):

@@ -115,8 +115,15 @@ class Features:
     """(features,) index of the row that each feature comes from, ascending."""
     lengths: np.ndarray
     """(features,) tokens that the feature takes up in a batch before padding."""
+    sides: np.ndarray | None = None
+    """(features, 2) tokens of source and target where each is padded to the longest of its own in a batch; ``lengths`` is their sum."""
     facts: dict[str, Any] = field(default_factory=dict)
     """Counts: tokens, truncated rows, tokens lost."""
+
+    @property
+    def padded(self) -> np.ndarray:
+        """What is padded: ``sides`` where there are two, else ``lengths``."""
+        return self.lengths if self.sides is None else self.sides
 
     def __len__(self) -> int:
         return len(self.lengths)

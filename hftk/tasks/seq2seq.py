@@ -135,12 +135,14 @@ class Seq2Seq(ABC):
         if facts["truncated_rows"]:
             note(f"{facts['truncated_rows']:,} of {len(rows):,} sources are longer than {max_length} tokens: {facts['tokens_lost']:,} tokens are cut off their ends")  # fmt: skip
         lengths = np.array([len(ids) for ids in columns["input_ids"]], np.int64)
+        sides = None
         if "target" in rows.column_names:
             labels = target_ids(list(rows["target"]), tokenizer)
             self._check_targets(labels, max_length)
             columns["labels"] = labels
-            lengths = lengths + np.array([len(ids) for ids in labels], np.int64)
-        return Features(columns=columns, rows=np.arange(len(lengths)), lengths=lengths, facts=facts)
+            sides = np.stack([lengths, np.array([len(ids) for ids in labels], np.int64)], axis=1)
+            lengths = sides.sum(1)
+        return Features(columns=columns, rows=np.arange(len(lengths)), lengths=lengths, sides=sides, facts=facts)
 
     def sources(self, rows: Dataset) -> list[str]:
         """What the model reads of each row: the prefix and the source."""
