@@ -29,6 +29,7 @@ import numpy as np
 from hftk import heads
 from hftk.choices import note
 from hftk.config import InputError, Problem, RunConfig
+from hftk.launch import on_main
 from hftk.task import Column, Features, Prepared, Score, Splits
 from hftk.tasks import judgement
 from hftk.tasks.encoders import Truncation, encode_texts, pad
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
     from hftk.task import Batch, Look, Place, Rows, Table
+    from hftk.tasks.rivals import Rivals
 
 _WIDTHS = {"tiny": (2, 2, 128), "mini": (4, 4, 256), "small": (4, 8, 512), "medium": (8, 8, 512), "base": (12, 12, 768),
            "large": (24, 16, 1024)}  # fmt: skip
@@ -132,10 +134,12 @@ class Classification:
     fixed = ("focal_gamma",)
     score_names = tuple(dict.fromkeys(name for names in judgement.SCORES.values() for name in names))
     judged_by = frozenset({"logits"})
+    baselines_read_tokens = False
 
     def __init__(self, config: ClassificationConfig, labels: Labels | None = None) -> None:
         """``labels``: those of a model that is there already; else they are found in the training rows."""
         self.config, self.labels = config, labels
+        self._rivals: Rivals | None = None
         if config.label_separator is not None:  # an empty cell is a row without any label
             label = replace(self.columns["label"], nullable=True)
             self.columns = {**self.columns, "label": label}
@@ -318,18 +322,22 @@ class Classification:
         return judgement.scores(judgement.answers(outputs), rows, resamples=resamples, seed=seed)
 
     def baselines(
-        self, splits: Splits, features: Features, rows: Dataset, tokenizer: PreTrainedTokenizerBase,
+        self, splits: Splits, features: Features | None, rows: Dataset, tokenizer: PreTrainedTokenizerBase,
         *, resamples: int, seed: int,
     ) -> list[Score]:  # fmt: skip
-        """The majority class (the mean, for regression), and TF-IDF with logistic (ridge) regression."""
+        """The majority class (the mean, for regression), and TF-IDF with logistic (ridge) regression. What they answer is kept,
+        so that :meth:`analysis` can test the model against them on the same rows."""
+        from hftk.tasks.rivals import Rivals
         from hftk.tasks.tfidf import Majority, fit_tfidf
 
         tfidf = fit_tfidf(splits, tune_thresholds=self.config.tune_thresholds)
-        scores = []
-        for name, system in (("majority", Majority(splits.train)), ("tfidf", tfidf)):
-            found = judgement.scores(system.answer(rows), rows, resamples=resamples, seed=seed)
-            scores += [replace(score, when=f"baseline:{name}") for score in found]
-        return scores
+        systems = {"majority": Majority(splits.train), "tfidf": tfidf}
+        self._rivals = Rivals(rows, {name: system.answer(rows) for name, system in systems.items()})
+        return [
+            replace(score, when=f"baseline:{name}")
+            for name, found in self._rivals.answers.items()
+            for score in judgement.scores(found, rows, resamples=resamples, seed=seed)
+        ]
 
     def finish(self, model: PreTrainedModel, splits: Splits, look: Look) -> list[dict[str, Any]]:
         """Thresholds and temperature by the validation split, written into the model; suspicious labels in the training split."""
@@ -351,10 +359,14 @@ class Classification:
     def analysis(
         self, outputs: Mapping[str, np.ndarray], features: Features, rows: Dataset, *, resamples: int, seed: int
     ) -> list[dict[str, Any]]:
-        """Confusion matrix, scores by class, calibration, the most confident mistakes; or a scatter plot."""
+        """The model against its baselines; confusion matrix, scores by class, calibration, the most confident mistakes; or a
+        scatter plot."""
         from hftk.tasks.mistakes import analyze
+        from hftk.tasks.rivals import against
 
-        return analyze(judgement.answers(outputs), rows, resamples=resamples, seed=seed)
+        found = judgement.answers(outputs)
+        tests = on_main(lambda: against(found, self._rivals, rows, resamples=resamples, seed=seed))  # baselines ran there
+        return tests + analyze(found, rows, resamples=resamples, seed=seed)
 
     def show(self, rows: Dataset, outputs: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
         """The first rows with what the model answers."""
