@@ -32,7 +32,7 @@ from hftk.config import InputError, Problem, RunConfig
 from hftk.launch import on_main
 from hftk.task import Column, Features, Prepared, Score, Splits
 from hftk.tasks import judgement
-from hftk.tasks.encoders import Truncation, encode_texts, pad
+from hftk.tasks.encoders import Truncation, encode_texts, fixed_width, pad, places_of, takes
 from hftk.tasks.labels import (
     MULTI,
     REGRESSION,
@@ -140,6 +140,7 @@ class Classification:
         """``labels``: those of a model that is there already; else they are found in the training rows."""
         self.config, self.labels = config, labels
         self._rivals: Rivals | None = None
+        self._places: dict[tuple[str, str], Place] = {}  # filled where an error over long texts may name them
         if config.label_separator is not None:  # an empty cell is a row without any label
             label = replace(self.columns["label"], nullable=True)
             self.columns = {**self.columns, "label": label}
@@ -174,6 +175,8 @@ class Classification:
         self, tables: Mapping[str, Table], places: Mapping[str, Sequence[Place]], columns: Mapping[str, str]
     ) -> Prepared:
         """Labels to class numbers, and everything that is wrong with them; see :mod:`hftk.tasks.labels`."""
+        if self.config.truncation == "error":
+            self._places = places_of(tables, places)
         given = {
             split: LabelColumn(table["label"], places[split]) for split, table in tables.items() if "label" in table
         }
@@ -234,7 +237,7 @@ class Classification:
         pairs = list(rows["text_pair"]) if "text_pair" in rows.column_names else None
         columns: dict[str, Sequence[Any]]
         columns, facts = encode_texts(  # type: ignore[assignment]
-            list(rows["text"]), pairs, tokenizer, max_length=max_length, truncation=self.config.truncation
+            list(rows["text"]), pairs, tokenizer, max_length=max_length, truncation=self.config.truncation, places=self._places
         )
         if facts["truncated_rows"]:
             note(
@@ -252,20 +255,25 @@ class Classification:
     def collator(
         self, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, *, training: bool
     ) -> Callable[[list[dict[str, Any]]], dict[str, torch.Tensor]]:
-        """Pads on the right; a decoder (GPT-2, Llama) needs the padding's id in its config to find the last token."""
+        """Pads on the right; a decoder (GPT-2, Llama) needs the padding's id in its config to find the last token.
+
+        A model that takes no mask (FNet) sees padding as text: every row is padded to the same length, the longest that is read,
+        as FNet was trained (Lee-Thorp et al. 2021, arXiv:2105.03824). So no row's logits depend on its company in a batch.
+        """
         pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
         if getattr(model.config, "pad_token_id", None) is None:
             model.config.pad_token_id = pad_id
         # RoBERTa weights with BERT's tokenizer, such as klue/roberta-base: type 1 of a second text has no embedding.
-        one_type = getattr(model.config, "type_vocab_size", None) == 1
+        unread = set() if takes(model, "token_type_ids") and getattr(model.config, "type_vocab_size", None) != 1 else {"token_type_ids"}
+        width = None if takes(model, "attention_mask") else fixed_width(model, self.config.train.max_length)
+        unread |= {"attention_mask"} if width else set()
 
         def collate(features: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
             import torch
 
             # XLNet classifies by the last position, which must not be padding.
-            batch = pad(features, pad_id, left=getattr(model.config, "model_type", "") == "xlnet")
-            if one_type:
-                batch.pop("token_type_ids", None)
+            batch = pad(features, pad_id, left=getattr(model.config, "model_type", "") == "xlnet", width=width)
+            batch = {name: values for name, values in batch.items() if name not in unread}
             for name in ("labels", "weights"):
                 if name in features[0]:
                     batch[name] = torch.from_numpy(np.stack([feature[name] for feature in features]))
