@@ -355,7 +355,8 @@ class Classification:
         if splits.validation is not None:
             sections += calibration.tune(self.config, model, splits, look)
         if self.config.suspicious_labels:
-            sections += suspicion.find(splits, look, most=self.config.suspicious_labels)
+            tuned = getattr(model.config, "thresholds", None)
+            sections += suspicion.find(splits, look, most=self.config.suspicious_labels, thresholds=tuned)
         return sections + suspicion.find_conflicts(splits)
 
     def predictions(

@@ -186,9 +186,10 @@ def _too_long(said: list[str], count: int, longest: int, max_length: int) -> Pro
 
 
 def takes(model: PreTrainedModel, name: str) -> bool:
-    """Whether the model's forward pass names this input; that of the model below an adapter."""
+    """Whether the forward pass (that of the model below an adapter) names this input, or names none and so takes any."""
     wrapped = getattr(model, "get_base_model", None)
-    return name in inspect.signature((wrapped() if wrapped else model).forward).parameters
+    named = inspect.signature((wrapped() if wrapped else model).forward).parameters
+    return name in named or "input_ids" not in named
 
 
 def fixed_width(model: PreTrainedModel, asked: int | None) -> int:
