@@ -85,6 +85,7 @@ class CausalLM:
     score_names = ()
     fixed = ()
     judged_by = frozenset({"loss"})
+    baselines_read_tokens = True
 
     def __init__(self, config: CausalLMConfig) -> None:
         self.config = config
@@ -263,7 +264,7 @@ class CausalLM:
         return self._scores(outputs["nats"], outputs["tokens"], features, rows, tokenizer, resamples, seed)
 
     def baselines(
-        self, splits: Splits, features: Features, rows: Dataset, tokenizer: PreTrainedTokenizerBase,
+        self, splits: Splits, features: Features | None, rows: Dataset, tokenizer: PreTrainedTokenizerBase,
         *, resamples: int, seed: int,
     ) -> list[Score]:  # fmt: skip
         """Unigram and interpolated Kneser-Ney bigram models of the training tokens, on the same tokens as the model."""
@@ -271,6 +272,7 @@ class CausalLM:
 
         from hftk.metrics.ngrams import fit_bigram, fit_unigram
 
+        assert features is not None
         train = splits.train
         if not hasattr(train, "__len__"):
             train = take(train, STREAM_SAMPLE)

@@ -71,6 +71,7 @@ class Seq2Seq(ABC):
     score_names: Sequence[str] = ()
     fixed: Sequence[str] = ()
     judged_by = frozenset({"loss", "generation"})
+    baselines_read_tokens = False
     name: str
     columns: Mapping[str, Column]
 
@@ -241,7 +242,7 @@ class Seq2Seq(ABC):
         """Name to the outputs of trivial systems."""
 
     def baselines(
-        self, splits: Splits, features: Features, rows: Dataset, tokenizer: PreTrainedTokenizerBase,
+        self, splits: Splits, features: Features | None, rows: Dataset, tokenizer: PreTrainedTokenizerBase,
         *, resamples: int, seed: int,
     ) -> list[Score]:  # fmt: skip
         return [
