@@ -9,7 +9,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hftk.metrics.comparison import (
-    Comparison, compare_multi_label, compare_regression, compare_single_label, in_words, mcnemar,
+    Comparison,
+    compare_multi_label,
+    compare_regression,
+    compare_single_label,
+    in_words,
+    mcnemar,
 )  # fmt: skip
 from hftk.tasks.judgement import SCORES, Answers, labels_in, truth
 from hftk.tasks.labels import REGRESSION, SINGLE
