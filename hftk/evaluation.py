@@ -129,7 +129,8 @@ def _generate(
     process, processes = _place()
     sources, settings = task.sources(rows), task.generation(model)
     if greedy:
-        settings = GenerationSettings(max_new_tokens=settings.max_new_tokens)
+        kept = {name: getattr(settings, name) for name in ("max_new_tokens", "no_repeat_ngram_size", "repetition_penalty")}
+        settings = GenerationSettings(**kept)
     mine = list(range(process, len(sources), processes))
     prompts = [sources[i] for i in mine]
     if output is None:
@@ -168,7 +169,7 @@ def evaluate_baselines(
         return []
     split, rows = splits.held_out
     rows = first_rows(rows, config.max_rows)
-    features = task.encode(rows, tokenizer, max_length=max_length, training=False)
+    features = task.encode(rows, tokenizer, max_length=max_length, training=False) if task.baselines_read_tokens else None
     scores = on_main(task.baselines, splits, features, rows, tokenizer, resamples=config.resamples, seed=config.seed)
     return [replace(s, split=split) for s in scores]
 

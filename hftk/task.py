@@ -163,6 +163,8 @@ class Task(Protocol):
     """Scores by which ``train.metric_for_best_model`` may go, beside loss."""
     judged_by: frozenset[str]
     """Subset of {"loss", "logits", "generation"}: what evaluation has to compute."""
+    baselines_read_tokens: bool
+    """Whether ``baselines`` needs the features of the rows; else it is given None, and nothing is tokenized for it."""
 
     @classmethod
     def of_model(cls, config: Any, made: Any) -> Task:
@@ -217,7 +219,7 @@ class Task(Protocol):
         """Scores of a split; ``split`` and ``when`` are filled in by the stage."""
 
     def baselines(
-        self, splits: Splits, features: Features, rows: Dataset, tokenizer: PreTrainedTokenizerBase,
+        self, splits: Splits, features: Features | None, rows: Dataset, tokenizer: PreTrainedTokenizerBase,
         *, resamples: int, seed: int,
     ) -> list[Score]:  # fmt: skip
         """What trivial systems, fitted on the training split, score on the same rows; ``when="baseline:NAME"``."""

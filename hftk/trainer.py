@@ -30,6 +30,7 @@ from hftk.batching import Plan, StepLoader, StreamPlan
 from hftk.choices import note
 from hftk.conductor import Conductor
 from hftk.config import RunConfig
+from hftk.dropout import fast_dropout
 from hftk.evaluation import collect, scores_of_text
 from hftk.launch import on_main, stop_requested
 from hftk.model import is_pretrained
@@ -220,7 +221,8 @@ class ExactTrainer(Trainer):
         for number, batch in enumerate(inputs):
             last = number == len(inputs) - 1
             self.accelerator.gradient_state._set_sync_gradients(last)
-            with nullcontext() if last else self._no_sync(model):
+            # Around the backward pass too, where gradient checkpointing drops the same elements again.
+            with self._dropout(), nullcontext() if last else self._no_sync(model):
                 loss = self._loss(model, self._prepare_inputs(batch), num_items_in_batch)
                 if last and self.config.train.l1_penalty:
                     weights = optimization.decayed(self.plain.named_parameters())
@@ -229,6 +231,9 @@ class ExactTrainer(Trainer):
             total += loss.detach()
         self._losses.append(total)
         return total
+
+    def _dropout(self) -> AbstractContextManager[Any]:
+        return nullcontext() if self.args.torch_compile else fast_dropout(self.args.device)
 
     def _no_sync(self, model: Any) -> AbstractContextManager[Any]:
         return self.accelerator.no_sync(model)

@@ -150,7 +150,10 @@ def _separate(
     parts = {
         split: part for split in ("train", "validation", "test") if (part := carved.get(split) or parts.get(split))
     }
-    facts["conflicts"] = {split: conflicts(part, train.columns) for split, part in parts.items()}
+    facts["conflicts"] = conflicts(parts, train.columns)
+    differing = [f"{found['rows']:,} in {where}" for where, found in facts["conflicts"].items() if found["rows"]]
+    if differing and any(train.columns[role].kind == "label" for role in train.mapping):
+        note(f"rows that repeat another one with another label: {', '.join(differing)}")
     facts["duplicates"] = {}
     kept: dict[str, Part] = {}
     for split, part in parts.items():

@@ -71,6 +71,7 @@ class Seq2Seq(ABC):
     score_names: Sequence[str] = ()
     fixed: Sequence[str] = ()
     judged_by = frozenset({"loss", "generation"})
+    baselines_read_tokens = False
     name: str
     columns: Mapping[str, Column]
 
@@ -186,29 +187,18 @@ class Seq2Seq(ABC):
 
     def loss(self, model: Any, batch: Batch) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
         """Cross-entropy in nats, summed over the target tokens."""
-        from torch.nn.functional import cross_entropy
+        from hftk.tasks.vocabulary import summed_nats
 
-        logits = self._logits(model, batch)
-        total = cross_entropy(
-            logits.flatten(0, 1).float(), batch["labels"].flatten(), ignore_index=IGNORED, reduction="sum",
-            label_smoothing=self.config.train.label_smoothing,
-        )  # fmt: skip
+        smoothing = self.config.train.label_smoothing
+        total = summed_nats(model, _inputs(batch), batch["labels"], label_smoothing=smoothing)
         return {"tokens": (total, self.items(batch)["tokens"])}
 
     def outputs(self, model: Any, batch: Batch) -> dict[str, torch.Tensor]:
         """``nats``: (batch,) summed cross-entropy of each target, float64; ``tokens``: (batch,) its tokens."""
-        from torch.nn.functional import cross_entropy
+        from hftk.tasks.vocabulary import token_nats
 
-        labels = batch["labels"]
-        flat = self._logits(model, batch).flatten(0, 1).float()
-        nats = cross_entropy(flat, labels.flatten(), ignore_index=IGNORED, reduction="none").view(labels.shape)
-        return {"nats": nats.cpu().double().sum(1), "tokens": (labels != IGNORED).sum(1)}
-
-    def _logits(self, model: Any, batch: Batch) -> torch.Tensor:
-        """(batch, target tokens, vocabulary)."""
-        inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "decoder_input_ids")}
-        logits: torch.Tensor = model(**inputs, use_cache=False).logits
-        return logits
+        nats = token_nats(model, _inputs(batch), batch["labels"])
+        return {"nats": nats.cpu().double().sum(1), "tokens": (batch["labels"] != IGNORED).sum(1)}
 
     # Judging ------------------------------------------------------------------------------------------------------------
 
@@ -252,7 +242,7 @@ class Seq2Seq(ABC):
         """Name to the outputs of trivial systems."""
 
     def baselines(
-        self, splits: Splits, features: Features, rows: Dataset, tokenizer: PreTrainedTokenizerBase,
+        self, splits: Splits, features: Features | None, rows: Dataset, tokenizer: PreTrainedTokenizerBase,
         *, resamples: int, seed: int,
     ) -> list[Score]:  # fmt: skip
         return [
@@ -311,6 +301,10 @@ class Seq2Seq(ABC):
             {"source": rows[i]["source"][:500], "prediction": outputs["generated"][i], "reference": " | ".join(references_of(rows[i]))}
             for i in range(min(3, len(rows)))
         ]  # fmt: skip
+
+
+def _inputs(batch: Batch) -> dict[str, torch.Tensor]:
+    return {name: batch[name] for name in ("input_ids", "attention_mask", "decoder_input_ids")}
 
 
 def target_ids(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[np.ndarray]:

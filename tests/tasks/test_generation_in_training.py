@@ -75,7 +75,7 @@ def test_between_steps_the_likeliest_tokens_are_taken_whatever_is_asked_for_the_
         seen.append(settings)
         return [Generated(index=i, text="abc", tokens=3, finished=True, truncated=False) for i in range(len(prompts))]
 
-    config = config_of("unused", generation={"num_beams": 4, "max_new_tokens": 9})
+    config = config_of("unused", generation={"num_beams": 4, "length_penalty": 2.0, "max_new_tokens": 9, "no_repeat_ngram_size": 3})
     task, model, tokenizer = made_pairs.load(config, splits())
     monkeypatch.setattr(evaluation, "generate", spy)
     rows = rows_of(5)
@@ -84,7 +84,7 @@ def test_between_steps_the_likeliest_tokens_are_taken_whatever_is_asked_for_the_
     for count, n in ((3, 3), (5, 5), (100, 5)):
         scores = evaluation.scores_of_text(task, model, tokenizer, rows, features, outputs, count=count, max_length=CONTEXT)
         assert {score.n for score in scores} == {n}
-    assert seen == [GenerationSettings(max_new_tokens=9)] * 3
+    assert seen == [GenerationSettings(max_new_tokens=9, no_repeat_ngram_size=3)] * 3
 
 
 def test_the_weights_of_the_best_score_are_restored(tmp_path: Path) -> None:

@@ -69,6 +69,11 @@ def batches_of(loaded: Any, rows: Dataset, size: int) -> list[dict[str, torch.Te
 # The exact loss -------------------------------------------------------------------------------------------------------
 
 
+def logits_of(model: Any, batch: Any) -> torch.Tensor:
+    logits: torch.Tensor = model(**{name: batch[name] for name in ("input_ids", "attention_mask", "decoder_input_ids")}).logits
+    return logits
+
+
 def test_the_loss_of_one_row_is_that_of_transformers(loaded: Any) -> None:
     task, model, _ = loaded
     for batch in batches_of(loaded, rows_of(5), 1):
@@ -77,7 +82,7 @@ def test_the_loss_of_one_row_is_that_of_transformers(loaded: Any) -> None:
             own = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], labels=batch["labels"])
             assert int(items) == batch["labels"].shape[1] and float(total / items) == pytest.approx(float(own.loss), rel=CLOSE)
             # The model's own shift, which it does where it is given labels alone, and ours lead to the same logits.
-            torch.testing.assert_close(task._logits(model, batch), own.logits, rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(logits_of(model, batch), own.logits, rtol=1e-5, atol=1e-5)
 
 
 def test_the_decoder_reads_the_target_one_place_later_behind_its_start_token(loaded: Any) -> None:
@@ -117,7 +122,7 @@ def test_label_smoothing_is_that_of_torch_and_judging_knows_none(config_of: Any)
     [batch] = batches_of((task, model, tokenizer), rows_of(7), 7)
     with torch.no_grad():
         total, items = task.loss(model, batch)["tokens"]
-        logits = task._logits(model, batch).flatten(0, 1)
+        logits = logits_of(model, batch).flatten(0, 1)
         outputs = task.outputs(model, batch)
     labels = batch["labels"].flatten()
     smooth = torch.nn.functional.cross_entropy(logits, labels, label_smoothing=0.2)
