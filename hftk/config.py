@@ -213,7 +213,7 @@ class TrainConfig:
     restore_best: bool = False
     """At the end take the weights of the best evaluation, by metric_for_best_model (always so with early_stopping)."""
     metric_for_best_model: str = "loss"
-    """What the best evaluation on the validation split goes by: loss, or a score of the task such as accuracy or f1_macro."""
+    """What the best evaluation on the validation split goes by: loss, or a score of the task such as accuracy, f1_macro, bleu or rougeL."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
     torch_compile: bool = False
@@ -258,6 +258,8 @@ class EvalConfig:
     """Rows per device in one forward pass; it does not change any score."""
     max_rows: int | None = None
     """Judge at most this many rows of the split (the first ones). Default: all."""
+    generate_rows: int = 100
+    """Summarization, translation: rows of the validation split (the first ones) for which text is generated at each evaluation during training, greedily, so that train.metric_for_best_model can be bleu or rougeL. 0: none."""
     stride: int | None = None
     """Language models: tokens between the starts of overlapping windows over documents longer than the context. Default: the context's length, windows do not overlap."""
     resamples: int = 1000
@@ -270,8 +272,9 @@ class EvalConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 yield Problem(setting=f"eval.{name}", message=f"expected at least 1, found {value}")
-        if self.resamples < 0:
-            yield Problem(setting="eval.resamples", message=f"expected 0 or more, found {self.resamples}")
+        for name in ("resamples", "generate_rows"):
+            if getattr(self, name) < 0:
+                yield Problem(setting=f"eval.{name}", message=f"expected 0 or more, found {getattr(self, name)}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,7 @@ import hashlib
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,7 +17,7 @@ import torch
 
 from hftk.batching import fill_batches, sort_rows
 from hftk.choices import note
-from hftk.config import EvalConfig
+from hftk.config import EvalConfig, GenerationSettings
 from hftk.generation import generate, generate_keeping
 from hftk.launch import on_main
 from hftk.launch.output import PREDICTIONS, write_atomically
@@ -103,12 +103,36 @@ GENERATED = ".generated.jsonl"
 """Where each process keeps outputs as they come, until the predictions are written: a kill in between loses none."""
 
 
+def scores_of_text(
+    task: Task, model: Any, tokenizer: PreTrainedTokenizerBase, rows: Dataset, features: Features,
+    outputs: Mapping[str, np.ndarray], *, count: int, max_length: int,
+) -> list[Score]:  # fmt: skip
+    """Scores of text generated for the first ``count`` of ``rows``, for judging on the way; none where the task generates none.
+
+    ``features`` and ``outputs`` are those of all ``rows``. All processes call this and get the same; no random number is drawn.
+    The likeliest tokens are taken whatever ``generation`` says: beams need several times as long, and samples would add their
+    own noise to the choice of the best weights.
+    """
+    if "generation" not in task.judged_by or not count:
+        return []
+    rows = first_rows(rows, count)
+    features = features.of_rows(len(rows))
+    some = {name: values[: len(features)] for name, values in outputs.items()}
+    texts = _generate(task, model, tokenizer, rows, max_length, None, greedy=True)
+    some["generated"] = np.array(texts, dtype=object)
+    return task.scores(some, features, rows, tokenizer, resamples=0, seed=0)
+
+
 def _generate(
-    task: Any, model: Any, tokenizer: PreTrainedTokenizerBase, rows: Dataset, max_length: int, output: str | Path | None
-) -> list[str]:
+    task: Any, model: Any, tokenizer: PreTrainedTokenizerBase, rows: Dataset, max_length: int, output: str | Path | None,
+    greedy: bool = False,
+) -> list[str]:  # fmt: skip
     """One output per row, in data order; the rows are dealt to the processes. With ``output`` an interrupted call is continued."""
     process, processes = _place()
     sources, settings = task.sources(rows), task.generation(model)
+    if greedy:
+        kept = {name: getattr(settings, name) for name in ("max_new_tokens", "no_repeat_ngram_size", "repetition_penalty")}
+        settings = GenerationSettings(**kept)
     mine = list(range(process, len(sources), processes))
     prompts = [sources[i] for i in mine]
     if output is None:

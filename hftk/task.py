@@ -125,6 +125,14 @@ class Features:
         """What is padded: ``sides`` where there are two, else ``lengths``."""
         return self.lengths if self.sides is None else self.sides
 
+    def of_rows(self, count: int) -> Features:
+        """The features of the first ``count`` rows."""
+        most = sum(int(row) < count for row in self.rows)
+        return Features(
+            columns={name: column[:most] for name, column in self.columns.items()}, rows=self.rows[:most],
+            lengths=self.lengths[:most], sides=None if self.sides is None else self.sides[:most], facts=self.facts,
+        )  # fmt: skip
+
     def __len__(self) -> int:
         return len(self.lengths)
 
