@@ -129,10 +129,11 @@ def _generate(
 ) -> list[str]:  # fmt: skip
     """One output per row, in data order; the rows are dealt to the processes. With ``output`` an interrupted call is continued."""
     process, processes = _place()
-    sources, settings = task.sources(rows), task.generation(model)
+    settings = task.generation(model)
     if greedy:
         kept = {name: getattr(settings, name) for name in ("max_new_tokens", "no_repeat_ngram_size", "repetition_penalty")}
         settings = GenerationSettings(**kept)
+    sources, _ = task.prompts(rows["source"][:], tokenizer, max_length=max_length, new=settings.max_new_tokens)
     mine = list(range(process, len(sources), processes))
     prompts = [sources[i] for i in mine]
     if output is None:
@@ -141,7 +142,7 @@ def _generate(
         path = Path(output) / f"{GENERATED}{process}"
         path.parent.mkdir(parents=True, exist_ok=True)
         found = generate_keeping(path, model, tokenizer, prompts, settings, max_prompt_tokens=max_length, progress=process == 0)
-    own = list(zip(mine, (g.text for g in found), strict=True))
+    own = list(zip(mine, (g.text.strip() for g in found), strict=True))
     parts: list[Any] = [own]
     if processes > 1:
         parts = [None] * processes
