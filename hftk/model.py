@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+import shutil
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,9 +15,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors import SafetensorError
 
+from hftk import adapters, layers, quantization
 from hftk.choices import note
-from hftk.config import InputError, ModelConfig, Problem
+from hftk.config import InputError, ModelConfig, Problem, QuantizationConfig
 from hftk.heads import keep_meaning, trained_labels
+from hftk.launch import on_main
 from hftk.task import Splits, Task
 from hftk.tokenizers import SMALLEST_VOCABULARY, train_tokenizer
 
@@ -24,6 +29,8 @@ if TYPE_CHECKING:
 LONGEST_DEFAULT = 1024
 """Default limit of ``train.max_length`` and of evaluation windows, for models whose context is longer."""
 FALLBACK_CONTEXT = 1024
+BASE = "base"
+"""Folder inside the output for a model that was made on the spot and lies below an adapter."""
 WEIGHTS = ("*.safetensors", "*.bin", "*.gguf")
 UNLOADABLE = (OSError, ValueError, ImportError, RuntimeError, KeyError, TypeError, SafetensorError)
 """What transformers raises for files that are missing, damaged, of another model or of none."""
@@ -57,7 +64,7 @@ def check_model(config: ModelConfig, task: Task, max_length: int | None = None) 
             problems.append(Problem(setting="model.name", message=message, fix="name the folder that a run wrote"))
     else:
         problems += _tokenizer_problems(config, task)
-    if config.name is None or config.attention != "auto":
+    if config.name is None or config.attention != "auto" or _is_adapted(config):
         problems += _build_problems(config, task, made)
     if problems:
         raise InputError(*problems)
@@ -86,12 +93,26 @@ def _tokenizer_problems(config: ModelConfig, task: Task) -> Iterator[Problem]:
 def _build_problems(config: ModelConfig, task: Task, made: PretrainedConfig) -> Iterator[Problem]:
     """Make the model without memory for its weights, to see now and not after an hour of reading data that it can be made."""
     try:
-        with torch.device("meta"):
-            _from_config(config, task, made)
+        model = _on_meta(config, task, made)
     except Exception as error:  # whatever an architecture raises when its numbers do not fit together
         at_fault = "model.config" if config.attention == "auto" else "model.attention"
         message = f"a {made.model_type} cannot be made of these settings: {_reason(error)}"
         yield Problem(setting=at_fault, message=message, fix="change or leave out the field that is named")
+    else:
+        yield from quantization.find_problems(config.quantization, model)
+        yield from adapters.find_problems(config.adapter, model, task.auto_model)
+        yield from layers.find_problems(config.frozen, model)
+
+
+def _is_adapted(config: ModelConfig) -> bool:
+    """Whether settings act on layers by their names."""
+    return bool(config.quantization.bits or config.adapter.method != "none" or config.frozen)
+
+
+def _on_meta(config: ModelConfig, task: Task, made: PretrainedConfig) -> PreTrainedModel:
+    """The model without memory for its weights."""
+    with torch.device("meta"):
+        return _from_config(config, task, made)
 
 
 def model_config(config: ModelConfig, task: Task) -> PretrainedConfig:
@@ -99,6 +120,10 @@ def model_config(config: ModelConfig, task: Task) -> PretrainedConfig:
     from transformers import AutoConfig
 
     if config.name is not None:
+        if adapters.has_adapter(config.name):
+            message = f"{config.name} holds an adapter, not the weights of a model"
+            fix = f"hftk export {config.name} --output MERGED, and --model.name MERGED"
+            raise InputError(Problem(setting="model.name", message=message, fix=fix))
         made = _named(config, lambda name, **kw: AutoConfig.from_pretrained(name, **kw))
         _lay_over(made, config.config)
     else:
@@ -186,16 +211,50 @@ def load_model(
         if config.name is None:
             model, tokenizer = _make(config, task, splits, made)
             task.start(model, tokenizer, splits, [name for name, _ in model.named_parameters()])
-            return model, tokenizer
+            if config.adapter.method == "none":
+                layers.freeze(config.frozen, model)
+                return model, tokenizer
+            config = _keep_base(config, task, model, tokenizer)
         model, tokenizer, new = _load_named(config, task, made)
         if trained_for is not None:
             keep_meaning(model, trained_for)
         task.start(model, tokenizer, splits, new)
-        embeddings: Any = model.get_input_embeddings()
-        if len(tokenizer) > embeddings.weight.shape[0]:
-            model.resize_token_embeddings(len(tokenizer))
-            note(f"embeddings grown to {len(tokenizer)} rows: the tokenizer has more entries than the model")
+        new_tokens = _fit_vocabulary(model, len(tokenizer))
+        layers.freeze(config.frozen, model)
+        if config.quantization.bits and not len(new_tokens):
+            quantization.halve_embeddings(model)
+        if config.adapter.method != "none":
+            assert config.name is not None
+            model = adapters.add(
+                config.adapter, model, task.auto_model, config.name, config.revision, new=new, new_tokens=new_tokens
+            )
         return model, tokenizer
+
+
+def _fit_vocabulary(model: PreTrainedModel, entries: int) -> range:
+    """Give the embeddings a row for each entry of the tokenizer; the new rows."""
+    embeddings: Any = model.get_input_embeddings()
+    rows = embeddings.weight.shape[0]
+    if entries > rows:
+        model.resize_token_embeddings(entries)
+        note(f"embeddings grown to {entries} rows: the tokenizer has more entries than the model")
+    return range(rows, max(rows, entries))
+
+
+def _keep_base(
+    config: ModelConfig, task: Task, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> ModelConfig:
+    """Keep a model made on the spot in the output folder, since an adapter holds its own weights alone; settings that name it."""
+    folder = Path(task.config.output) / BASE
+
+    def write() -> None:
+        shutil.rmtree(folder, ignore_errors=True)
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+
+    on_main(write)
+    note(f"the untrained model below the adapter is kept in {folder}")
+    return replace(config, name=str(folder), size=None)
 
 
 @contextmanager
@@ -216,9 +275,41 @@ def load_trained(
     import transformers
 
     config = ModelConfig(name=folder, dtype=dtype)  # type: ignore[arg-type]
+    if adapters.has_adapter(folder):
+        return _load_adapted(config, auto_model), _tokenizer(config)
     auto = getattr(transformers, auto_model)
     model = _named(config, lambda name, **kw: auto.from_pretrained(name, dtype=_dtype(config), **kw))
     return _plain(model).eval(), _tokenizer(config)
+
+
+def _load_adapted(config: ModelConfig, auto_model: str, *, quantized: bool = True) -> PreTrainedModel:
+    """The model below an adapter, in 8 or 4 bits if it was trained so (and ``quantized``), with the adapter on it."""
+    import transformers
+
+    assert config.name is not None
+    name, revision = adapters.base_name(config.name)
+    below = replace(config, name=name, revision=revision)
+    made = adapters.saved_config(config.name)
+    bits = QuantizationConfig(**getattr(made, adapters.QUANTIZATION, None) or {})
+    below = replace(below, quantization=bits if quantized else QuantizationConfig())
+    rows = made.vocab_size if made is not None and hasattr(made, "vocab_size") else None
+    if made is None:
+        made = _named(below, lambda name, **kw: transformers.AutoConfig.from_pretrained(name, **kw))
+    elif rows is not None:
+        made.vocab_size = _named(below, lambda name, **kw: transformers.AutoConfig.from_pretrained(name, **kw)).vocab_size
+    model = _load_weights(below, auto_model, made, ignore_mismatched_sizes=True)[0]
+    resized = rows is not None and rows > made.vocab_size
+    if resized:
+        model.resize_token_embeddings(rows)
+    if below.quantization.bits and not resized:
+        quantization.halve_embeddings(model)
+    try:
+        adapted: PreTrainedModel = adapters.load(model, config.name)
+    except UNLOADABLE as error:
+        raise InputError(Problem(setting="model.name", **_explain(config.name, error))) from error
+    if adapted.can_generate() and (Path(config.name) / "generation_config.json").is_file():
+        model.generation_config = transformers.GenerationConfig.from_pretrained(config.name)
+    return adapted.eval()
 
 
 def is_pretrained(config: ModelConfig) -> bool:
@@ -230,21 +321,12 @@ def _load_named(
     config: ModelConfig, task: Task, made: PretrainedConfig
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, set[str]]:
     """Model, tokenizer, and the names of weights that the checkpoint does not hold."""
-    import transformers
-
-    auto = getattr(transformers, task.auto_model)
     if getattr(made, "activation_function", None) == "gelu_new":
         made.activation_function = "gelu_pytorch_tanh"
         note("activation gelu_new computed as gelu_pytorch_tanh: the same function in one kernel instead of eight")
-    attention = {} if config.attention == "auto" else {"attn_implementation": config.attention}
     # A head for another number of labels is made anew; other weights of another shape stay an error.
     new_head = {"ignore_mismatched_sizes": True} if "SequenceClassification" in task.auto_model else {}
-    model, loading = _named(
-        config,
-        lambda name, **kw: auto.from_pretrained(
-            name, config=made, dtype=_dtype(config), output_loading_info=True, **attention, **new_head, **kw
-        ),
-    )
+    model, loading = _load_weights(config, task.auto_model, made, **new_head)
     wrong = [key for key, _, shape in loading["mismatched_keys"] if list(shape)[:1] != [made.num_labels]]
     if wrong:
         message = f"the weights {', '.join(wrong[:3])} in {config.name} have another shape than its config says"
@@ -252,7 +334,44 @@ def _load_named(
     if loading["missing_keys"]:
         note(f"new weights, not in the checkpoint: {', '.join(sorted(loading['missing_keys'])[:4])}")
     new = {*loading["missing_keys"], *(key for key, *_ in loading["mismatched_keys"])}
-    return _plain(model), _tokenizer(config), new
+    return model, _tokenizer(config), new
+
+
+def _load_weights(
+    config: ModelConfig, auto_model: str, made: PretrainedConfig, **options: Any
+) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """The model, in 8 or 4 bits if ``config.quantization`` says so, and what transformers tells about its loading."""
+    import transformers
+
+    auto = getattr(transformers, auto_model)
+    if config.attention != "auto":
+        options["attn_implementation"] = config.attention
+
+    def load(name: str, **place: Any) -> Any:
+        return auto.from_pretrained(name, config=made, dtype=_dtype(config), output_loading_info=True, **options, **place)
+
+    if config.quantization.bits is None:
+        model, loading = _named(config, load)
+        return _plain(model), loading
+    with torch.device("meta"):
+        names = auto.from_config(made)
+    options["quantization_config"] = quantization.bitsandbytes_config(config.quantization, names)
+
+    def load_quantized(name: str, **place: Any) -> Any:
+        if "gguf_file" not in place:
+            return load(name, **place)
+        # transformers does not load GGUF files into quantized layers: by way of plain weights on the disk.
+        plain = _plain(auto.from_pretrained(name, dtype=_dtype(config), **place))
+        with tempfile.TemporaryDirectory() as folder:
+            plain.save_pretrained(folder)
+            del plain
+            return load(folder)
+
+    model, loading = _named(config, load_quantized)
+    setattr(made, adapters.QUANTIZATION, asdict(config.quantization))
+    setattr(model.config, adapters.QUANTIZATION, asdict(config.quantization))
+    note(f"weights in {config.quantization.bits} bits: {quantization.bytes_of(model) / 2**20:.0f} MiB, heads and embeddings as they are")
+    return model, loading
 
 
 def _make(
@@ -356,7 +475,7 @@ def _named(config: ModelConfig, load: Any) -> Any:
         gguf = sorted(path.glob("*.gguf"))
         if gguf and not (path / "config.json").exists():
             arguments["gguf_file"] = gguf[0].name
-        elif not (path / "config.json").exists():
+        elif not (path / "config.json").exists() and not adapters.has_adapter(path):
             inside = ", ".join(sorted(p.name for p in path.iterdir())[:8]) or "nothing"
             raise InputError(
                 Problem(
