@@ -1,11 +1,12 @@
-"""Adapters by PEFT: which layers get one, what is trained beside it, and how it is found again."""
+"""Adapters by PEFT: which layers get one, and what is trained beside it."""
 
 from __future__ import annotations
 
 import importlib.util
-import json
 import math
+import warnings
 from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,14 +19,8 @@ from hftk.problems import InputError, Problem
 from hftk.quantization import count
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedModel
+    from transformers import PreTrainedModel
 
-ADAPTER = "adapter_config.json"
-BASE_CONFIG = "base_config.json"
-"""The config of the model below, as it was trained: labels, thresholds, vocabulary, quantization. Not called config.json: a folder
-with that name in it is taken by transformers for a model of its own weights."""
-QUANTIZATION = "base_quantization"
-"""Field of that config: the settings of ``model.quantization``."""
 TASK_TYPES = {
     "AutoModelForSequenceClassification": "SEQ_CLS", "AutoModelForCausalLM": "CAUSAL_LM",
     "AutoModelForSeq2SeqLM": "SEQ_2_SEQ_LM", "AutoModelForTokenClassification": "TOKEN_CLS",
@@ -121,7 +116,8 @@ def add(
         message = f"the tokenizer has {len(new_tokens)} tokens that the model does not know, and {adapter.method} cannot train their embeddings"
         raise InputError(Problem(setting="model.adapter.method", message=message, fix="use --model.adapter.method lora"))
     model.name_or_path = base  # which PEFT writes down
-    made: Any = get_peft_model(model, _peft_config(adapter, model, chosen, saved, new_tokens, settings))
+    with _quiet():
+        made: Any = get_peft_model(model, _peft_config(adapter, model, chosen, saved, new_tokens, settings))
     made.peft_config["default"].base_model_name_or_path = base
     for parameter in made.parameters():
         if parameter.requires_grad and parameter.dtype != torch.float32:
@@ -151,7 +147,7 @@ def _peft_config(
     return peft.LoraConfig(
         r=rank, lora_alpha=alpha, lora_dropout=adapter.dropout or 0.0,  # type: ignore[arg-type]
         use_rslora=adapter.method == "rslora", use_dora=adapter.method == "dora",
-        init_lora_weights="pissa" if adapter.method == "pissa" else adapter.initialization or True,  # type: ignore[arg-type]
+        init_lora_weights="pissa" if adapter.method == "pissa" else adapter.initialization or True,
         **settings,
     )  # fmt: skip
 
@@ -199,9 +195,6 @@ def _tell(adapter: AdapterConfig, model: Any, chosen: list[str], saved: list[str
     note(f"adapter {adapter.method}: {what}{beside}; {share:.{max(1, 1 - math.floor(math.log10(share)))}f} % of the parameters are trained")
 
 
-# What a run leaves, and finding the way back ---------------------------------------------------------------------------
-
-
 def is_adapter(model: Any) -> bool:
     """Whether a model in memory is one with an adapter of PEFT on it."""
     return hasattr(model, "peft_config") and hasattr(model, "get_base_model")
@@ -212,61 +205,19 @@ def base_of(model: Any) -> Any:
     return model.get_base_model() if is_adapter(model) else model
 
 
-def has_adapter(folder: str | Path) -> bool:
-    """Whether a folder holds an adapter and not the weights of a model."""
-    path = Path(folder).expanduser()
-    return (path / ADAPTER).is_file() and not (path / "config.json").is_file()
-
-
-def save_config(model: Any, folder: Path) -> None:
-    """Beside a saved adapter: the config and generation settings of the model below, without which its outputs mean nothing."""
-    base = base_of(model)
-    kept = base.config.to_dict()
-    kept.pop("quantization_config", None)
-    (folder / BASE_CONFIG).write_text(json.dumps(kept, indent=2, sort_keys=True, default=str) + "\n", encoding="utf-8")
-    if base.can_generate():
-        base.generation_config.save_pretrained(folder)
-    (folder / "README.md").unlink(missing_ok=True)  # PEFT's form with nothing filled in
-
-
-def saved_config(folder: str | Path) -> PretrainedConfig | None:
-    """The config of the model below an adapter as it was trained; None for an adapter of other origin."""
-    from transformers import AutoConfig
-
-    path = Path(folder).expanduser() / BASE_CONFIG
-    if not path.is_file():
-        return None
-    made = json.loads(path.read_text(encoding="utf-8"))
-    return type(AutoConfig.for_model(made["model_type"])).from_dict(made)
-
-
-def base_name(folder: str | Path) -> tuple[str, str | None]:
-    """What the model below a saved adapter was loaded from, and its revision.
-
-    A relative path counts from the working directory or, where nothing is there, from the adapter's folder: a base that was made
-    on the spot is kept inside of it.
-
-    Raises:
-        InputError: the adapter does not name it, or it is a folder that is gone.
-    """
-    path = Path(folder).expanduser()
-    made = json.loads((path / ADAPTER).read_text(encoding="utf-8"))
-    name, revision = made.get("base_model_name_or_path"), made.get("revision")
-    if not name:
-        raise InputError(Problem(setting="model.name", message=f"{path / ADAPTER} does not say which model it belongs to", fix="write the name into its base_model_name_or_path"))  # fmt: skip
-    for place in (Path(name).expanduser(), *(parent / Path(name).name for parent in (path, *path.resolve().parents[:2]))):
-        if place.is_dir() or place.is_file():
-            return str(place), revision
-    if name.count("/") > 1 or name.startswith((".", "/", "~")):
-        message = f"{path} is an adapter for the model in {name}, and there is nothing"
-        raise InputError(Problem(setting="model.name", message=message, fix=f"bring it back, or write where it is now into base_model_name_or_path of {path / ADAPTER}"))  # fmt: skip
-    return str(name), revision
-
-
 def load(model: PreTrainedModel, folder: str | Path) -> Any:
     """``model`` with the adapter in ``folder`` on it, for prediction."""
     from peft import PeftModel
 
-    made = PeftModel.from_pretrained(model, str(Path(folder).expanduser()), torch_device=str(model.device))
+    with _quiet():
+        made = PeftModel.from_pretrained(model, str(Path(folder).expanduser()), torch_device=str(model.device))
     _accept_other_types(made)
     return made
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """PEFT (0.21) asks transformers by names that those of 5.23 warn about."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        yield

@@ -4,24 +4,32 @@ from __future__ import annotations
 
 import math
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError
 
-from hftk import adapters, layers, quantization
+from hftk import adapter_files, adapters, layers, quantization
 from hftk.choices import note
-from hftk.config import InputError, ModelConfig, Problem, QuantizationConfig
+from hftk.config import InputError, ModelConfig, Problem
 from hftk.heads import keep_meaning, trained_labels
 from hftk.launch import on_main
 from hftk.task import Splits, Task
 from hftk.tokenizers import SMALLEST_VOCABULARY, train_tokenizer
+from hftk.weights import (
+    by_name,
+    dtype_of,
+    existing_tokenizer,
+    load_adapted,
+    load_tokenizer,
+    load_weights,
+    plain,
+    reason_of,
+)
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -32,8 +40,6 @@ FALLBACK_CONTEXT = 1024
 BASE = "base"
 """Folder inside the output for a model that was made on the spot and lies below an adapter."""
 WEIGHTS = ("*.safetensors", "*.bin", "*.gguf")
-UNLOADABLE = (OSError, ValueError, ImportError, RuntimeError, KeyError, TypeError, SafetensorError)
-"""What transformers raises for files that are missing, damaged, of another model or of none."""
 
 
 def check_model(config: ModelConfig, task: Task, max_length: int | None = None) -> PretrainedConfig:
@@ -83,7 +89,7 @@ def _tokenizer_problems(config: ModelConfig, task: Task) -> Iterator[Problem]:
             yield Problem(setting="model.vocab_size", message=message)
         return
     try:
-        _existing_tokenizer(kind)
+        existing_tokenizer(kind)
     except InputError as error:
         near = get_close_matches(kind, SMALLEST_VOCABULARY, n=1)
         message = error.problems[0].message + (f"; did you mean {near[0]}?" if near else "")
@@ -96,7 +102,7 @@ def _build_problems(config: ModelConfig, task: Task, made: PretrainedConfig) -> 
         model = _on_meta(config, task, made)
     except Exception as error:  # whatever an architecture raises when its numbers do not fit together
         at_fault = "model.config" if config.attention == "auto" else "model.attention"
-        message = f"a {made.model_type} cannot be made of these settings: {_reason(error)}"
+        message = f"a {made.model_type} cannot be made of these settings: {reason_of(error)}"
         yield Problem(setting=at_fault, message=message, fix="change or leave out the field that is named")
     else:
         yield from quantization.find_problems(config.quantization, model)
@@ -120,11 +126,11 @@ def model_config(config: ModelConfig, task: Task) -> PretrainedConfig:
     from transformers import AutoConfig
 
     if config.name is not None:
-        if adapters.has_adapter(config.name):
+        if adapter_files.has_adapter(config.name):
             message = f"{config.name} holds an adapter, not the weights of a model"
             fix = f"hftk export {config.name} --output MERGED, and --model.name MERGED"
             raise InputError(Problem(setting="model.name", message=message, fix=fix))
-        made = _named(config, lambda name, **kw: AutoConfig.from_pretrained(name, **kw))
+        made = by_name(config, lambda name, **kw: AutoConfig.from_pretrained(name, **kw))
         _lay_over(made, config.config)
     else:
         architecture = config.architecture or task.architecture
@@ -136,6 +142,8 @@ def model_config(config: ModelConfig, task: Task) -> PretrainedConfig:
         made = AutoConfig.for_model(architecture, **{**size, **fields})
     if config.dropout is not None:
         _set_dropout(made, config.dropout)
+    if config.adapter.method == "prompt_tuning":
+        made.virtual_tokens = config.adapter.virtual_tokens or adapters.VIRTUAL_TOKENS
     return made
 
 
@@ -165,7 +173,7 @@ def _lay_over(made: PretrainedConfig, values: Mapping[str, Any]) -> None:
             try:
                 setattr(made, name, value)
             except Exception as error:  # transformers checks types; its errors have no base of their own
-                message = _reason(error)
+                message = reason_of(error)
         if message:
             problems.append(Problem(setting=f"model.config.{name}", message=message))
     if problems:
@@ -177,13 +185,14 @@ POSITIONS_AFTER_PADDING = ("roberta", "xlm-roberta", "xlm-roberta-xl", "camember
 
 
 def context_length(config: PretrainedConfig) -> int:
-    """Most tokens that the model was made for, by the names that architectures use for it."""
+    """Most tokens that the model was made for, by the names that architectures use for it; virtual tokens take up some of them."""
+    taken = int(getattr(config, "virtual_tokens", 0))
     if config.model_type in POSITIONS_AFTER_PADDING:
-        return int(config.max_position_embeddings - (config.pad_token_id or 0) - 1)
+        return int(config.max_position_embeddings - (config.pad_token_id or 0) - 1) - taken
     for name in ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "seq_length"):
         value = getattr(config, name, None)
         if isinstance(value, int) and value > 0:
-            return value
+            return value - taken
     return FALLBACK_CONTEXT
 
 
@@ -275,41 +284,11 @@ def load_trained(
     import transformers
 
     config = ModelConfig(name=folder, dtype=dtype)  # type: ignore[arg-type]
-    if adapters.has_adapter(folder):
-        return _load_adapted(config, auto_model), _tokenizer(config)
+    if adapter_files.has_adapter(folder):
+        return load_adapted(config, auto_model), load_tokenizer(config)
     auto = getattr(transformers, auto_model)
-    model = _named(config, lambda name, **kw: auto.from_pretrained(name, dtype=_dtype(config), **kw))
-    return _plain(model).eval(), _tokenizer(config)
-
-
-def _load_adapted(config: ModelConfig, auto_model: str, *, quantized: bool = True) -> PreTrainedModel:
-    """The model below an adapter, in 8 or 4 bits if it was trained so (and ``quantized``), with the adapter on it."""
-    import transformers
-
-    assert config.name is not None
-    name, revision = adapters.base_name(config.name)
-    below = replace(config, name=name, revision=revision)
-    made = adapters.saved_config(config.name)
-    bits = QuantizationConfig(**getattr(made, adapters.QUANTIZATION, None) or {})
-    below = replace(below, quantization=bits if quantized else QuantizationConfig())
-    rows = made.vocab_size if made is not None and hasattr(made, "vocab_size") else None
-    if made is None:
-        made = _named(below, lambda name, **kw: transformers.AutoConfig.from_pretrained(name, **kw))
-    elif rows is not None:
-        made.vocab_size = _named(below, lambda name, **kw: transformers.AutoConfig.from_pretrained(name, **kw)).vocab_size
-    model = _load_weights(below, auto_model, made, ignore_mismatched_sizes=True)[0]
-    resized = rows is not None and rows > made.vocab_size
-    if resized:
-        model.resize_token_embeddings(rows)
-    if below.quantization.bits and not resized:
-        quantization.halve_embeddings(model)
-    try:
-        adapted: PreTrainedModel = adapters.load(model, config.name)
-    except UNLOADABLE as error:
-        raise InputError(Problem(setting="model.name", **_explain(config.name, error))) from error
-    if adapted.can_generate() and (Path(config.name) / "generation_config.json").is_file():
-        model.generation_config = transformers.GenerationConfig.from_pretrained(config.name)
-    return adapted.eval()
+    model = by_name(config, lambda name, **kw: auto.from_pretrained(name, dtype=dtype_of(config), **kw))
+    return plain(model).eval(), load_tokenizer(config)
 
 
 def is_pretrained(config: ModelConfig) -> bool:
@@ -326,7 +305,7 @@ def _load_named(
         note("activation gelu_new computed as gelu_pytorch_tanh: the same function in one kernel instead of eight")
     # A head for another number of labels is made anew; other weights of another shape stay an error.
     new_head = {"ignore_mismatched_sizes": True} if "SequenceClassification" in task.auto_model else {}
-    model, loading = _load_weights(config, task.auto_model, made, **new_head)
+    model, loading = load_weights(config, task.auto_model, made, **new_head)
     wrong = [key for key, _, shape in loading["mismatched_keys"] if list(shape)[:1] != [made.num_labels]]
     if wrong:
         message = f"the weights {', '.join(wrong[:3])} in {config.name} have another shape than its config says"
@@ -334,44 +313,7 @@ def _load_named(
     if loading["missing_keys"]:
         note(f"new weights, not in the checkpoint: {', '.join(sorted(loading['missing_keys'])[:4])}")
     new = {*loading["missing_keys"], *(key for key, *_ in loading["mismatched_keys"])}
-    return model, _tokenizer(config), new
-
-
-def _load_weights(
-    config: ModelConfig, auto_model: str, made: PretrainedConfig, **options: Any
-) -> tuple[PreTrainedModel, dict[str, Any]]:
-    """The model, in 8 or 4 bits if ``config.quantization`` says so, and what transformers tells about its loading."""
-    import transformers
-
-    auto = getattr(transformers, auto_model)
-    if config.attention != "auto":
-        options["attn_implementation"] = config.attention
-
-    def load(name: str, **place: Any) -> Any:
-        return auto.from_pretrained(name, config=made, dtype=_dtype(config), output_loading_info=True, **options, **place)
-
-    if config.quantization.bits is None:
-        model, loading = _named(config, load)
-        return _plain(model), loading
-    with torch.device("meta"):
-        names = auto.from_config(made)
-    options["quantization_config"] = quantization.bitsandbytes_config(config.quantization, names)
-
-    def load_quantized(name: str, **place: Any) -> Any:
-        if "gguf_file" not in place:
-            return load(name, **place)
-        # transformers does not load GGUF files into quantized layers: by way of plain weights on the disk.
-        plain = _plain(auto.from_pretrained(name, dtype=_dtype(config), **place))
-        with tempfile.TemporaryDirectory() as folder:
-            plain.save_pretrained(folder)
-            del plain
-            return load(folder)
-
-    model, loading = _named(config, load_quantized)
-    setattr(made, adapters.QUANTIZATION, asdict(config.quantization))
-    setattr(model.config, adapters.QUANTIZATION, asdict(config.quantization))
-    note(f"weights in {config.quantization.bits} bits: {quantization.bytes_of(model) / 2**20:.0f} MiB, heads and embeddings as they are")
-    return model, loading
+    return model, load_tokenizer(config), new
 
 
 def _make(
@@ -382,7 +324,7 @@ def _make(
         tokenizer: PreTrainedTokenizerBase = train_tokenizer(kind, task.texts(splits), config.vocab_size, frame=task.frame)
         note(f"tokenizer: {kind}, trained on the training split, {len(tokenizer)} entries")
     else:
-        tokenizer = _existing_tokenizer(kind)
+        tokenizer = existing_tokenizer(kind)
     tokenizer.model_max_length = context_length(made)
     made.vocab_size = max(len(tokenizer), config.config.get("vocab_size", 0))
     for name in ("bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id"):
@@ -403,7 +345,7 @@ def _from_config(config: ModelConfig, task: Task, made: PretrainedConfig) -> Pre
     import transformers
 
     attention = {} if config.attention == "auto" else {"attn_implementation": config.attention}
-    model: PreTrainedModel = getattr(transformers, task.auto_model).from_config(made, dtype=_dtype(config), **attention)
+    model: PreTrainedModel = getattr(transformers, task.auto_model).from_config(made, dtype=dtype_of(config), **attention)
     return model
 
 
@@ -435,87 +377,3 @@ def _set_dropout(config: PretrainedConfig, value: float) -> None:
         setattr(config, name, value)
 
 
-def _dtype(config: ModelConfig) -> torch.dtype:
-    # Not from_pretrained's own "auto": it trains a bf16 checkpoint in pure bf16.
-    return torch.float32 if config.dtype == "auto" else getattr(torch, config.dtype)
-
-
-def _tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
-    from transformers import AutoTokenizer
-
-    tokenizer = _named(config, lambda name, **kw: AutoTokenizer.from_pretrained(name, **kw))
-    return _with_padding(tokenizer)
-
-
-def _existing_tokenizer(name: str) -> PreTrainedTokenizerBase:
-    """A tokenizer by Hub id or folder, which may hold nothing else."""
-    from transformers import AutoTokenizer
-
-    try:
-        return _with_padding(AutoTokenizer.from_pretrained(name))
-    except UNLOADABLE as error:
-        raise InputError(Problem(setting="model.tokenizer", **_explain(name, error))) from error
-
-
-def _with_padding(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
-    if tokenizer.pad_token_id is None and tokenizer.eos_token_id is not None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
-
-
-def _named(config: ModelConfig, load: Any) -> Any:
-    """Call ``load(name, **arguments)`` for a Hub id, a folder, or a folder with nothing but a GGUF file, or such a file."""
-    assert config.name is not None
-    path = Path(config.name)
-    arguments: dict[str, Any] = {}
-    name = config.name
-    if path.suffix == ".gguf" and path.is_file():
-        name, arguments["gguf_file"] = str(path.parent), path.name
-    elif path.is_dir():
-        gguf = sorted(path.glob("*.gguf"))
-        if gguf and not (path / "config.json").exists():
-            arguments["gguf_file"] = gguf[0].name
-        elif not (path / "config.json").exists() and not adapters.has_adapter(path):
-            inside = ", ".join(sorted(p.name for p in path.iterdir())[:8]) or "nothing"
-            raise InputError(
-                Problem(
-                    setting="model.name",
-                    message=f"expected a folder with config.json, weights and tokenizer; {name} has {inside}",
-                    fix="name the folder that a run or save_pretrained wrote",
-                )
-            )
-    else:
-        arguments["revision"] = config.revision or "main"
-    try:
-        return load(name, **arguments)
-    except UNLOADABLE as error:
-        raise InputError(Problem(setting="model.name", **_explain(config.name, error))) from error
-
-
-def _explain(name: str, error: Exception) -> dict[str, str]:
-    text = _reason(error)
-    if Path(name).exists():
-        fix = 'pip install "hftk[gguf]"' if isinstance(error, ImportError) and "gguf" in str(error) else "check the folder's files"
-        return {"message": f"{name} cannot be loaded: {text}", "fix": fix}
-    return {
-        "message": f"there is no folder {name}, and as a Hub id it cannot be loaded: {text}",
-        "fix": "check the spelling and the network (HF_HUB_OFFLINE, HF_ENDPOINT); for a private model: hf auth login. "
-        "Without a network: --model.name FOLDER of a downloaded model, or --model.size tiny for one made on the spot",
-    }
-
-
-def _reason(error: Exception) -> str:
-    """What an exception says, in one line: the last one where the first only announces it."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    return lines[-1] if lines[0].endswith(":") else lines[0]
-
-
-def _plain(model: PreTrainedModel) -> PreTrainedModel:
-    """A de-quantized GGUF model still refuses to be saved: forget where it came from."""
-    method = getattr(getattr(model.config, "quantization_config", None), "quant_method", "")
-    if "gguf" in str(method).lower():
-        for name in ("hf_quantizer", "is_quantized", "quantization_method"):
-            vars(model).pop(name, None)
-        del model.config.quantization_config
-        note("GGUF weights are de-quantized: the model trains and saves as a plain one")
-    return model

@@ -8,6 +8,7 @@ bfloat16 and used in float32: without that a model of 135M parameters in 8 bits 
 from __future__ import annotations
 
 import importlib.util
+import logging
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +44,8 @@ def bitsandbytes_config(config: QuantizationConfig, model: PreTrainedModel) -> B
     """The settings for ``from_pretrained``; ``model`` is the same one on the meta device."""
     from transformers import BitsAndBytesConfig
 
+    # bitsandbytes (0.50) warns in every forward pass of every layer that 8-bit products take float16 in.
+    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
     # Given any names, transformers leaves out its own guess of what has to stay; ours includes it.
     skipped = [*head_layers(model), *config.skip_modules]
     if config.bits == 8:

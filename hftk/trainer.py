@@ -25,7 +25,7 @@ from accelerate.utils import gather_object
 from transformers import PrinterCallback, Trainer, TrainingArguments
 from transformers.utils import logging
 
-from hftk import adapters, checkpoints, optimization
+from hftk import adapter_files, adapters, checkpoints, optimization
 from hftk.batching import Plan, StepLoader, StreamPlan
 from hftk.choices import note
 from hftk.conductor import Conductor
@@ -340,7 +340,7 @@ class ExactTrainer(Trainer):
         }  # fmt: skip
         self.tokenizer.save_pretrained(staged)
         if adapters.is_adapter(self.plain):
-            adapters.save_config(self.plain, staged)
+            adapter_files.save_config(self.plain, staged)
         (staged / STATE).write_text(json.dumps(state), encoding="utf-8")
         checkpoints.seal(staged, final, {"step": self.state.global_step, "processes": self.args.world_size})
         staged.parent.rmdir()

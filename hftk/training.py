@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from hftk import adapters, checkpoints
+from hftk import adapter_files, adapters, checkpoints
 from hftk.batching import BatchSize, Plan, StepLoader, StreamPlan
 from hftk.choices import note, noted
 from hftk.config import InputError, Problem, RunConfig, to_dict
@@ -157,7 +157,7 @@ def save_trained(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, out
     with no_progress_bars():
         model.save_pretrained(staging)
     if adapters.is_adapter(model):
-        adapters.save_config(model, staging)
+        adapter_files.save_config(model, staging)
     tokenizer.save_pretrained(staging)
     for path in sorted(staging.iterdir()):
         os.replace(path, output / path.name)

@@ -89,7 +89,7 @@ def next_token_logits(model: Any, batch: Batch) -> torch.Tensor:
     transformers lets attention leak between documents (see masking_utils.find_packed_sequence_indices)."""
     inputs = {name: batch[name] for name in ("input_ids", "position_ids") if name in batch}
     logits: torch.Tensor = model(**inputs, use_cache=False).logits
-    return logits
+    return logits[:, -batch["input_ids"].shape[1] :]  # those of virtual tokens (prompt tuning) stand before
 
 
 def collate(features: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
