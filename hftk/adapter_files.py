@@ -15,6 +15,8 @@ ADAPTER = "adapter_config.json"
 BASE_CONFIG = "base_config.json"
 """The config of the model below, as it was trained: labels, thresholds, vocabulary, quantization. Not called config.json: a folder
 with that name in it is taken by transformers for a model of its own weights."""
+BASE = "base"
+"""Folder inside the output for a model that was made on the spot and lies below an adapter."""
 QUANTIZATION = "base_quantization"
 """Field of that config: the settings of ``model.quantization``."""
 
@@ -50,8 +52,8 @@ def saved_config(folder: str | Path) -> PretrainedConfig | None:
 def base_name(folder: str | Path) -> tuple[str, str | None]:
     """What the model below a saved adapter was loaded from, and its revision.
 
-    A relative path counts from the working directory or, where nothing is there, from the adapter's folder: a base that was made
-    on the spot is kept inside of it.
+    A relative path counts from the working directory. A base that was made on the spot is kept inside of the run's folder, and
+    moves with it.
 
     Raises:
         InputError: the adapter does not name it, or it is a folder that is gone.
@@ -61,8 +63,9 @@ def base_name(folder: str | Path) -> tuple[str, str | None]:
     name, revision = made.get("base_model_name_or_path"), made.get("revision")
     if not name:
         raise InputError(Problem(setting="model.name", message=f"{path / ADAPTER} does not say which model it belongs to", fix="write the name into its base_model_name_or_path"))  # fmt: skip
-    for place in (Path(name).expanduser(), *(parent / Path(name).name for parent in (path, *path.resolve().parents[:2]))):
-        if place.is_dir() or place.is_file():
+    inside = [parent / BASE for parent in (path, *path.resolve().parents[:2])] if Path(name).name == BASE else []
+    for place in (*inside, Path(name).expanduser()):
+        if place.exists():
             return str(place), revision
     if name.count("/") > 1 or name.startswith((".", "/", "~")):
         message = f"{path} is an adapter for the model in {name}, and there is nothing"

@@ -27,6 +27,7 @@ from hftk.weights import (
     load_adapted,
     load_tokenizer,
     load_weights,
+    no_progress_bars,
     plain,
     reason_of,
 )
@@ -37,8 +38,6 @@ if TYPE_CHECKING:
 LONGEST_DEFAULT = 1024
 """Default limit of ``train.max_length`` and of evaluation windows, for models whose context is longer."""
 FALLBACK_CONTEXT = 1024
-BASE = "base"
-"""Folder inside the output for a model that was made on the spot and lies below an adapter."""
 WEIGHTS = ("*.safetensors", "*.bin", "*.gguf")
 
 
@@ -68,6 +67,7 @@ def check_model(config: ModelConfig, task: Task, max_length: int | None = None) 
             inside = ", ".join(sorted(p.name for p in folder.iterdir())[:8])
             message = f"expected weights ({', '.join(WEIGHTS)}) in {folder}, found {inside}"
             problems.append(Problem(setting="model.name", message=message, fix="name the folder that a run wrote"))
+        problems += _quantized_problems(config, made)
     else:
         problems += _tokenizer_problems(config, task)
     if config.name is None or config.attention != "auto" or _is_adapted(config):
@@ -75,6 +75,18 @@ def check_model(config: ModelConfig, task: Task, max_length: int | None = None) 
     if problems:
         raise InputError(*problems)
     return made
+
+
+def _quantized_problems(config: ModelConfig, made: PretrainedConfig) -> Iterator[Problem]:
+    """Weights that were quantized before they were saved."""
+    if getattr(made, "quantization_config", None) is None:
+        return
+    if config.quantization.bits is not None:
+        message = f"the weights in {config.name} are quantized already"
+        yield Problem(setting="model.quantization.bits", message=message, fix="leave it out, or name the model's full-precision original")
+    if config.adapter.method == "none":
+        message = f"the weights in {config.name} are quantized, and cannot be trained themselves"
+        yield Problem(setting="model.name", message=message, fix="add --model.adapter.method lora, or name the model's full-precision original")
 
 
 def _tokenizer_problems(config: ModelConfig, task: Task) -> Iterator[Problem]:
@@ -254,11 +266,12 @@ def _keep_base(
     config: ModelConfig, task: Task, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> ModelConfig:
     """Keep a model made on the spot in the output folder, since an adapter holds its own weights alone; settings that name it."""
-    folder = Path(task.config.output) / BASE
+    folder = Path(task.config.output) / adapter_files.BASE
 
     def write() -> None:
         shutil.rmtree(folder, ignore_errors=True)
-        model.save_pretrained(folder)
+        with no_progress_bars():
+            model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
 
     on_main(write)

@@ -13,8 +13,7 @@ import math
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +22,6 @@ import accelerate.optimizer
 import torch
 from accelerate.utils import gather_object
 from transformers import PrinterCallback, Trainer, TrainingArguments
-from transformers.utils import logging
 
 from hftk import adapter_files, adapters, checkpoints, optimization
 from hftk.batching import Plan, StepLoader, StreamPlan
@@ -34,6 +32,7 @@ from hftk.evaluation import collect
 from hftk.launch import on_main, stop_requested
 from hftk.precision import autocast, choose_precision
 from hftk.task import Features, Task
+from hftk.weights import no_progress_bars
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -385,18 +384,6 @@ class ExactTrainer(Trainer):
 
     def floating_point_ops(self, inputs: Any) -> int:
         return 0  # Trainer counts padding too; tokens and seconds are in the history
-
-
-@contextmanager
-def no_progress_bars() -> Iterator[None]:
-    """Inside, transformers does not draw its bars, such as one for each file of weights, across that of the run."""
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
 
 
 def _search_for_lomo_once() -> None:

@@ -24,7 +24,8 @@ from hftk.launch import StopRequested, graceful, on_main
 from hftk.model import default_length, is_pretrained
 from hftk.quantization import bytes_of, count
 from hftk.task import Features, Splits, Task
-from hftk.trainer import STATE, ExactTrainer, Judged, make_arguments, no_progress_bars
+from hftk.trainer import STATE, ExactTrainer, Judged, make_arguments
+from hftk.weights import no_progress_bars
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

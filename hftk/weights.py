@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -75,7 +77,7 @@ def load_weights(
             return load(name, **place)
         # transformers does not load GGUF files into quantized layers: by way of plain weights on the disk.
         whole = plain(auto.from_pretrained(name, dtype=dtype_of(config), **place))
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory() as folder, no_progress_bars():
             whole.save_pretrained(folder)
             del whole
             return load(folder)
@@ -172,3 +174,17 @@ def reason_of(error: Exception) -> str:
     """What an exception says, in one line: the last one where the first only announces it."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     return lines[-1] if lines[0].endswith(":") else lines[0]
+
+
+@contextmanager
+def no_progress_bars() -> Iterator[None]:
+    """Inside, transformers does not draw its bars, such as one for each file of weights, across that of the run."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
