@@ -124,7 +124,7 @@ def add(
             parameter.data = parameter.data.float()
     _accept_other_types(made)
     _tell(adapter, made, chosen, saved, new_tokens)
-    return made
+    return made.eval()  # as from_pretrained does: PEFT marks the outside alone as training, which hides that the inside is not
 
 
 def _peft_config(

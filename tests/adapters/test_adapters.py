@@ -103,6 +103,11 @@ def test_ia3_scales_keys_values_and_the_second_feed_forward_layers(bases, tmp_pa
         assert {name.split(".ia3_l")[0].rpartition(".")[2] for name in names} == ends
 
 
+def test_all_of_the_model_is_in_one_mode(bases, tmp_path):
+    model = load("bert", make_config("bert", tmp_path, bases("bert"), model=lora()))[1]
+    assert not any(module.training for module in model.modules())
+
+
 def test_a_target_that_matches_nothing_gets_the_names_there_are(bases, tmp_path):
     config = make_config("llama", tmp_path, bases("llama"), model=lora(targets=["q_prj"]))
     with pytest.raises(InputError, match=r"called q_prj; there are q_proj, k_proj, v_proj"):
