@@ -7,7 +7,7 @@ from typing import Any
 
 from hftk.choices import note
 from hftk.config import InputError, Problem, RunConfig
-from hftk.model import check_model, decoder_positions, default_length, is_pretrained
+from hftk.model import check_model, decoder_positions, default_length
 from hftk.optimization import check_optimizer
 from hftk.precision import choose_precision
 from hftk.task import Task
@@ -79,7 +79,7 @@ def _length_problems(config: RunConfig, context: int) -> Iterator[Problem]:
 
 
 def _check_optimizer(config: RunConfig) -> None:
-    check_optimizer(config.train, is_pretrained(config.model))
+    check_optimizer(config.train, config.model)
 
 
 def _check_precision(config: RunConfig) -> None:

@@ -11,38 +11,17 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from typing import Any, Literal
 
+from hftk.adaptation import AdapterConfig as AdapterConfig
+from hftk.adaptation import QuantizationConfig as QuantizationConfig
+from hftk.adaptation import starts_from_weights
+from hftk.problems import InputError as InputError
+from hftk.problems import Problem as Problem
+
 Schedule = Literal[
     "linear", "cosine", "constant", "polynomial", "exponential", "step", "inverse_sqrt", "warmup_stable_decay",
     "reduce_on_plateau",
 ]  # fmt: skip
 Optimizer = Literal["adamw", "adam", "sgd", "rmsprop", "adafactor", "lion"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Problem:
-    """One mistake in the input: where it is, what was found, what was expected and what to type next."""
-
-    setting: str
-    """Dotted name of the setting as it is typed on the command line, such as ``train.learning_rate``; "" where none applies."""
-    message: str
-    """What was expected and what was found, in one sentence."""
-    fix: str = ""
-    """What to type next."""
-
-    def __str__(self) -> str:
-        where = f"--{self.setting}: " if self.setting else ""
-        return f"{where}{self.message}" + (f"\n    {self.fix}" if self.fix else "")
-
-
-class InputError(Exception):
-    """Wrong input by the user. :func:`hftk.launch.run` prints it without a traceback and exits with code 2.
-
-    Built from one message or from several :class:`Problem`, which are shown together.
-    """
-
-    def __init__(self, *problems: Problem | str) -> None:
-        self.problems = tuple(p if isinstance(p, Problem) else Problem(setting="", message=p) for p in problems)
-        super().__init__("\n".join(str(p) for p in self.problems))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,8 +115,15 @@ class ModelConfig:
     """Attention implementation; auto: the model's best supported one."""
     dropout: float | None = None
     """Dropout probability set on all of the model's dropouts. Default: the model's own (0 for a GPT-2 or Llama made on the spot)."""
+    quantization: QuantizationConfig = field(default_factory=QuantizationConfig)
+    adapter: AdapterConfig = field(default_factory=AdapterConfig)
+    frozen: list[str] = field(default_factory=list)
+    """Weights that are not trained: embeddings, a number of lower layers such as 6 (with the embeddings), or names and parts of names such as encoder.layer.0."""
 
     def problems(self) -> Iterator[Problem]:
+        yield from self.quantization.problems()
+        yield from self.adapter.problems()
+        yield from self._contradictions()
         if self.name is not None:
             for setting in ("architecture", "tokenizer"):
                 if getattr(self, setting) is not None:
@@ -156,6 +142,20 @@ class ModelConfig:
             yield Problem(setting="model.vocab_size", message=f"expected at least 2, found {self.vocab_size}")
         if self.dropout is not None and not 0 <= self.dropout < 1:
             yield Problem(setting="model.dropout", message=f"expected 0 <= dropout < 1, found {self.dropout}")
+
+    def _contradictions(self) -> Iterator[Problem]:
+        """Quantization, adapter and frozen weights beside each other."""
+        bits, method = self.quantization.bits, self.adapter.method
+        if bits is not None and method == "none":
+            message = f"weights in {bits} bits cannot be trained themselves: a step is far smaller than the distance between two values"
+            yield Problem(setting="model.quantization.bits", message=message, fix="add --model.adapter.method lora, or leave out --model.quantization.bits")
+        if bits is not None and starts_from_weights(self.adapter):
+            setting = "method" if method == "pissa" else "initialization"
+            message = f"pissa and olora take a part out of the frozen weights, which {bits} bits cannot give up"
+            yield Problem(setting=f"model.adapter.{setting}", message=message, fix="use --model.adapter.method lora, or leave out --model.quantization.bits")
+        if self.frozen and method != "none":
+            message = f"the adapter {method} freezes all weights of the model already"
+            yield Problem(setting="model.frozen", message=message, fix="leave out --model.frozen; --model.adapter.targets says which layers get an adapter")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,6 +186,8 @@ class TrainConfig:
     """Linear warm-up: a share of all steps if below 1, else a number of steps."""
     optimizer: Optimizer = "adamw"
     """Optimizer, in the implementation of torch (lion: bitsandbytes)."""
+    layer_decay: float = 1.0
+    """The learning rate of each layer is this times that of the layer above it, down to the embeddings; 1: the same for all, 0.9 is usual."""
     weight_decay: float = 0.0
     """Weight decay of the matrices; biases and norms are never decayed. adamw, adafactor and lion: decoupled; the others: an L2 penalty."""
     adam_beta1: float = 0.9
@@ -239,6 +241,8 @@ class TrainConfig:
         for name in ("label_smoothing", "adam_beta1", "adam_beta2"):
             if not 0 <= getattr(self, name) < 1:
                 yield Problem(setting=f"train.{name}", message=f"expected 0 <= value < 1, found {getattr(self, name)}")
+        if not 0 < self.layer_decay <= 1:
+            yield Problem(setting="train.layer_decay", message=f"expected 0 < layer_decay <= 1, found {self.layer_decay}")
         if not 0 <= self.seed < 2**32:
             yield Problem(setting="train.seed", message=f"expected 0 <= seed < 2^32, found {self.seed}")
         if self.learning_rate is not None and self.min_learning_rate > self.learning_rate:

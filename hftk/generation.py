@@ -228,6 +228,8 @@ def _check(model: Any, prompts: Sequence[str], settings: GenerationSettings) -> 
         problems.append(Problem(setting="", message=f"expected text in every prompt, found {kind} in row {strange}"))
     config = model.config
     context, new = positions(config.get_text_config(decoder=True)), settings.max_new_tokens
+    if context is not None:
+        context -= getattr(config, "virtual_tokens", 0)
     if context is not None and new >= context:
         problems.append(
             Problem(

@@ -19,7 +19,9 @@ def last_layer(model: PreTrainedModel) -> torch.nn.Module:
     """
     import torch
 
-    found = [m for m in model.modules() if isinstance(m, torch.nn.Linear) and m.out_features == model.config.num_labels]
+    # An adapter's matrices have as many outputs as its rank, which may be the number of labels.
+    layers = [m for name, m in model.named_modules() if isinstance(m, torch.nn.Linear) and ".lora_" not in name]
+    found = [m for m in layers if m.out_features == model.config.num_labels]
     if not found:
         raise RuntimeError(f"{type(model).__name__} has no linear layer with {model.config.num_labels} outputs")
     return found[-1]
@@ -75,3 +77,25 @@ def keep_meaning(model: PreTrainedModel, old: list[str]) -> None:
     with torch.no_grad():
         for parameter in last_layer(model).parameters():
             parameter.copy_(parameter[order])
+
+
+def linear_layers(model: torch.nn.Module) -> dict[str, torch.nn.Module]:
+    """Every linear layer by its full name: torch's, bitsandbytes's, and the Conv1D of GPT-2."""
+    import torch
+    from transformers.pytorch_utils import Conv1D
+
+    return {name: module for name, module in model.named_modules() if isinstance(module, torch.nn.Linear | Conv1D)}
+
+
+def head_layers(model: PreTrainedModel) -> list[str]:
+    """Names of the linear layers that stay as they are below adapters and quantization: all outside of the base model (classifier,
+    score, lm_head, qa_outputs ...), what makes the logits, and poolers."""
+    base: Any = model.base_model
+    inside = {id(module) for module in base.modules()} if base is not model else set()
+    output = model.get_output_embeddings()
+
+    def is_head(name: str, module: Any) -> bool:
+        outside = id(module) not in inside if inside else "." not in name
+        return outside or module is output or "pooler" in name.split(".")
+
+    return [name for name, module in linear_layers(model).items() if is_head(name, module)]

@@ -3,22 +3,35 @@
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from hftk import adapter_files, adapters, layers, quantization
 from hftk.architectures import LONGEST_DEFAULT, halves, kind_of, positions
 from hftk.choices import note
 from hftk.config import InputError, ModelConfig, Problem
 from hftk.heads import keep_meaning, trained_labels
-from hftk.origins import UNLOADABLE, explain, load_named, read_config, reason
+from hftk.launch import on_main
+from hftk.origins import load_named, read_config, reason
 from hftk.task import Splits, Task
 from hftk.tokenizers import SMALLEST_VOCABULARY, train_tokenizer
 from hftk.warm_start import freeze_unread, half_problems, warm_start
+from hftk.weights import (
+    dtype_of,
+    existing_tokenizer,
+    load_adapted,
+    load_tokenizer,
+    load_weights,
+    no_progress_bars,
+    plain,
+)
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -55,13 +68,26 @@ def check_model(config: ModelConfig, task: Task, max_length: int | None = None) 
             problems.append(Problem(setting="model.name", message=message, fix="name the folder that a run wrote"))
         if _from_encoder(task, made):
             problems += half_problems(made)
+        problems += _quantized_problems(config, made)
     else:
         problems += _tokenizer_problems(config, task)
-    if config.name is None or config.attention != "auto":
+    if config.name is None or config.attention != "auto" or _is_adapted(config):
         problems += _build_problems(config, task, made)
     if problems:
         raise InputError(*problems)
     return made
+
+
+def _quantized_problems(config: ModelConfig, made: PretrainedConfig) -> Iterator[Problem]:
+    """Weights that were quantized before they were saved."""
+    if getattr(made, "quantization_config", None) is None:
+        return
+    if config.quantization.bits is not None:
+        message = f"the weights in {config.name} are quantized already"
+        yield Problem(setting="model.quantization.bits", message=message, fix="leave it out, or name the model's full-precision original")
+    if config.adapter.method == "none":
+        message = f"the weights in {config.name} are quantized, and cannot be trained themselves"
+        yield Problem(setting="model.name", message=message, fix="add --model.adapter.method lora, or name the model's full-precision original")
 
 
 def _tokenizer_problems(config: ModelConfig, task: Task) -> Iterator[Problem]:
@@ -76,7 +102,7 @@ def _tokenizer_problems(config: ModelConfig, task: Task) -> Iterator[Problem]:
             yield Problem(setting="model.vocab_size", message=message)
         return
     try:
-        _existing_tokenizer(kind)
+        existing_tokenizer(kind)
     except InputError as error:
         near = get_close_matches(kind, SMALLEST_VOCABULARY, n=1)
         message = error.problems[0].message + (f"; did you mean {near[0]}?" if near else "")
@@ -86,12 +112,26 @@ def _tokenizer_problems(config: ModelConfig, task: Task) -> Iterator[Problem]:
 def _build_problems(config: ModelConfig, task: Task, made: PretrainedConfig) -> Iterator[Problem]:
     """Make the model without memory for its weights, to see now and not after an hour of reading data that it can be made."""
     try:
-        with torch.device("meta"):
-            _from_config(config, task, made)
+        model = _on_meta(config, task, made)
     except Exception as error:  # whatever an architecture raises when its numbers do not fit together
         at_fault = "model.config" if config.attention == "auto" else "model.attention"
         message = f"a {made.model_type} cannot be made of these settings: {reason(error)}"
         yield Problem(setting=at_fault, message=message, fix="change or leave out the field that is named")
+    else:
+        yield from quantization.find_problems(config.quantization, model)
+        yield from adapters.find_problems(config.adapter, model, task.auto_model)
+        yield from layers.find_problems(config.frozen, model)
+
+
+def _is_adapted(config: ModelConfig) -> bool:
+    """Whether settings act on layers by their names."""
+    return bool(config.quantization.bits or config.adapter.method != "none" or config.frozen)
+
+
+def _on_meta(config: ModelConfig, task: Task, made: PretrainedConfig) -> PreTrainedModel:
+    """The model without memory for its weights."""
+    with torch.device("meta"):
+        return _from_config(config, task, made)
 
 
 def model_config(config: ModelConfig, task: Task) -> PretrainedConfig:
@@ -99,6 +139,10 @@ def model_config(config: ModelConfig, task: Task) -> PretrainedConfig:
     from transformers import AutoConfig
 
     if config.name is not None:
+        if adapter_files.has_adapter(config.name):
+            message = f"{config.name} holds an adapter, not the weights of a model"
+            fix = f"hftk export {config.name} --output MERGED, and --model.name MERGED"
+            raise InputError(Problem(setting="model.name", message=message, fix=fix))
         made = read_config(config)
         _lay_over(made, config.config)
     else:
@@ -112,6 +156,8 @@ def model_config(config: ModelConfig, task: Task) -> PretrainedConfig:
     if config.dropout is not None:
         for half in halves(made):
             _set_dropout(half, config.dropout)
+    if config.adapter.method == "prompt_tuning":
+        made.virtual_tokens = config.adapter.virtual_tokens or adapters.VIRTUAL_TOKENS
     return made
 
 
@@ -149,9 +195,10 @@ def _lay_over(made: PretrainedConfig, values: Mapping[str, Any]) -> None:
 
 
 def context_length(config: PretrainedConfig) -> int:
-    """Most tokens that the model was made for, by the names that architectures use for it."""
+    """Most tokens that the model was made for, by the names that architectures use for it; virtual tokens take up some of them."""
     found = [positions(config), *(getattr(config, name, None) for name in ("n_positions", "n_ctx", "max_seq_len", "seq_length"))]
-    return next((value for value in found if isinstance(value, int) and value > 0), FALLBACK_CONTEXT)
+    context = next((value for value in found if isinstance(value, int) and value > 0), FALLBACK_CONTEXT)
+    return context - int(getattr(config, "virtual_tokens", 0))
 
 
 def default_length(config: PretrainedConfig) -> int:
@@ -184,16 +231,51 @@ def load_model(
         if config.name is None:
             model, tokenizer = _make(config, task, splits, made)
             task.start(model, tokenizer, splits, [name for name, _ in model.named_parameters()])
-            return model, tokenizer
+            if config.adapter.method == "none":
+                layers.freeze(config.frozen, model)
+                return model, tokenizer
+            config = _keep_base(config, task, model, tokenizer)
         model, tokenizer, new = _load_named(config, task, made)
         if trained_for is not None:
             keep_meaning(model, trained_for)
         task.start(model, tokenizer, splits, new)
-        embeddings: Any = model.get_input_embeddings()
-        if len(tokenizer) > embeddings.weight.shape[0]:
-            model.resize_token_embeddings(len(tokenizer))
-            note(f"embeddings grown to {len(tokenizer)} rows: the tokenizer has more entries than the model")
+        new_tokens = _fit_vocabulary(model, len(tokenizer))
+        layers.freeze(config.frozen, model)
+        if config.quantization.bits and not len(new_tokens):
+            quantization.halve_embeddings(model)
+        if config.adapter.method != "none":
+            assert config.name is not None
+            model = adapters.add(
+                config.adapter, model, task.auto_model, config.name, config.revision, new=new, new_tokens=new_tokens
+            )
         return model, tokenizer
+
+
+def _fit_vocabulary(model: PreTrainedModel, entries: int) -> range:
+    """Give the embeddings a row for each entry of the tokenizer; the new rows."""
+    embeddings: Any = model.get_input_embeddings()
+    rows = embeddings.weight.shape[0]
+    if entries > rows:
+        model.resize_token_embeddings(entries)
+        note(f"embeddings grown to {entries} rows: the tokenizer has more entries than the model")
+    return range(rows, max(rows, entries))
+
+
+def _keep_base(
+    config: ModelConfig, task: Task, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> ModelConfig:
+    """Keep a model made on the spot in the output folder, since an adapter holds its own weights alone; settings that name it."""
+    folder = Path(task.config.output) / adapter_files.BASE
+
+    def write() -> None:
+        shutil.rmtree(folder, ignore_errors=True)
+        with no_progress_bars():
+            model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+
+    on_main(write)
+    note(f"the untrained model below the adapter is kept in {folder}")
+    return replace(config, name=str(folder), size=None)
 
 
 @contextmanager
@@ -214,9 +296,11 @@ def load_trained(
     import transformers
 
     config = ModelConfig(name=folder, dtype=dtype)  # type: ignore[arg-type]
+    if adapter_files.has_adapter(folder):
+        return load_adapted(config, auto_model), load_tokenizer(config)
     auto = getattr(transformers, auto_model)
-    model = load_named(config, lambda name, **kw: auto.from_pretrained(name, dtype=_dtype(config), **kw))
-    return _plain(model).eval(), _tokenizer(config)
+    model = load_named(config, lambda name, **kw: auto.from_pretrained(name, dtype=dtype_of(config), **kw))
+    return plain(model).eval(), load_tokenizer(config)
 
 
 def is_pretrained(config: ModelConfig) -> bool:
@@ -228,30 +312,16 @@ def _load_named(
     config: ModelConfig, task: Task, made: PretrainedConfig
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, set[str]]:
     """Model, tokenizer, and the names of weights that the checkpoint does not hold."""
-    import transformers
-
-    auto = getattr(transformers, task.auto_model)
     if getattr(made, "activation_function", None) == "gelu_new":
         made.activation_function = "gelu_pytorch_tanh"
         note("activation gelu_new computed as gelu_pytorch_tanh: the same function in one kernel instead of eight")
-    attention = {} if config.attention == "auto" else {"attn_implementation": config.attention}
     if _from_encoder(task, made):
-        tokenizer = _tokenizer(config)
-
-        def load(auto: Any, half: PretrainedConfig) -> Any:
-            options = {"config": half, "dtype": _dtype(config), "output_loading_info": True, **attention}
-            return load_named(config, lambda name, **kw: auto.from_pretrained(name, **options, **kw))
-
-        joined, made_anew = warm_start(made, tokenizer, load)
+        tokenizer = load_tokenizer(config)
+        joined, made_anew = warm_start(made, tokenizer, lambda auto, half: load_weights(config, auto.__name__, half))
         return joined, tokenizer, made_anew
     # A head for another number of labels is made anew; other weights of another shape stay an error.
     new_head = {"ignore_mismatched_sizes": True} if "SequenceClassification" in task.auto_model else {}
-    model, loading = load_named(
-        config,
-        lambda name, **kw: auto.from_pretrained(
-            name, config=made, dtype=_dtype(config), output_loading_info=True, **attention, **new_head, **kw
-        ),
-    )
+    model, loading = load_weights(config, task.auto_model, made, **new_head)
     wrong = [key for key, _, shape in loading["mismatched_keys"] if list(shape)[:1] != [made.num_labels]]
     if wrong:
         message = f"the weights {', '.join(wrong[:3])} in {config.name} have another shape than its config says"
@@ -260,7 +330,7 @@ def _load_named(
         note(f"new weights, not in the checkpoint: {', '.join(sorted(loading['missing_keys'])[:4])}")
     new = {*loading["missing_keys"], *(key for key, *_ in loading["mismatched_keys"])}
     freeze_unread(model)
-    return _plain(model), _tokenizer(config), new
+    return model, load_tokenizer(config), new
 
 
 def _from_encoder(task: Task, made: PretrainedConfig) -> bool:
@@ -276,7 +346,7 @@ def _make(
         tokenizer: PreTrainedTokenizerBase = train_tokenizer(kind, task.texts(splits), config.vocab_size, frame=task.frame)
         note(f"tokenizer: {kind}, trained on the training split, {len(tokenizer)} entries")
     else:
-        tokenizer = _existing_tokenizer(kind)
+        tokenizer = existing_tokenizer(kind)
     tokenizer.model_max_length = context_length(made)
     made.vocab_size = max(len(tokenizer), config.config.get("vocab_size", 0))
     for name in ("bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id"):
@@ -297,7 +367,7 @@ def _from_config(config: ModelConfig, task: Task, made: PretrainedConfig) -> Pre
     import transformers
 
     attention = {} if config.attention == "auto" else {"attn_implementation": config.attention}
-    model: PreTrainedModel = getattr(transformers, task.auto_model).from_config(made, dtype=_dtype(config), **attention)
+    model: PreTrainedModel = getattr(transformers, task.auto_model).from_config(made, dtype=dtype_of(config), **attention)
     return model
 
 
@@ -329,40 +399,3 @@ def _set_dropout(config: PretrainedConfig, value: float) -> None:
         setattr(config, name, value)
 
 
-def _dtype(config: ModelConfig) -> torch.dtype:
-    # Not from_pretrained's own "auto": it trains a bf16 checkpoint in pure bf16.
-    return torch.float32 if config.dtype == "auto" else getattr(torch, config.dtype)
-
-
-def _tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
-    from transformers import AutoTokenizer
-
-    tokenizer = load_named(config, lambda name, **kw: AutoTokenizer.from_pretrained(name, **kw))
-    return _with_padding(tokenizer)
-
-
-def _existing_tokenizer(name: str) -> PreTrainedTokenizerBase:
-    """A tokenizer by Hub id or folder, which may hold nothing else."""
-    from transformers import AutoTokenizer
-
-    try:
-        return _with_padding(AutoTokenizer.from_pretrained(name))
-    except UNLOADABLE as error:
-        raise InputError(Problem(setting="model.tokenizer", **explain(name, error))) from error
-
-
-def _with_padding(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
-    if tokenizer.pad_token_id is None and tokenizer.eos_token_id is not None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
-
-
-def _plain(model: PreTrainedModel) -> PreTrainedModel:
-    """A de-quantized GGUF model still refuses to be saved: forget where it came from."""
-    method = getattr(getattr(model.config, "quantization_config", None), "quant_method", "")
-    if "gguf" in str(method).lower():
-        for name in ("hf_quantizer", "is_quantized", "quantization_method"):
-            vars(model).pop(name, None)
-        del model.config.quantization_config
-        note("GGUF weights are de-quantized: the model trains and saves as a plain one")
-    return model

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from hftk.choices import note
-from hftk.config import InputError, Problem, TrainConfig
+from hftk.config import InputError, ModelConfig, Problem, TrainConfig
+from hftk.layers import depths
 
 PLATEAU_EVALUATIONS = 2
 PLATEAU_FACTOR = 0.5
@@ -22,12 +23,27 @@ LION = Problem(
 )
 
 
-def peak_learning_rate(config: TrainConfig, pretrained: bool) -> float:
-    """``train.learning_rate``, or the default for pre-trained weights or for a model made on the spot."""
-    return config.learning_rate or (5e-5 if pretrained else 1e-3)
+LEARNING_RATES = {"ia3": 3e-3, "prompt_tuning": 3e-2}
+"""Default peaks: that of Liu et al. 2022 for IA3, and of PEFT's examples for prompt tuning."""
+LORA_LEARNING_RATE = 5e-4
+"""Ten times that of full fine-tuning, as Schulman et al. 2025 ("LoRA without regret") found to be best over many models."""
 
 
-def check_optimizer(config: TrainConfig, pretrained: bool) -> None:
+def peak_learning_rate(config: TrainConfig, model: ModelConfig) -> float:
+    """``train.learning_rate``, or the default for an adapter, for pre-trained weights or for a model made on the spot."""
+    if config.learning_rate or model.adapter.method == "none":
+        return config.learning_rate or (5e-5 if model.name is not None else 1e-3)
+    return LEARNING_RATES.get(model.adapter.method, LORA_LEARNING_RATE)
+
+
+def weights_in_words(model: ModelConfig) -> str:
+    """What the default learning rate goes by."""
+    if model.adapter.method != "none":
+        return f"an adapter ({model.adapter.method})"
+    return "pre-trained weights" if model.name is not None else "a model made on the spot"
+
+
+def check_optimizer(config: TrainConfig, model: ModelConfig) -> None:
     """Find what is wrong with optimizer and schedule before anything slow.
 
     Raises:
@@ -36,9 +52,9 @@ def check_optimizer(config: TrainConfig, pretrained: bool) -> None:
     problems = []
     if config.optimizer == "lion" and importlib.util.find_spec("bitsandbytes") is None:
         problems.append(LION)
-    peak = peak_learning_rate(config, pretrained)
+    peak = peak_learning_rate(config, model)
     if config.learning_rate is None and config.min_learning_rate > peak:
-        kind = "pre-trained weights" if pretrained else "a model made on the spot"
+        kind = weights_in_words(model)
         problems.append(
             Problem(
                 setting="train.min_learning_rate",
@@ -113,6 +129,26 @@ def _is_matrix(name: str, parameter: torch.nn.Parameter) -> bool:
 def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Two groups for the optimizer: decayed matrices, and biases and norms without decay. Empty groups are left out."""
     trained = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
+    return _decay_groups(trained, weight_decay)
+
+
+def layer_groups(
+    model: torch.nn.Module, weight_decay: float, learning_rate: float, layer_decay: float
+) -> list[dict[str, Any]]:
+    """The groups of each depth (:func:`hftk.layers.depths`) with a learning rate of their own, the top ones first.
+
+    Each depth has ``layer_decay`` times the rate of the one above (Howard & Ruder 2018; Clark et al. 2020).
+    """
+    depth, layers = depths(model)
+    trained = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
+    groups = []
+    for at in sorted({depth[name] for name, _ in trained}, reverse=True):
+        own = _decay_groups([(n, p) for n, p in trained if depth[n] == at], weight_decay)
+        groups += [{**group, "lr": learning_rate * layer_decay ** (layers + 1 - at)} for group in own]
+    return groups
+
+
+def _decay_groups(trained: list[tuple[str, torch.nn.Parameter]], weight_decay: float) -> list[dict[str, Any]]:
     rest = [p for n, p in trained if not _is_matrix(n, p)]
     groups = [{"params": decayed(trained), "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]
     return [g for g in groups if g["params"]]
@@ -124,7 +160,10 @@ def make_optimizer(model: torch.nn.Module, config: TrainConfig, learning_rate: f
     Raises:
         InputError: lion without bitsandbytes.
     """
-    groups = parameter_groups(model, config.weight_decay)
+    if config.layer_decay < 1:
+        groups = layer_groups(model, config.weight_decay, learning_rate, config.layer_decay)
+    else:
+        groups = parameter_groups(model, config.weight_decay)
     betas = (config.adam_beta1, config.adam_beta2)
     fused = {"fused": True} if _can_fuse(groups) else {}
     match config.optimizer:

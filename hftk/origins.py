@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 
+from hftk.adapter_files import has_adapter
 from hftk.config import InputError, ModelConfig, Problem
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ def load_named(config: ModelConfig, load: Any) -> Any:
         gguf = sorted(path.glob("*.gguf"))
         if gguf and not (path / "config.json").exists():
             arguments["gguf_file"] = gguf[0].name
-        elif not (path / "config.json").exists():
+        elif not (path / "config.json").exists() and not has_adapter(path):
             inside = ", ".join(sorted(p.name for p in path.iterdir())[:8]) or "nothing"
             raise InputError(
                 Problem(

@@ -41,8 +41,7 @@ def choose_precision(
         return "fp32", "this GPU has no bf16 (for fp16 type --train.precision fp16)"
     if device.type != "cpu":
         return "fp32", f"bf16 autocast is not established on {device.type}"
-    flags = _cpu_flags()
-    if flags is not None and not flags.intersection(CPU_FLAGS):
+    if cpu_has_bf16() is False:
         return "fp32", "this processor has no bf16 instructions"
     if forward_backward is None:
         return "fp32", "nothing to measure with"
@@ -50,6 +49,12 @@ def choose_precision(
     best = min(seconds, key=seconds.__getitem__)
     measured = ", ".join(f"{name} {1000 * s:.0f} ms" for name, s in seconds.items())
     return best, f"measured on one micro-batch: {measured}"
+
+
+def cpu_has_bf16() -> bool | None:
+    """Whether the processor computes bf16 in hardware; None where the system does not tell."""
+    flags = _cpu_flags()
+    return None if flags is None else bool(flags.intersection(CPU_FLAGS))
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:

@@ -13,8 +13,7 @@ import math
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,9 +22,8 @@ import accelerate.optimizer
 import torch
 from accelerate.utils import gather_object
 from transformers import PrinterCallback, Trainer, TrainingArguments
-from transformers.utils import logging
 
-from hftk import checkpoints, optimization
+from hftk import adapter_files, adapters, checkpoints, optimization
 from hftk.batching import Plan, StepLoader, StreamPlan
 from hftk.choices import note
 from hftk.conductor import Conductor
@@ -33,9 +31,9 @@ from hftk.config import RunConfig
 from hftk.dropout import fast_dropout
 from hftk.evaluation import collect, scores_of_text
 from hftk.launch import on_main, stop_requested
-from hftk.model import is_pretrained
 from hftk.precision import autocast, choose_precision
 from hftk.task import Features, Task
+from hftk.weights import no_progress_bars
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -73,7 +71,7 @@ def make_arguments(config: RunConfig, plan: Plan | StreamPlan) -> TrainingArgume
         max_grad_norm=train.max_grad_norm,
         seed=train.seed,
         # For train.extra.optim and lr_scheduler_type alone, which bring Trainer's own optimizers and schedules.
-        learning_rate=optimization.peak_learning_rate(config.train, is_pretrained(config.model)), weight_decay=train.weight_decay, adam_beta1=train.adam_beta1, adam_beta2=train.adam_beta2,
+        learning_rate=optimization.peak_learning_rate(config.train, config.model), weight_decay=train.weight_decay, adam_beta1=train.adam_beta1, adam_beta2=train.adam_beta2,
         warmup_steps=train.warmup,
         full_determinism=train.deterministic,
         torch_compile=train.torch_compile,
@@ -107,10 +105,9 @@ class ExactTrainer(Trainer):
         self.plain, self.tokenizer = model, tokenizer
         self.folder = Path(config.output) / checkpoints.FOLDER
         self.task, self.config, self.loader, self.validation, self.run = task, config, loader, validation, run
-        self.learning_rate = optimization.peak_learning_rate(config.train, is_pretrained(config.model))
+        self.learning_rate = optimization.peak_learning_rate(config.train, config.model)
         if config.train.learning_rate is None:
-            weights = "pre-trained weights" if is_pretrained(config.model) else "a model made on the spot"
-            note(f"train.learning_rate: {self.learning_rate:g}, for {weights}")
+            note(f"train.learning_rate: {self.learning_rate:g}, for {optimization.weights_in_words(config.model)}")
         self.metric = f"eval_{config.train.metric_for_best_model.removeprefix('eval_')}"
         """What the best evaluation goes by, as the history calls it."""
         self.higher_is_better = bool(state.get("higher_is_better", False))
@@ -354,6 +351,8 @@ class ExactTrainer(Trainer):
             "precision": self.precision, "run": self.run, "higher_is_better": self.higher_is_better,
         }  # fmt: skip
         self.tokenizer.save_pretrained(staged)
+        if adapters.is_adapter(self.plain):
+            adapter_files.save_config(self.plain, staged)
         (staged / STATE).write_text(json.dumps(state), encoding="utf-8")
         checkpoints.seal(staged, final, {"step": self.state.global_step, "processes": self.args.world_size})
         staged.parent.rmdir()
@@ -398,18 +397,6 @@ class ExactTrainer(Trainer):
 
     def floating_point_ops(self, inputs: Any) -> int:
         return 0  # Trainer counts padding too; tokens and seconds are in the history
-
-
-@contextmanager
-def no_progress_bars() -> Iterator[None]:
-    """Inside, transformers does not draw its bars, such as one for each file of weights, across that of the run."""
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
 
 
 def _search_for_lomo_once() -> None:

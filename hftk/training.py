@@ -15,15 +15,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from hftk import checkpoints
+from hftk import adapter_files, adapters, checkpoints
 from hftk.batching import BatchSize, Plan, StepLoader, StreamPlan
 from hftk.choices import note, noted
-from hftk.config import InputError, Problem, RunConfig
+from hftk.config import InputError, Problem, RunConfig, to_dict
 from hftk.evaluation import collect, first_rows
 from hftk.launch import StopRequested, graceful, on_main
 from hftk.model import default_length, is_pretrained
+from hftk.quantization import bytes_of, count
 from hftk.task import Features, Splits, Task
-from hftk.trainer import STATE, ExactTrainer, Judged, make_arguments, no_progress_bars
+from hftk.trainer import STATE, ExactTrainer, Judged, make_arguments
+from hftk.weights import no_progress_bars
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -32,7 +34,7 @@ STREAM_ROWS = 2000
 """Rows of a stream that are encoded, shuffled and grouped together."""
 FIXED = (
     "seed", "learning_rate", "min_learning_rate", "schedule", "warmup", "optimizer", "weight_decay", "adam_beta1",
-    "adam_beta2", "l1_penalty", "label_smoothing", "max_grad_norm", "metric_for_best_model", "extra.optim",
+    "adam_beta2", "layer_decay", "l1_penalty", "label_smoothing", "max_grad_norm", "metric_for_best_model", "extra.optim",
     "extra.lr_scheduler_type",
 )  # fmt: skip
 """Settings of ``train`` that a continued run must share: the saved optimizer and schedule overrule them, or mix the two; and
@@ -151,10 +153,13 @@ def _finish(
 
 
 def save_trained(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, output: Path) -> None:
-    """Weights (safetensors), config and tokenizer into ``output``: each file whole under another name first, then renamed."""
+    """Weights (safetensors; of an adapter it alone), config and tokenizer into ``output``: each file whole under another name
+    first, then renamed."""
     staging = output / ".saving.tmp"
     with no_progress_bars():
         model.save_pretrained(staging)
+    if adapters.is_adapter(model):
+        adapter_files.save_config(model, staging)
     tokenizer.save_pretrained(staging)
     for path in sorted(staging.iterdir()):
         os.replace(path, output / path.name)
@@ -222,6 +227,8 @@ def fingerprint(
             for name in FIXED
         },
         **{f"--{name}": getattr(config, name) for name in task.fixed},
+        **{f"--model.{name}": to_dict(getattr(config.model, name)) for name in ("adapter", "quantization")},
+        "--model.frozen": config.model.frozen,
     }
 
 
@@ -289,15 +296,18 @@ def peak_memory() -> int:
 
 
 def _model_facts(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: RunConfig) -> dict[str, Any]:
-    parameters = list(model.parameters())
-    return {
-        "architecture": type(model).__name__,
+    base = adapters.base_of(model)
+    quantized = config.model.quantization.bits
+    facts = {
+        "architecture": type(base).__name__,
         "origin": config.model.name or f"made on the spot ({config.model.size})",
         "pretrained": is_pretrained(config.model),
-        "parameters": sum(p.numel() for p in parameters),
-        "parameters_trained": sum(p.numel() for p in parameters if p.requires_grad),
+        "parameters": count(model),
+        "parameters_trained": count(model, trained=True),
+        "bytes": bytes_of(model),
         "context": default_length(model.config),
         "vocabulary": len(tokenizer),
         "tokenizer": type(tokenizer).__name__,
-        "dtype": str(parameters[0].dtype).removeprefix("torch."),
+        "dtype": f"{quantized} bits" if quantized else str(next(base.parameters()).dtype).removeprefix("torch."),
     }
+    return facts | ({"adapter": config.model.adapter.method} if adapters.is_adapter(model) else {})

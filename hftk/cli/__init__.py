@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from hftk import __version__
-from hftk.cli import classes, comparison, prediction
+from hftk.cli import classes, comparison, export, prediction
 from hftk.cli.trained import all_at_once, check_model, check_output, load, say, takes_pairs, task_name, task_of, wrong
 from hftk.config import DataConfig, InputError, Problem
 
@@ -93,6 +93,8 @@ def _command(words: list[str]) -> int:
         return (classes if task_name(given.dir) == "classification" else prediction).predict(given)
     if given.command == "compare":
         return comparison.compare(given)
+    if given.command == "export":
+        return export.export(given)
     return _evaluate(given, dotted) if given.command == "evaluate" else _report(given)
 
 
@@ -130,12 +132,17 @@ def _parsers() -> tuple[ArgumentParser, dict[str, ArgumentParser]]:
         description="Test on the same rows whether one run is better than another.",
     )  # fmt: skip
     comparison.add_flags(compare)
+    merge = commands.add_parser(
+        "export", help="merge an adapter into full-precision weights, checked on real rows", epilog=export.EXAMPLES,
+        description="Merge an adapter into full-precision weights, checked on real rows.",
+    )  # fmt: skip
+    export.add_flags(merge)
     report = commands.add_parser(
         "report", help="make report.html anew from record.json", epilog=REPORT,
         description="Make report.html anew from the record.json of a run.",
     )  # fmt: skip
     report.add_argument("dir", metavar="DIR", help="output folder of a run")
-    return parser, {"predict": predict, "evaluate": evaluate, "compare": compare, "report": report}
+    return parser, {"predict": predict, "evaluate": evaluate, "compare": compare, "export": merge, "report": report}
 
 
 def _add_evaluate(parser: ArgumentParser) -> None:

@@ -14,6 +14,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from hftk.adapter_files import BASE_CONFIG, base_name, has_adapter, saved_config
 from hftk.config import InputError, Problem
 
 WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
@@ -30,7 +31,10 @@ def check_model(name: str, command: str) -> None:
     """
     path = Path(name).expanduser()
     if path.is_dir():
-        whole = (path / "config.json").is_file() and any(next(path.glob(ending), None) for ending in WEIGHTS)
+        if has_adapter(path):
+            base_name(path)
+        described = has_adapter(path) or (path / "config.json").is_file()
+        whole = described and any(next(path.glob(ending), None) for ending in WEIGHTS)
         if whole or next(path.glob("*.gguf"), None):
             return
         inside = ", ".join(sorted(entry.name for entry in path.iterdir())[:8]) or "nothing"
@@ -59,9 +63,10 @@ def task_name(folder: str) -> str:
     if (path / RECORD).is_file():
         return load_record(path).task
     made: dict[str, Any] = {}
-    if (path / "config.json").is_file():
+    settings = path / (BASE_CONFIG if has_adapter(path) else "config.json")
+    if settings.is_file():
         with contextlib.suppress(ValueError, AttributeError):  # a damaged file has its error when the model is loaded
-            made = dict(json.loads((path / "config.json").read_text(encoding="utf-8")).items())
+            made = dict(json.loads(settings.read_text(encoding="utf-8")).items())
     elif not path.exists():
         from transformers import AutoConfig
 
@@ -94,6 +99,9 @@ def task_of(folder: str, settings: Callable[[Any], Any] = lambda config: config)
         config = load_config(config, path / "config.yaml")
     config = settings(config)
     task_class = getattr(import_module(module), task)
+    if has_adapter(path):
+        made = saved_config(path)
+        return task_class(config) if made is None else task_class.of_model(config, made)
     if path.exists() and not (path / "config.json").is_file():
         return task_class(config)
     try:

@@ -26,7 +26,7 @@ STATUS = "status.json"
 PREDICTIONS = "predictions.jsonl"
 LOCK = "run.lock"
 OURS = (
-    "*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json", "adapter_config.json",
+    "*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json", "adapter_config.json", "base_config.json", "base",
     "training_args.bin", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
     "vocab.json", "vocab.txt", "merges.txt", "*.spm", "spiece.model", "sentencepiece.bpe.model", "tokenizer.model",
     "chat_template.json*", "chat_template.jinja", "README.md", "report.html", "report.md", PREDICTIONS,

@@ -87,7 +87,7 @@ def opening(text: str, words: int = 8, characters: int = 40) -> str:
 def next_token_logits(model: Any, batch: Batch) -> torch.Tensor:
     """(batch, tokens, vocabulary)."""
     logits: torch.Tensor = model(**decoder_inputs(batch), use_cache=False).logits
-    return logits
+    return logits[:, -batch["input_ids"].shape[1] :]  # those of virtual tokens (prompt tuning) stand before
 
 
 def decoder_inputs(batch: Batch) -> dict[str, torch.Tensor]:

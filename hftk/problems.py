@@ -1,0 +1,32 @@
+"""What is wrong with the input: where, what was found, what was expected, and what to type next."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """One mistake in the input: where it is, what was found, what was expected and what to type next."""
+
+    setting: str
+    """Dotted name of the setting as it is typed on the command line, such as ``train.learning_rate``; "" where none applies."""
+    message: str
+    """What was expected and what was found, in one sentence."""
+    fix: str = ""
+    """What to type next."""
+
+    def __str__(self) -> str:
+        where = f"--{self.setting}: " if self.setting else ""
+        return f"{where}{self.message}" + (f"\n    {self.fix}" if self.fix else "")
+
+
+class InputError(Exception):
+    """Wrong input by the user. :func:`hftk.launch.run` prints it without a traceback and exits with code 2.
+
+    Built from one message or from several :class:`Problem`, which are shown together.
+    """
+
+    def __init__(self, *problems: Problem | str) -> None:
+        self.problems = tuple(p if isinstance(p, Problem) else Problem(setting="", message=p) for p in problems)
+        super().__init__("\n".join(str(p) for p in self.problems))
