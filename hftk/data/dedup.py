@@ -68,7 +68,11 @@ def conflicts(parts: Mapping[str, Part], columns: Mapping[str, Column], examples
 
 
 def _differing(
-    one: tuple[str, Part], two: tuple[str, Part], pairs: Sequence[tuple[int, int]], columns: Mapping[str, Column], examples: int
+    one: tuple[str, Part],
+    two: tuple[str, Part],
+    pairs: Sequence[tuple[int, int]],
+    columns: Mapping[str, Column],
+    examples: int,
 ) -> dict[str, Any]:
     """Those of ``pairs`` (a row of ``one``, a row of ``two``) that have different targets."""
     (split, part), (other_split, other) = one, two

@@ -32,7 +32,16 @@ from hftk.parsing.settings_file import (
     save_config,
 )
 
-__all__ = ["dump_changed", "dump_config", "format_help", "load_config", "parse", "print_changed", "print_config", "save_config"]
+__all__ = [
+    "dump_changed",
+    "dump_config",
+    "format_help",
+    "load_config",
+    "parse",
+    "print_changed",
+    "print_config",
+    "save_config",
+]
 
 Config = TypeVar("Config")
 

@@ -209,9 +209,7 @@ def _changed(config: Any, *others: Any) -> dict[str, Any]:
     return {name: value for name, value in found.items() if value != {}}
 
 
-def _dump(
-    values: Any, *, allow_unicode: bool, default_flow_style: bool | None = False, width: float = math.inf
-) -> str:
+def _dump(values: Any, *, allow_unicode: bool, default_flow_style: bool | None = False, width: float = math.inf) -> str:
     style: dict[str, Any] = {"default_flow_style": default_flow_style, "width": width}
     return str(yaml.dump(_plain(values), Dumper=_Dumper, allow_unicode=allow_unicode, sort_keys=False, **style))
 

@@ -201,7 +201,9 @@ def _tested(main: Score, rival: Score, test: Mapping[str, Any]) -> str:
     chance = f"(p = {test['p_value']:.2g})"
     if test["p_value"] >= LEVEL:
         return f", {'and' if good else 'but'} {'better' if good else 'worse'} than {whose} {lead}: no real difference {chance}"
-    return f", {'and' if good else 'but'} {'better' if good else 'worse'} than {whose} {lead}: a real difference {chance}"
+    return (
+        f", {'and' if good else 'but'} {'better' if good else 'worse'} than {whose} {lead}: a real difference {chance}"
+    )
 
 
 # --- the run ------------------------------------------------------------------------------------------------------------

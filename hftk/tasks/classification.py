@@ -339,10 +339,10 @@ class Classification:
         """The majority class (the mean, for regression), and TF-IDF with logistic (ridge) regression. What they answer is kept,
         so that :meth:`analysis` can test the model against them on the same rows."""
         from hftk.tasks.rivals import Rivals
-        from hftk.tasks.tfidf import Majority, fit_tfidf
+        from hftk.tasks.tfidf import Majority, TfIdf, fit_tfidf
 
         tfidf = fit_tfidf(splits, tune_thresholds=self.config.tune_thresholds)
-        systems = {"majority": Majority(splits.train), "tfidf": tfidf}
+        systems: dict[str, Majority | TfIdf] = {"majority": Majority(splits.train), "tfidf": tfidf}
         self._rivals = Rivals(rows, {name: system.answer(rows) for name, system in systems.items()})
         return [
             replace(score, when=f"baseline:{name}")

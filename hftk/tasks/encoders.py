@@ -133,7 +133,10 @@ def encode_texts(
     if too_long and truncation == "error":
         found = [(texts[row], pairs[row] if pairs is not None else "") for row in too_long[:SHOWN]]
         known = [(places or {}).get(text) for text in found]
-        said = [f"row {place[1]} of {place[0]}" if place else f"row {row + 1}" for place, row in zip(known, too_long, strict=False)]
+        said = [
+            f"row {place[1]} of {place[0]}" if place else f"row {row + 1}"
+            for place, row in zip(known, too_long, strict=False)
+        ]
         raise InputError(_too_long(said, len(too_long), longest, max_length))
     facts = {
         "tokens": int(sum(map(len, inputs))), "truncated_rows": len(too_long), "tokens_lost": lost, "longest": longest,
@@ -142,9 +145,7 @@ def encode_texts(
     return {"input_ids": inputs} | ({"token_type_ids": types} if with_types else {}), facts
 
 
-def places_of(
-    tables: Mapping[str, Table], places: Mapping[str, Sequence[Place]]
-) -> dict[tuple[str, str], Place]:
+def places_of(tables: Mapping[str, Table], places: Mapping[str, Sequence[Place]]) -> dict[tuple[str, str], Place]:
     """Text and second text ("" where there is none) to the file and row where they stand first, over all splits."""
     found: dict[tuple[str, str], Place] = {}
     for split, table in tables.items():
@@ -203,7 +204,9 @@ def fixed_width(model: PreTrainedModel, asked: int | None) -> int:
     if not lengths:
         message = f"{name} takes no attention mask, so every row is padded to one length, and its config names none"
         raise InputError(Problem(setting="train.max_length", message=message, fix="set it: --train.max_length 128"))
-    note(f"{name} takes no attention mask: every row is padded to {min(lengths)} tokens (--train.max_length), so that padding is the same for all")
+    note(
+        f"{name} takes no attention mask: every row is padded to {min(lengths)} tokens (--train.max_length), so that padding is the same for all"
+    )
     return int(min(lengths))
 
 

@@ -62,7 +62,11 @@ def compare(found: Answers, other: Answers, rows: Dataset, *, resamples: int, se
     else:
         compared = compare_multi_label(true.astype(bool), found.chosen, other.chosen, labels.names, **chance)
     differs = found.chosen != other.chosen
-    least = {"accuracy": mcnemar(found.chosen == true, other.chosen == true).p_value} if labels.problem_type == SINGLE else {}
+    least = (
+        {"accuracy": mcnemar(found.chosen == true, other.chosen == true).p_value}
+        if labels.problem_type == SINGLE
+        else {}
+    )
     exact = min(1.0, 2.0 ** (1 - int((differs.any(1) if differs.ndim == 2 else differs).sum())))
     return [
         replace(one, p_value=one.p_value if one.p_value is None else max(one.p_value, exact, least.get(one.name, 0)))
@@ -95,7 +99,9 @@ def against(found: Answers, rivals: Rivals | None, rows: Dataset, *, resamples: 
         if labels.problem_type == SINGLE:
             true = truth(rows, labels)
             test = mcnemar(found.chosen == true, answers.chosen == true)
-            words.append(f"McNemar: {MODEL} alone has {test.only_a:,} rows right, {said[name]} alone {test.only_b:,}, p = {test.p_value:.3g}.")
+            words.append(
+                f"McNemar: {MODEL} alone has {test.only_a:,} rows right, {said[name]} alone {test.only_b:,}, p = {test.p_value:.3g}."
+            )
     if not lines:
         return []
     note = f"The same {len(rows):,} rows, by the paired bootstrap. {' '.join(words)}"

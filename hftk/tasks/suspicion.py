@@ -32,9 +32,7 @@ LONGEST = 300
 """Characters of a text that are shown."""
 
 
-def find(
-    splits: Splits, look: Look, *, most: int, thresholds: Sequence[float] | None = None
-) -> list[dict[str, Any]]:
+def find(splits: Splits, look: Look, *, most: int, thresholds: Sequence[float] | None = None) -> list[dict[str, Any]]:
     """A section with the ``most`` suspicious rows of the training split, the most suspicious first; [] for regression.
 
     ``thresholds``: (labels,) tuned ones of the model with several labels per row; None: 0.5 for the model and for TF-IDF.
@@ -141,5 +139,7 @@ def _several(
 def _centred(probabilities: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
     """(rows, labels) from 0 to 1, rising with the probability, and 0.5 at each label's threshold."""
     below, above = np.maximum(thresholds, 1e-12), np.maximum(1 - thresholds, 1e-12)
-    found: np.ndarray = np.where(probabilities < thresholds, 0.5 * probabilities / below, 0.5 + 0.5 * (probabilities - thresholds) / above)
+    found: np.ndarray = np.where(
+        probabilities < thresholds, 0.5 * probabilities / below, 0.5 + 0.5 * (probabilities - thresholds) / above
+    )
     return found

@@ -72,7 +72,10 @@ def test_conflicts_between_splits_are_told_by_split_and_row():
 
 
 def test_two_splits_that_agree_are_not_listed():
-    assert list(conflicts({"train": part_of(["a"], [0]), "test": part_of(["a", "z"], [0, 1])}, COLUMNS)) == ["train", "test"]
+    assert list(conflicts({"train": part_of(["a"], [0]), "test": part_of(["a", "z"], [0, 1])}, COLUMNS)) == [
+        "train",
+        "test",
+    ]
 
 
 def test_the_order_of_several_labels_is_no_conflict():

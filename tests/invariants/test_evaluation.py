@@ -162,7 +162,10 @@ def test_the_same_weights_are_not_run_over_the_same_rows_twice_but_others_are():
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_judging_is_in_the_precision_of_the_weights_whatever_training_runs_in_and_says_so(precision, tmp_path):
     splits = small_runs.splits_of(TRAIN, HELD_OUT)
-    config = override(small_runs.make_config(tmp_path), {"train": {"precision": precision, "max_steps": 2, "epochs": None, "eval_steps": 2}})
+    config = override(
+        small_runs.make_config(tmp_path),
+        {"train": {"precision": precision, "max_steps": 2, "epochs": None, "eval_steps": 2}},
+    )
     task, model, tokenizer = small_runs.load(config, splits)
     trained = hftk.fit(task, model, tokenizer, splits, config)
     judged = hftk.evaluate(task, trained.model, tokenizer, splits.held_out, config.eval, samples=False)

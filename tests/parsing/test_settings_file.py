@@ -188,7 +188,9 @@ def test_a_terminal_without_the_characters_gets_escapes() -> None:
     assert b'output: "\\u6570"' in done.stdout
 
 
-RECIPE = Recipe(data=DataConfig(sample="toy", validation_fraction=0.1), train=TrainConfig(epochs=2, warmup=0.1), output="out/x")
+RECIPE = Recipe(
+    data=DataConfig(sample="toy", validation_fraction=0.1), train=TrainConfig(epochs=2, warmup=0.1), output="out/x"
+)
 
 
 @pytest.mark.parametrize(

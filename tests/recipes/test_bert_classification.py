@@ -148,7 +148,12 @@ def test_the_record_holds_scores_of_all_systems_and_what_the_task_found(done, ki
         "several": ["By class", "Calibration", "Most confident mistakes", "Chosen on the validation split", "Suspicious labels"],
         "numbers": ["Predicted against true", "Largest errors"],
     }
-    assert titles == expected["one" if kind == "pairs" else kind]
+    assert titles == ["Against the baselines", *expected["one" if kind == "pairs" else kind]]
+    tests = {(line["when"], line["score"]): line for line in record["analysis"][0]["rows"]}
+    tfidf = {s["name"]: s["value"] for s in record["scores"] if s["when"] == "baseline:tfidf"}
+    after = {s["name"]: s["value"] for s in record["scores"] if s["when"] == "after"}
+    test = tests["baseline:tfidf", main]
+    assert (test["model"], test["value"]) == pytest.approx((after[main], tfidf[main]))
     cut = record["data"]["judged"]
     assert cut["max_length"] == 14 and {"truncated_rows", "tokens_lost", "tokens", "longest"} <= set(cut)
     assert record["data"]["training"]["max_length"] == 14 and "cleaned" in record["data"]

@@ -36,9 +36,15 @@ def build(architecture: str) -> tuple[Any, Any]:
 
     tokenizer = train_wordpiece(TEXTS, 200)
     fields = {**WITHOUT_TYPES, **WITH_TYPES}[architecture]
-    special = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.sep_token_id, "bos_token_id": tokenizer.cls_token_id}
+    special = {
+        "pad_token_id": tokenizer.pad_token_id,
+        "eos_token_id": tokenizer.sep_token_id,
+        "bos_token_id": tokenizer.cls_token_id,
+    }
     torch.manual_seed(0)
-    config = AutoConfig.for_model(architecture, **fields, **special, vocab_size=len(tokenizer), num_labels=3, id2label=dict(enumerate(NAMES)))
+    config = AutoConfig.for_model(
+        architecture, **fields, **special, vocab_size=len(tokenizer), num_labels=3, id2label=dict(enumerate(NAMES))
+    )
     config.problem_type = "single_label_classification"
     model = AutoModelForSequenceClassification.from_config(config)
     for parameter in model.parameters():

@@ -46,7 +46,10 @@ def test_a_clear_lead_is_a_real_difference() -> None:
     assert line["difference"]["value"] == pytest.approx(0.3) and line["difference"]["interval"][0] > 0.15
     assert line["p_value"] == pytest.approx(2 / 301)
     assert "the model is better by 0.300" in section["note"] and "the difference is real" in section["note"]
-    assert "McNemar: the model alone has 30 rows right, TF-IDF + logistic regression alone 0, p = 1.86e-09." in section["note"]
+    assert (
+        "McNemar: the model alone has 30 rows right, TF-IDF + logistic regression alone 0, p = 1.86e-09."
+        in section["note"]
+    )
 
 
 def test_one_row_more_is_no_real_difference() -> None:
@@ -56,7 +59,9 @@ def test_one_row_more_is_no_real_difference() -> None:
 
 
 @pytest.mark.parametrize(("rows", "p_value"), [(1, None), (2, 0.5), (3, 0.25), (5, 0.0625), (6, 0.03125)])
-def test_on_a_handful_of_rows_no_lead_is_called_real_before_an_exact_test_could(rows: int, p_value: float | None) -> None:
+def test_on_a_handful_of_rows_no_lead_is_called_real_before_an_exact_test_could(
+    rows: int, p_value: float | None
+) -> None:
     table, found, rivals = single(rows, rows, 0)
     [section] = against(found, rivals, table, **CHANCE)
     assert section["rows"][0]["p_value"] == p_value
@@ -176,6 +181,9 @@ def test_the_closing_lines_say_whether_the_lead_is_real(right: int, rival: int, 
 
 
 def test_a_damaged_table_breaks_no_verdict() -> None:
-    record = replace(run_of(100, 90, 60), analysis=[None, {"kind": "table"}, {"kind": "table", "rows": [None, 3, {"when": "baseline:tfidf"}]}])
+    record = replace(
+        run_of(100, 90, 60),
+        analysis=[None, {"kind": "table"}, {"kind": "table", "rows": [None, 3, {"when": "baseline:tfidf"}]}],
+    )
     rival = Score(name="accuracy", value=0.6, higher_is_better=True, n=100, when="baseline:tfidf", split="test")
     assert record.test_against(rival) is None and "above the TF-IDF baseline's 0.6000" in summary_lines(record)[1]

@@ -295,7 +295,9 @@ def test_decisions_about_several_labels_go_by_tuned_thresholds() -> None:
 
 @pytest.mark.parametrize("threshold", [0.0, 1e-9, 0.2, 0.5, 0.999, 1.0])
 def test_a_probability_is_centred_at_its_threshold_and_keeps_its_order(threshold: float) -> None:
-    probabilities = np.sort(np.append(np.random.default_rng(0).random(200), [0.0, threshold, np.nextafter(threshold, 0), 1.0]))[:, None]
+    probabilities = np.sort(
+        np.append(np.random.default_rng(0).random(200), [0.0, threshold, np.nextafter(threshold, 0), 1.0])
+    )[:, None]
     probabilities = probabilities.clip(0, 1)
     found = suspicion._centred(probabilities, np.array([threshold]))
     assert (np.diff(found[:, 0]) >= 0).all() and (found >= 0).all() and (found <= 1).all()
@@ -352,7 +354,13 @@ def test_conflicting_labels_are_shown_with_split_and_row() -> None:
     facts = {"conflicts": {"train": {"rows": 0, "examples": []}, "train and test": {"rows": 1, "examples": [pair]}}}
     (section,) = suspicion.find_conflicts(Splits(train=animals(3), facts=facts))
     assert section["rows"] == [
-        {"text": "a", "label": "x", "place": "train: row 3 of train.csv", "other": "y", "other_place": "test: row 7 of test.csv"}
+        {
+            "text": "a",
+            "label": "x",
+            "place": "train: row 3 of train.csv",
+            "other": "y",
+            "other_place": "test: row 7 of test.csv",
+        }
     ]
     assert "another label: 1 in train and test." in section["note"]
     assert suspicion.find_conflicts(Splits(train=animals(3))) == []
@@ -360,7 +368,9 @@ def test_conflicting_labels_are_shown_with_split_and_row() -> None:
 
 def test_a_training_split_of_one_class_has_a_baseline_that_answers_it() -> None:
     train, test = rows_of(["cat purr", "cat mew"], [1, 1]), animals(6)
-    scores = Classification(ClassificationConfig()).baselines(Splits(train=train), None, test, None, resamples=0, seed=0)  # type: ignore[arg-type]
+    scores = Classification(ClassificationConfig()).baselines(
+        Splits(train=train), None, test, None, resamples=0, seed=0
+    )  # type: ignore[arg-type]
     accuracy = {score.when: score.value for score in scores if score.name == "accuracy"}
     assert accuracy["baseline:tfidf"] == accuracy["baseline:majority"] == np.mean(np.array(test["label"]) == 1)
 
