@@ -23,6 +23,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from hftk import constraints
 from hftk.beams import search
+from hftk.caches import make_cache
 from hftk.constraints import Constraints, RowSampling
 
 FIELDS = frozenset(constraints.FIELDS) | {
@@ -67,7 +68,7 @@ def why_not(model: Any, config: GenerationConfig) -> str:
     What is known here is the preparation of ``transformers.GenerationMixin`` itself with its default cache: most models of
     text, among them T5, BART, Marian, Pegasus, M2M100, two joined BERTs, GPT-2 and Llama.
     """
-    inner = _inner(model)
+    inner: Any = _inner(model)
     odd = sorted(name for name in config.to_diff_dict() if name not in FIELDS and not name.startswith("_"))
     if odd:
         return f"settings: {', '.join(odd)}"
@@ -144,7 +145,7 @@ class Steps:
         self._model = model = _inner(model)
         self._accepted = inspect.signature(model.forward).parameters
         layout = model.config.get_text_config(decoder=True)
-        self._cache: Any = DynamicCache(config=layout)
+        self._cache: Any = make_cache(layout)
         self._both = model.config.is_encoder_decoder
         self._mask: torch.Tensor | None = None if mask.all() else mask  # (rows, prompt tokens)
         self._positions: torch.Tensor | None = None  # (rows, 1): the place of the last token

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 LOGITS_BYTES = 2**28
 """Most memory for the logits over the vocabulary of one batch: batches of a judged split shrink to fit (no score changes)."""
+PRECISIONS = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 TOKENS = 2**14
 """Most tokens of one batch, padding included, where the vocabulary does not matter."""
 
@@ -49,7 +50,7 @@ class Evaluation:
     analysis: list[dict[str, Any]] = field(default_factory=list, repr=False)
     """Sections for the report."""
     facts: dict[str, Any] = field(default_factory=dict)
-    """Counts from encoding: tokens, truncated rows."""
+    """Counts from encoding: tokens, truncated rows; ``precision`` of the forward passes."""
 
 
 def evaluate(
@@ -67,7 +68,8 @@ def evaluate(
     """Scores and samples of ``model`` on ``held_out`` (name and rows of a split), or None where there is no such split.
 
     ``max_length`` is the context of each window in tokens; default: the model's, at most 1024. All processes call this and get
-    the same result. No score depends on ``eval.batch_size`` or on the number of processes. With ``output``, a folder, the main
+    the same result. No score depends on ``eval.batch_size`` or on the number of processes, and none on ``train.precision``: forward
+    passes are computed in the precision of the weights, here and on the validation split during training. With ``output``, a folder, the main
     process writes ``predictions.jsonl`` there, one line per row, before anything is scored.
     """
     if held_out is None:
@@ -93,7 +95,7 @@ def evaluate(
         outputs=outputs,
         predictions=predictions,
         analysis=task.analysis(outputs, features, rows, **chance) if when == "after" else [],
-        facts=features.facts,
+        facts={**features.facts, "precision": PRECISIONS.get(model.dtype, str(model.dtype))},
     )
 
 
@@ -127,10 +129,11 @@ def _generate(
 ) -> list[str]:  # fmt: skip
     """One output per row, in data order; the rows are dealt to the processes. With ``output`` an interrupted call is continued."""
     process, processes = _place()
-    sources, settings = task.sources(rows), task.generation(model)
+    settings = task.generation(model)
     if greedy:
         kept = {name: getattr(settings, name) for name in ("max_new_tokens", "no_repeat_ngram_size", "repetition_penalty")}
         settings = GenerationSettings(**kept)
+    sources, _ = task.prompts(rows["source"][:], tokenizer, max_length=max_length, new=settings.max_new_tokens)
     mine = list(range(process, len(sources), processes))
     prompts = [sources[i] for i in mine]
     if output is None:
@@ -139,7 +142,7 @@ def _generate(
         path = Path(output) / f"{GENERATED}{process}"
         path.parent.mkdir(parents=True, exist_ok=True)
         found = generate_keeping(path, model, tokenizer, prompts, settings, max_prompt_tokens=max_length, progress=process == 0)
-    own = list(zip(mine, (g.text for g in found), strict=True))
+    own = list(zip(mine, (g.text.strip() for g in found), strict=True))
     parts: list[Any] = [own]
     if processes > 1:
         parts = [None] * processes

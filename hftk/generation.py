@@ -20,7 +20,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -30,10 +30,12 @@ import torch
 from tqdm import tqdm
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
+from hftk.architectures import positions
 from hftk.batching import split_step
 from hftk.config import GenerationSettings, InputError, Problem
 from hftk.constraints import RowSampling
 from hftk.decoding import decode
+from hftk.tokenizers import join_wordpieces
 
 logger = logging.getLogger(__name__)
 
@@ -118,18 +120,20 @@ def generate_to_file(
     max_tokens_per_batch: int = TOKENS_PER_BATCH,
     batch_size: int | None = None,
     progress: bool = False,
+    finish: Callable[[Generated], Generated] = lambda result: result,
 ) -> list[Generated]:
     """Write one JSON line per prompt to ``path``, in data order, and continue where an interrupted call stopped.
 
     A line is ``{"index", ...columns, "prediction", "finished", "tokens", "truncated"}``; ``columns`` gives what else
-    to put there, one entry per prompt. Outputs are kept in ``path + ".partial"`` as they come; ``path`` appears (or
+    to put there, one entry per prompt, and ``finish`` may change an output before it is written there. Outputs are kept in ``path + ".partial"`` as they come; ``path`` appears (or
     is replaced) when all are there, by one rename. The same call after an interruption, SIGKILL included, repeats the
     unfinished batches alone and ends in the same file, byte for byte. Partial outputs of other weights, prompts or
     settings are not mixed in: they are logged and dropped.
     """
     path = Path(path)
     partial = path.with_name(path.name + ".partial")
-    results = _go_on(_prepare(model, tokenizer, prompts, settings, max_tokens_per_batch, batch_size), partial, progress)
+    kept = _go_on(_prepare(model, tokenizer, prompts, settings, max_tokens_per_batch, batch_size), partial, progress)
+    results = [finish(result) for result in kept]
     whole = path.with_name(path.name + ".new")
     with open(whole, "wb") as file:
         for result in results:
@@ -223,7 +227,7 @@ def _check(model: Any, prompts: Sequence[str], settings: GenerationSettings) -> 
         kind = type(prompts[strange]).__name__
         problems.append(Problem(setting="", message=f"expected text in every prompt, found {kind} in row {strange}"))
     config = model.config
-    context, new = _positions(config.get_text_config(decoder=True)), settings.max_new_tokens
+    context, new = positions(config.get_text_config(decoder=True)), settings.max_new_tokens
     if context is not None and new >= context:
         problems.append(
             Problem(
@@ -235,13 +239,8 @@ def _check(model: Any, prompts: Sequence[str], settings: GenerationSettings) -> 
     if problems:
         raise InputError(*problems)
     if config.is_encoder_decoder:
-        return _positions(getattr(config, "encoder", config))
+        return positions(getattr(config, "encoder", config))
     return None if context is None else context - new
-
-
-def _positions(config: Any) -> int | None:
-    positions = getattr(config, "max_position_embeddings", None)
-    return positions if isinstance(positions, int) and positions > 0 else None
 
 
 def _generation_config(
@@ -365,7 +364,7 @@ def _decode(job: _Job, row: int, new: list[int]) -> str:
         return text
 
     if job.model.config.is_encoder_decoder:
-        return decode(new)
+        return join_wordpieces(decode(new), job.tokenizer)
     # Sentencepiece-like tokenizers drop the space before the first word that they decode: decode behind the prompt.
     prompt, whole = decode(job.inputs[row]), decode(job.inputs[row] + new)
     return whole[len(prompt) :] if whole.startswith(prompt) else decode(new)

@@ -10,23 +10,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError
 
+from hftk.architectures import LONGEST_DEFAULT, halves, kind_of, positions
 from hftk.choices import note
 from hftk.config import InputError, ModelConfig, Problem
 from hftk.heads import keep_meaning, trained_labels
+from hftk.origins import UNLOADABLE, explain, load_named, read_config, reason
 from hftk.task import Splits, Task
 from hftk.tokenizers import SMALLEST_VOCABULARY, train_tokenizer
+from hftk.warm_start import freeze_unread, half_problems, warm_start
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-LONGEST_DEFAULT = 1024
-"""Default limit of ``train.max_length`` and of evaluation windows, for models whose context is longer."""
 FALLBACK_CONTEXT = 1024
 WEIGHTS = ("*.safetensors", "*.bin", "*.gguf")
-UNLOADABLE = (OSError, ValueError, ImportError, RuntimeError, KeyError, TypeError, SafetensorError)
-"""What transformers raises for files that are missing, damaged, of another model or of none."""
 
 
 def check_model(config: ModelConfig, task: Task, max_length: int | None = None) -> PretrainedConfig:
@@ -55,6 +53,8 @@ def check_model(config: ModelConfig, task: Task, max_length: int | None = None) 
             inside = ", ".join(sorted(p.name for p in folder.iterdir())[:8])
             message = f"expected weights ({', '.join(WEIGHTS)}) in {folder}, found {inside}"
             problems.append(Problem(setting="model.name", message=message, fix="name the folder that a run wrote"))
+        if _from_encoder(task, made):
+            problems += half_problems(made)
     else:
         problems += _tokenizer_problems(config, task)
     if config.name is None or config.attention != "auto":
@@ -90,7 +90,7 @@ def _build_problems(config: ModelConfig, task: Task, made: PretrainedConfig) -> 
             _from_config(config, task, made)
     except Exception as error:  # whatever an architecture raises when its numbers do not fit together
         at_fault = "model.config" if config.attention == "auto" else "model.attention"
-        message = f"a {made.model_type} cannot be made of these settings: {_reason(error)}"
+        message = f"a {made.model_type} cannot be made of these settings: {reason(error)}"
         yield Problem(setting=at_fault, message=message, fix="change or leave out the field that is named")
 
 
@@ -99,7 +99,7 @@ def model_config(config: ModelConfig, task: Task) -> PretrainedConfig:
     from transformers import AutoConfig
 
     if config.name is not None:
-        made = _named(config, lambda name, **kw: AutoConfig.from_pretrained(name, **kw))
+        made = read_config(config)
         _lay_over(made, config.config)
     else:
         architecture = config.architecture or task.architecture
@@ -110,7 +110,8 @@ def model_config(config: ModelConfig, task: Task) -> PretrainedConfig:
         fields = {made.attribute_map.get(name, name): value for name, value in config.config.items()}
         made = AutoConfig.for_model(architecture, **{**size, **fields})
     if config.dropout is not None:
-        _set_dropout(made, config.dropout)
+        for half in halves(made):
+            _set_dropout(half, config.dropout)
     return made
 
 
@@ -140,26 +141,17 @@ def _lay_over(made: PretrainedConfig, values: Mapping[str, Any]) -> None:
             try:
                 setattr(made, name, value)
             except Exception as error:  # transformers checks types; its errors have no base of their own
-                message = _reason(error)
+                message = reason(error)
         if message:
             problems.append(Problem(setting=f"model.config.{name}", message=message))
     if problems:
         raise InputError(*problems)
 
 
-POSITIONS_AFTER_PADDING = ("roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "roberta-prelayernorm", "longformer", "data2vec-text", "mpnet", "xmod")  # fmt: skip
-"""Model types that number positions from the padding's id + 1 on: so many of their position embeddings stand for no token."""
-
-
 def context_length(config: PretrainedConfig) -> int:
     """Most tokens that the model was made for, by the names that architectures use for it."""
-    if config.model_type in POSITIONS_AFTER_PADDING:
-        return int(config.max_position_embeddings - (config.pad_token_id or 0) - 1)
-    for name in ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "seq_length"):
-        value = getattr(config, name, None)
-        if isinstance(value, int) and value > 0:
-            return value
-    return FALLBACK_CONTEXT
+    found = [positions(config), *(getattr(config, name, None) for name in ("n_positions", "n_ctx", "max_seq_len", "seq_length"))]
+    return next((value for value in found if isinstance(value, int) and value > 0), FALLBACK_CONTEXT)
 
 
 def default_length(config: PretrainedConfig) -> int:
@@ -223,7 +215,7 @@ def load_trained(
 
     config = ModelConfig(name=folder, dtype=dtype)  # type: ignore[arg-type]
     auto = getattr(transformers, auto_model)
-    model = _named(config, lambda name, **kw: auto.from_pretrained(name, dtype=_dtype(config), **kw))
+    model = load_named(config, lambda name, **kw: auto.from_pretrained(name, dtype=_dtype(config), **kw))
     return _plain(model).eval(), _tokenizer(config)
 
 
@@ -243,9 +235,18 @@ def _load_named(
         made.activation_function = "gelu_pytorch_tanh"
         note("activation gelu_new computed as gelu_pytorch_tanh: the same function in one kernel instead of eight")
     attention = {} if config.attention == "auto" else {"attn_implementation": config.attention}
+    if _from_encoder(task, made):
+        tokenizer = _tokenizer(config)
+
+        def load(auto: Any, half: PretrainedConfig) -> Any:
+            options = {"config": half, "dtype": _dtype(config), "output_loading_info": True, **attention}
+            return load_named(config, lambda name, **kw: auto.from_pretrained(name, **options, **kw))
+
+        joined, made_anew = warm_start(made, tokenizer, load)
+        return joined, tokenizer, made_anew
     # A head for another number of labels is made anew; other weights of another shape stay an error.
     new_head = {"ignore_mismatched_sizes": True} if "SequenceClassification" in task.auto_model else {}
-    model, loading = _named(
+    model, loading = load_named(
         config,
         lambda name, **kw: auto.from_pretrained(
             name, config=made, dtype=_dtype(config), output_loading_info=True, **attention, **new_head, **kw
@@ -258,7 +259,13 @@ def _load_named(
     if loading["missing_keys"]:
         note(f"new weights, not in the checkpoint: {', '.join(sorted(loading['missing_keys'])[:4])}")
     new = {*loading["missing_keys"], *(key for key, *_ in loading["mismatched_keys"])}
+    freeze_unread(model)
     return _plain(model), _tokenizer(config), new
+
+
+def _from_encoder(task: Task, made: PretrainedConfig) -> bool:
+    """Whether an encoder such as BERT has to become both halves of an encoder-decoder."""
+    return task.auto_model == "AutoModelForSeq2SeqLM" and kind_of(made) == "encoder"
 
 
 def _make(
@@ -330,7 +337,7 @@ def _dtype(config: ModelConfig) -> torch.dtype:
 def _tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
-    tokenizer = _named(config, lambda name, **kw: AutoTokenizer.from_pretrained(name, **kw))
+    tokenizer = load_named(config, lambda name, **kw: AutoTokenizer.from_pretrained(name, **kw))
     return _with_padding(tokenizer)
 
 
@@ -341,60 +348,13 @@ def _existing_tokenizer(name: str) -> PreTrainedTokenizerBase:
     try:
         return _with_padding(AutoTokenizer.from_pretrained(name))
     except UNLOADABLE as error:
-        raise InputError(Problem(setting="model.tokenizer", **_explain(name, error))) from error
+        raise InputError(Problem(setting="model.tokenizer", **explain(name, error))) from error
 
 
 def _with_padding(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
     if tokenizer.pad_token_id is None and tokenizer.eos_token_id is not None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
-
-
-def _named(config: ModelConfig, load: Any) -> Any:
-    """Call ``load(name, **arguments)`` for a Hub id, a folder, or a folder with nothing but a GGUF file, or such a file."""
-    assert config.name is not None
-    path = Path(config.name)
-    arguments: dict[str, Any] = {}
-    name = config.name
-    if path.suffix == ".gguf" and path.is_file():
-        name, arguments["gguf_file"] = str(path.parent), path.name
-    elif path.is_dir():
-        gguf = sorted(path.glob("*.gguf"))
-        if gguf and not (path / "config.json").exists():
-            arguments["gguf_file"] = gguf[0].name
-        elif not (path / "config.json").exists():
-            inside = ", ".join(sorted(p.name for p in path.iterdir())[:8]) or "nothing"
-            raise InputError(
-                Problem(
-                    setting="model.name",
-                    message=f"expected a folder with config.json, weights and tokenizer; {name} has {inside}",
-                    fix="name the folder that a run or save_pretrained wrote",
-                )
-            )
-    else:
-        arguments["revision"] = config.revision or "main"
-    try:
-        return load(name, **arguments)
-    except UNLOADABLE as error:
-        raise InputError(Problem(setting="model.name", **_explain(config.name, error))) from error
-
-
-def _explain(name: str, error: Exception) -> dict[str, str]:
-    text = _reason(error)
-    if Path(name).exists():
-        fix = 'pip install "hftk[gguf]"' if isinstance(error, ImportError) and "gguf" in str(error) else "check the folder's files"
-        return {"message": f"{name} cannot be loaded: {text}", "fix": fix}
-    return {
-        "message": f"there is no folder {name}, and as a Hub id it cannot be loaded: {text}",
-        "fix": "check the spelling and the network (HF_HUB_OFFLINE, HF_ENDPOINT); for a private model: hf auth login. "
-        "Without a network: --model.name FOLDER of a downloaded model, or --model.size tiny for one made on the spot",
-    }
-
-
-def _reason(error: Exception) -> str:
-    """What an exception says, in one line: the last one where the first only announces it."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    return lines[-1] if lines[0].endswith(":") else lines[0]
 
 
 def _plain(model: PreTrainedModel) -> PreTrainedModel:

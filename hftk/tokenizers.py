@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,9 @@ SPECIAL = {"bert": list(BERT_TOKENS.values()), "t5": list(T5_TOKENS.values())}
 SMALLEST_VOCABULARY = {"bpe": 257, "wordpiece": 64, "characters": 3}
 """A special token and the bytes; an alphabet; two special tokens and one character. For an encoder, five more."""
 CODE_POINTS = 0x110000
+_CHINESE = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0002fa1f\u3000-\u303f\uff00-\uffef"
+_BESIDE_CHINESE = re.compile(f"(?<=[{_CHINESE}]) | (?=[{_CHINESE}])")
+_APOSTROPHE = re.compile(r"(?<=\w) ' (?=(?:s|t|m|re|ve|ll|d)\b)")
 ANY_CHARACTER = r"[\s\S]"
 
 
@@ -158,6 +162,21 @@ def train_characters(texts: Iterable[str], vocab_size: int, *, frame: str = "doc
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(ANY_CHARACTER), "isolated")
     tokenizer.decoder = decoders.Fuse()
     return _framed(tokenizer, frame, unk_token=UNKNOWN)
+
+
+def join_wordpieces(text: str, tokenizer: Any) -> str:
+    """What a WordPiece tokenizer decoded, with fewer of the spaces that it puts between all words and marks; of any other tokenizer
+    the text as it is.
+
+    A Chinese character is a word to BERT, and text around it is written without spaces; "don ' t" becomes "don't". What cannot be known
+    stays: "3. 5" may have been "3.5".
+    """
+    from tokenizers import models
+
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None or not isinstance(backend.model, models.WordPiece):
+        return text
+    return _APOSTROPHE.sub("'", _BESIDE_CHINESE.sub("", text))
 
 
 def character_table(backend: Any) -> np.ndarray | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import shlex
@@ -115,26 +116,29 @@ def predict(given: Namespace) -> int:
     )[0]
     from hftk.generation import generate_to_file, stream, to_record
 
-    model, tokenizer = load(given.dir, "AutoModelForSeq2SeqLM" if text_to_text else "AutoModelForCausalLM")
-    asked = prompts
-    if text_to_text:
-        prompts = [task_of(given.dir).config.source_prefix + text for text in prompts]
+    task = task_of(given.dir) if text_to_text else None
+    model, tokenizer = load(given.dir, task.auto_model if task else "AutoModelForCausalLM")
     if not given.max_new_tokens:
         derived = getattr(model.generation_config, "max_new_tokens", None) if text_to_text else None
         settings = replace(settings, max_new_tokens=derived or GenerationSettings.max_new_tokens)
         settings = settings if derived else _fit_context(settings, model)
+    asked = prompts
+    finish: Callable[[Generated], Generated] = _unchanged
+    if task:
+        with contextlib.redirect_stdout(sys.stderr):
+            prompts, finish = _framed(task, model, tokenizer, asked, settings)
     options: dict[str, Any] = {"batch_size": given.batch_size, "progress": sys.stderr.isatty()}
     if given.output:
         columns = {"prompt": asked}
         try:
-            results = generate_to_file(given.output, model, tokenizer, prompts, settings, columns=columns, **options)
+            results = generate_to_file(given.output, model, tokenizer, prompts, settings, columns=columns, finish=finish, **options)
         except KeyboardInterrupt:
             raise KeyboardInterrupt("; the same command goes on from there") from None
         say(f"{len(results)} prediction{'s' if len(results) > 1 else ''} in {given.output}")
     else:
         use_utf8()
         results = []
-        for result in _in_order(stream(model, tokenizer, prompts, settings, **options)):
+        for result in map(finish, _in_order(stream(model, tokenizer, prompts, settings, **options))):
             print(json.dumps(to_record(result, prompt=asked[result.index]), ensure_ascii=False), flush=True)
             results.append(result)
     cut = sum(result.truncated for result in results)
@@ -142,6 +146,24 @@ def predict(given: Namespace) -> int:
         lost = "end" if text_to_text else "beginning"
         say(f"{cut} of {len(results)} prompts were longer than the context leaves room for: they lost their {lost}")
     return 0
+
+
+def _unchanged(result: Generated) -> Generated:
+    return result
+
+
+def _framed(
+    task: Any, model: Any, tokenizer: Any, texts: list[str], settings: GenerationSettings
+) -> tuple[list[str], Callable[[Generated], Generated]]:
+    """The prompts that the task makes of texts, and what makes of an output that of the text."""
+    from hftk.model import default_length
+
+    prompts, lost = task.prompts(texts, tokenizer, max_length=default_length(model.config), new=settings.max_new_tokens)
+
+    def finish(result: Generated) -> Generated:
+        return replace(result, text=result.text.strip(), truncated=result.truncated or bool(lost[result.index]))
+
+    return prompts, finish
 
 
 def use_utf8() -> None:

@@ -61,7 +61,10 @@ def load_splits(config: DataConfig, task: Task, source: Any = None) -> Splits:
 
         return stream_splits(readers, found.fractions, config, facts)
     parts, held = _read_all(readers, config, facts)
-    parts = _separate(parts, found, config, readers["train"], facts)
+    try:
+        parts = _separate(parts, found, config, readers["train"], facts)
+    except InputError as error:  # such as a share too small, when incomplete rows are known already
+        raise InputError(*held, *error.problems) from None
     parts, types = _prepare(parts, readers["train"], task, held, facts)
     parts = _cut(parts, config, facts)
     facts["proof"] = prove_disjoint({split: part.keys for split, part in parts.items()})

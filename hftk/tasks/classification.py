@@ -211,6 +211,9 @@ class Classification:
     def model_settings(self, splits: Splits) -> dict[str, Any]:
         labels = judgement.labels_in(splits.train)
         names = labels.names or ("LABEL_0",)
+        seen = judgement.classes_of(splits.train, labels)
+        if seen < len(labels.names):  # all of them were found in the training rows, so some are beyond max_rows
+            note(f"the training rows that --data.max_rows leaves hold {seen} of the {len(names)} classes: the model cannot learn the others")
         return {
             "problem_type": labels.problem_type,
             "id2label": dict(enumerate(names)),

@@ -1,11 +1,6 @@
-"""What encoder-decoder tasks share: pairs of texts as features, the exact loss, and outputs that are generated.
+"""What summarization and translation share: pairs of texts as features, the exact loss, and outputs that are generated.
 
-| input             | shape                   | meaning                                                                |
-|-------------------|-------------------------|------------------------------------------------------------------------|
-| input_ids         | (batch, source tokens)  | the source with the model's special tokens                             |
-| attention_mask    | (batch, source tokens)  | 1, and 0 for padding                                                   |
-| decoder_input_ids | (batch, target tokens)  | the target, one place to the right, behind the decoder's start token   |
-| labels            | (batch, target tokens)  | the target and its end token, -100 for padding                         |
+How a model reads and learns pairs depends on its kind: :mod:`hftk.tasks.encoder_decoders` and :mod:`hftk.tasks.prompted`.
 """
 
 from __future__ import annotations
@@ -15,15 +10,20 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
+from functools import cached_property
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hftk.architectures import kind_of
 from hftk.choices import note
 from hftk.config import GenerationSettings, InputError, Problem, RunConfig
+from hftk.origins import read_config
 from hftk.task import Column, Features, Prepared, Score, Splits
-from hftk.tasks.encoders import encode_texts
+from hftk.tasks.decoders import IGNORED
+from hftk.tasks.encoder_decoders import EncoderDecoder
+from hftk.tasks.prompted import SOURCE, Prompted
 
 if TYPE_CHECKING:
     import torch
@@ -32,8 +32,6 @@ if TYPE_CHECKING:
 
     from hftk.task import Batch, Look, Place, Rows, Table
 
-IGNORED = -100
-"""Label of a position that is not trained and not counted (torch's and transformers' convention)."""
 MARGIN = 1.25
 """An output may be this much longer than the longest training target."""
 TARGETS_LOOKED_AT = 20_000
@@ -51,7 +49,11 @@ class Seq2SeqConfig(RunConfig):
     source_prefix: str = ""
     """Text before every source, such as "summarize: " for T5."""
     max_target_length: int | None = None
-    """Most tokens of a target; a longer one is refused and never cut. Default: as many as of a source."""
+    """Most tokens of a target; a longer one is refused and never cut. Default: as many as of a source; for decoder-only models a quarter of --train.max_length."""
+    prompt_template: str | None = None
+    """What decoder-only models (GPT-2, Llama) read, with {source} in it; for chat models what the user says. Default: the task's own, which is printed."""
+    chat: bool = True
+    """Put the prompt of a decoder-only model into its tokenizer's chat template, where it has one."""
 
     def problems(self) -> Iterator[Problem]:
         yield from super().problems()
@@ -59,12 +61,14 @@ class Seq2SeqConfig(RunConfig):
             yield Problem(setting="max_target_length", message=f"expected at least 1, found {self.max_target_length}")
         if self.data.streaming:
             yield Problem(setting="data.streaming", message="the lengths of the targets must be known before training", fix="leave it out")
+        if self.prompt_template is not None and self.prompt_template.count(SOURCE) != 1:
+            message = f"expected {SOURCE} once, where the source goes, found {self.prompt_template!r}"
+            yield Problem(setting="prompt_template", message=message, fix="such as --prompt_template 'Text: {source} Summary: '")
 
 
 class Seq2Seq(ABC):
     """What summarization and translation have in common; each adds its name, columns, scores and baselines."""
 
-    auto_model = "AutoModelForSeq2SeqLM"
     architecture = "marian"
     tokenizer = "bpe"
     frame = "t5"
@@ -75,13 +79,37 @@ class Seq2Seq(ABC):
     name: str
     columns: Mapping[str, Column]
 
-    def __init__(self, config: Seq2SeqConfig) -> None:
+    def __init__(self, config: Seq2SeqConfig, made: PretrainedConfig | None = None) -> None:
         self.config = config
+        self._made = made
 
     @classmethod
     def of_model(cls, config: Any, made: PretrainedConfig) -> Seq2Seq:
         """The task for judging or using a model that was trained."""
-        return cls(config)
+        return cls(config, made)
+
+    @cached_property
+    def way(self) -> EncoderDecoder | Prompted:
+        """How the model reads and learns pairs of texts, by its own config: read once, when it is first asked for."""
+        config, made = self.config, self._made
+        if made is None and config.model.name is not None:
+            made = read_config(config.model)
+        if made is None or kind_of(made) != "decoder":
+            return EncoderDecoder(made=made, max_target_length=config.max_target_length)
+        plain, said = self.instructions()
+        return Prompted(
+            template=config.prompt_template or plain, said=config.prompt_template or said, chat=config.chat,
+            max_target_length=config.max_target_length,
+        )  # fmt: skip
+
+    @property
+    def auto_model(self) -> str:
+        """A causal language model is prompted; any other is an encoder-decoder, or becomes one (:mod:`hftk.warm_start`)."""
+        return self.way.auto_model
+
+    @abstractmethod
+    def instructions(self) -> tuple[str, str]:
+        """What decoder-only models read where the user does not say it: a plain one, and a chat model; ``{source}`` in both."""
 
     def sizes(self, architecture: str) -> Mapping[str, Mapping[str, Any]]:
         """Config fields of a model made on the spot: (layers on each side, heads, width, inner width)."""
@@ -109,13 +137,12 @@ class Seq2Seq(ABC):
     def start(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, splits: Splits, new: Collection[str]) -> None:
         """Derive how long an output may become from the training targets; it is saved with the model."""
         self.set_languages(model, tokenizer)
+        most = self.way.start(model, tokenizer, self.config.train.max_length)
         targets = list(splits.train["target"][:TARGETS_LOOKED_AT])
-        longest = max((len(ids) for ids in target_ids(targets, tokenizer)), default=1)
+        longest = max((len(ids) for ids in self.way.answers(targets, tokenizer)), default=1)
         config: Any = model.generation_config
         config.max_new_tokens, config.max_length = math.ceil(longest * MARGIN), None
-        positions = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
-        if isinstance(positions, int):
-            config.max_new_tokens = min(config.max_new_tokens, positions - 1)
+        config.max_new_tokens = min(config.max_new_tokens, most or config.max_new_tokens)
         note(f"outputs have at most {config.max_new_tokens} tokens: the longest training target has {longest}")
 
     @abstractmethod
@@ -131,26 +158,28 @@ class Seq2Seq(ABC):
 
         A feature's length is that of its source and its target together.
         """
-        columns, facts = encode_texts(self.sources(rows), None, tokenizer, max_length=max_length, truncation="head")
-        columns = {"input_ids": columns["input_ids"]}
+        targets = list(rows["target"]) if "target" in rows.column_names else None
+        columns, facts = self.way.encode(self.sources(rows), targets, tokenizer, max_length)
         if facts["truncated_rows"]:
-            note(f"{facts['truncated_rows']:,} of {len(rows):,} sources are longer than {max_length} tokens: {facts['tokens_lost']:,} tokens are cut off their ends")  # fmt: skip
-        lengths = np.array([len(ids) for ids in columns["input_ids"]], np.int64)
-        sides = None
-        if "target" in rows.column_names:
-            labels = target_ids(list(rows["target"]), tokenizer)
-            self._check_targets(labels, max_length)
-            columns["labels"] = labels
-            sides = np.stack([lengths, np.array([len(ids) for ids in labels], np.int64)], axis=1)
-            lengths = sides.sum(1)
-        return Features(columns=columns, rows=np.arange(len(lengths)), lengths=lengths, sides=sides, facts=facts)
+            note(f"{facts['truncated_rows']:,} of {len(rows):,} sources are longer than {facts['max_length']} tokens: {facts['tokens_lost']:,} tokens are cut off their ends")  # fmt: skip
+        self._check_targets(columns.get("labels", []), max_length)
+        sides = np.stack([np.array([len(ids) for ids in column], np.int64) for column in columns.values()], axis=1)
+        padded = sides if self.way.two_sided and sides.shape[1] > 1 else None
+        return Features(columns=columns, rows=np.arange(len(rows)), lengths=sides.sum(1), sides=padded, facts=facts)
 
     def sources(self, rows: Dataset) -> list[str]:
         """What the model reads of each row: the prefix and the source."""
         return [self.config.source_prefix + text for text in rows["source"]]
 
+    def prompts(
+        self, texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, *, max_length: int, new: int
+    ) -> tuple[list[str], np.ndarray]:
+        """What generation is given for each text, with ``new`` tokens to come in a context of ``max_length``; and (texts,) how many
+        tokens were cut off each for that."""
+        return self.way.prompts([self.config.source_prefix + text for text in texts], tokenizer, max_length, new)
+
     def _check_targets(self, labels: list[np.ndarray], max_length: int) -> None:
-        most = self.config.max_target_length or max_length
+        most = self.way.longest_target(max_length)
         long = [row for row, ids in enumerate(labels) if len(ids) > most]
         if long:
             longest = max(len(labels[row]) for row in long)
@@ -165,19 +194,9 @@ class Seq2Seq(ABC):
     def collator(
         self, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, *, training: bool
     ) -> Callable[[list[dict[str, Any]]], dict[str, torch.Tensor]]:
-        """Pads both sides on the right."""
+        """Pads on the right."""
         pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
-
-        def collate(features: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-            from hftk.tasks.encoders import pad
-
-            batch = pad(features, pad_id)
-            if "labels" in features[0]:
-                batch["labels"] = _padded([f["labels"] for f in features], IGNORED)
-                batch["decoder_input_ids"] = shift_right(model, batch["labels"], pad_id)
-            return batch
-
-        return collate
+        return lambda features: self.way.collate(features, model, pad_id)
 
     # Loss ---------------------------------------------------------------------------------------------------------------
 
@@ -189,16 +208,17 @@ class Seq2Seq(ABC):
         """Cross-entropy in nats, summed over the target tokens."""
         from hftk.tasks.vocabulary import summed_nats
 
-        smoothing = self.config.train.label_smoothing
-        total = summed_nats(model, _inputs(batch), batch["labels"], label_smoothing=smoothing)
+        inputs, labels = self.way.aligned(batch)
+        total = summed_nats(model, inputs, labels, label_smoothing=self.config.train.label_smoothing)
         return {"tokens": (total, self.items(batch)["tokens"])}
 
     def outputs(self, model: Any, batch: Batch) -> dict[str, torch.Tensor]:
         """``nats``: (batch,) summed cross-entropy of each target, float64; ``tokens``: (batch,) its tokens."""
         from hftk.tasks.vocabulary import token_nats
 
-        nats = token_nats(model, _inputs(batch), batch["labels"])
-        return {"nats": nats.cpu().double().sum(1), "tokens": (batch["labels"] != IGNORED).sum(1)}
+        inputs, labels = self.way.aligned(batch)
+        nats = token_nats(model, inputs, labels)
+        return {"nats": nats.cpu().double().sum(1), "tokens": (labels != IGNORED).sum(1)}
 
     # Judging ------------------------------------------------------------------------------------------------------------
 
@@ -286,7 +306,7 @@ class Seq2Seq(ABC):
                 for i in some
             ]  # fmt: skip
             sections.append({"title": f"{title} outputs", "kind": "examples", "rows": lines})
-        return [*sections, _by_length(features, scores)]
+        return [*sections, _by_length(features.lengths - outputs["tokens"], scores)]
 
     @property
     def target_language(self) -> str | None:
@@ -301,35 +321,6 @@ class Seq2Seq(ABC):
             {"source": rows[i]["source"][:500], "prediction": outputs["generated"][i], "reference": " | ".join(references_of(rows[i]))}
             for i in range(min(3, len(rows)))
         ]  # fmt: skip
-
-
-def _inputs(batch: Batch) -> dict[str, torch.Tensor]:
-    return {name: batch[name] for name in ("input_ids", "attention_mask", "decoder_input_ids")}
-
-
-def target_ids(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[np.ndarray]:
-    """Ids of each target as the tokenizer frames targets (Marian and mBART frame them in their own way), whole, and with the end
-    token where the tokenizer (GPT-2's) puts none: else no model would learn to end."""
-    if not texts:
-        return []
-    made: Any = tokenizer(text_target=["a", *texts], add_special_tokens=True, truncation=False, verbose=False)
-    probe, *every = made["input_ids"]
-    end = tokenizer.eos_token_id
-    added = [] if end is None or end in probe else [end]
-    return [np.array([*ids, *added], np.int32) for ids in every]
-
-
-def shift_right(model: Any, labels: torch.Tensor, pad_id: int) -> torch.Tensor:
-    """(batch, target tokens) inputs of the decoder: by the model's own rule where it has one, else behind its start token."""
-    own = getattr(model, "prepare_decoder_input_ids_from_labels", None)
-    if own is not None:
-        shifted: torch.Tensor = own(labels=labels)
-        return shifted
-    start = model.config.decoder_start_token_id
-    shifted = labels.new_full(labels.shape, pad_id)
-    shifted[:, 1:] = labels[:, :-1].masked_fill(labels[:, :-1] == IGNORED, pad_id)
-    shifted[:, 0] = pad_id if start is None else start
-    return shifted
 
 
 def references_of(row: Mapping[str, Any]) -> list[str]:
@@ -350,19 +341,8 @@ def _reference_problems(
                 break
 
 
-def _padded(rows: list[np.ndarray], filler: int) -> torch.Tensor:
-    import torch
-
-    width = max(map(len, rows))
-    made = np.full((len(rows), width), filler, np.int64)
-    for i, ids in enumerate(rows):
-        made[i, : len(ids)] = ids
-    return torch.from_numpy(made)
-
-
-def _by_length(features: Features, scores: np.ndarray) -> dict[str, Any]:
-    """Mean sentence score of the rows in each quarter of source lengths."""
-    lengths = np.array([len(ids) for ids in features.columns["input_ids"]])
+def _by_length(lengths: np.ndarray, scores: np.ndarray) -> dict[str, Any]:
+    """Mean sentence score of the rows in each quarter of source ``lengths``."""
     edges = np.unique(np.quantile(lengths, [0, 0.25, 0.5, 0.75, 1]).astype(int))
     edges = edges if len(edges) > 1 else np.repeat(edges, 2)
     lines = []

@@ -52,6 +52,9 @@ class Summarization(Seq2Seq):
     def target_language(self) -> str | None:
         return self.config.language
 
+    def instructions(self) -> tuple[str, str]:
+        return "{source}\n\nSummary: ", "Summarize the following text.\n\n{source}"
+
     def set_languages(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
         """There is one language, and nothing to tell."""
 

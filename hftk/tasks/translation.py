@@ -19,7 +19,8 @@ import numpy as np
 from hftk.config import InputError, Problem
 from hftk.data.tables import did_you_mean
 from hftk.task import Column, Score
-from hftk.tasks.seq2seq import REFERENCES, Seq2Seq, Seq2SeqConfig, references_of, target_ids
+from hftk.tasks.encoder_decoders import target_ids
+from hftk.tasks.seq2seq import REFERENCES, Seq2Seq, Seq2SeqConfig, references_of
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -52,6 +53,12 @@ class Translation(Seq2Seq):
     }
     score_names = ("bleu", "chrf++", "ter")
     config: TranslationConfig
+
+    def instructions(self) -> tuple[str, str]:
+        source, target = (_language_name(code) for code in (self.config.source_language, self.config.target_language))
+        if source is None or target is None:
+            return "{source}\n\nTranslation: ", "Translate the following text.\n\n{source}"
+        return f"{source}: {{source}}\n{target}: ", f"Translate the following text from {source} to {target}.\n\n{{source}}"
 
     @property
     def target_language(self) -> str | None:
@@ -100,6 +107,16 @@ class Translation(Seq2Seq):
     def systems(self, rows: Dataset) -> dict[str, list[str]]:
         """Copying the source."""
         return {"copy": list(rows["source"])}
+
+
+def _language_name(code: str | None) -> str | None:
+    """English name of a language, for a prompt; the code itself where it is none of the hundred that transformers has names of."""
+    from transformers.models.whisper.tokenization_whisper import LANGUAGES
+
+    if code is None:
+        return None
+    name = LANGUAGES.get(code.lower().replace("-", "_").split("_")[0])
+    return code if name is None else name.title()
 
 
 def _codes(tokenizer: Any) -> dict[str, int]:

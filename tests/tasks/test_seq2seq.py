@@ -19,7 +19,7 @@ from hftk.choices import noted
 from hftk.config import GenerationSettings, InputError
 from hftk.model import check_model, load_trained
 from hftk.task import Splits
-from hftk.tasks import seq2seq
+from hftk.tasks import encoder_decoders, seq2seq
 from hftk.tokenizers import train_byte_bpe
 
 CLOSE = 1e-5
@@ -69,11 +69,6 @@ def batches_of(loaded: Any, rows: Dataset, size: int) -> list[dict[str, torch.Te
 # The exact loss -------------------------------------------------------------------------------------------------------
 
 
-def logits_of(model: Any, batch: Any) -> torch.Tensor:
-    logits: torch.Tensor = model(**{name: batch[name] for name in ("input_ids", "attention_mask", "decoder_input_ids")}).logits
-    return logits
-
-
 def test_the_loss_of_one_row_is_that_of_transformers(loaded: Any) -> None:
     task, model, _ = loaded
     for batch in batches_of(loaded, rows_of(5), 1):
@@ -82,7 +77,7 @@ def test_the_loss_of_one_row_is_that_of_transformers(loaded: Any) -> None:
             own = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], labels=batch["labels"])
             assert int(items) == batch["labels"].shape[1] and float(total / items) == pytest.approx(float(own.loss), rel=CLOSE)
             # The model's own shift, which it does where it is given labels alone, and ours lead to the same logits.
-            torch.testing.assert_close(logits_of(model, batch), own.logits, rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(made_pairs.logits_of(task, model, batch), own.logits, rtol=1e-5, atol=1e-5)
 
 
 def test_the_decoder_reads_the_target_one_place_later_behind_its_start_token(loaded: Any) -> None:
@@ -103,7 +98,7 @@ def test_a_model_without_a_rule_of_its_own_gets_its_start_token() -> None:
     labels = torch.tensor([[5, 6, 1], [7, 1, -100]])
     for start, first in ((9, 9), (None, 0)):
         model = SimpleNamespace(config=SimpleNamespace(decoder_start_token_id=start))
-        assert seq2seq.shift_right(model, labels, 0).tolist() == [[first, 5, 6], [first, 7, 1]]
+        assert encoder_decoders.shift_right(model, labels, 0).tolist() == [[first, 5, 6], [first, 7, 1]]
 
 
 def test_padding_does_not_change_the_loss(loaded: Any) -> None:
@@ -122,7 +117,7 @@ def test_label_smoothing_is_that_of_torch_and_judging_knows_none(config_of: Any)
     [batch] = batches_of((task, model, tokenizer), rows_of(7), 7)
     with torch.no_grad():
         total, items = task.loss(model, batch)["tokens"]
-        logits = logits_of(model, batch).flatten(0, 1)
+        logits = made_pairs.logits_of(task, model, batch).flatten(0, 1)
         outputs = task.outputs(model, batch)
     labels = batch["labels"].flatten()
     smooth = torch.nn.functional.cross_entropy(logits, labels, label_smoothing=0.2)
@@ -219,10 +214,10 @@ def test_outputs_stay_inside_the_positions_of_the_decoder(bart: str) -> None:
 def test_a_tokenizer_that_ends_no_text_is_given_an_end_for_targets() -> None:
     tokenizer = train_byte_bpe(["abc"], 257)
     assert tokenizer("abc")["input_ids"][-1] != tokenizer.eos_token_id
-    assert [ids.tolist()[-1] for ids in seq2seq.target_ids(["abc", ""], tokenizer)] == [tokenizer.eos_token_id] * 2
+    assert [ids.tolist()[-1] for ids in encoder_decoders.target_ids(["abc", ""], tokenizer)] == [tokenizer.eos_token_id] * 2
     framed = train_byte_bpe(["abc"], 300, frame="t5")
-    assert [ids.tolist() for ids in seq2seq.target_ids(["b"], framed)] == [framed("b")["input_ids"]]
-    assert seq2seq.target_ids([], framed) == []
+    assert [ids.tolist() for ids in encoder_decoders.target_ids(["b"], framed)] == [framed("b")["input_ids"]]
+    assert encoder_decoders.target_ids([], framed) == []
 
 
 # Models made on the spot --------------------------------------------------------------------------------------------------
@@ -465,10 +460,7 @@ def test_the_report_gets_examples_facts_and_scores_by_length(loaded: Any) -> Non
 
 
 def test_sources_of_one_length_make_one_line() -> None:
-    from hftk.task import Features
-
-    features = Features(columns={"input_ids": [np.arange(5)] * 3}, rows=np.arange(3), lengths=np.full(3, 5))
-    table = seq2seq._by_length(features, np.array([1.0, 2.0, 3.0]))
+    table = seq2seq._by_length(np.full(3, 5), np.array([1.0, 2.0, 3.0]))
     assert [(line["rows"], line["score"]) for line in table["rows"]] == [(3, 2.0)]
 
 

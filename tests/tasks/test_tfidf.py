@@ -298,7 +298,7 @@ def test_a_probability_is_centred_at_its_threshold_and_keeps_its_order(threshold
     probabilities = np.sort(np.append(np.random.default_rng(0).random(200), [0.0, threshold, np.nextafter(threshold, 0), 1.0]))[:, None]
     probabilities = probabilities.clip(0, 1)
     found = suspicion._centred(probabilities, np.array([threshold]))
-    assert (np.diff(found[:, 0]) >= 0).all() and (0 <= found).all() and (found <= 1).all()
+    assert (np.diff(found[:, 0]) >= 0).all() and (found >= 0).all() and (found <= 1).all()
     assert ((found >= 0.5) == (probabilities >= threshold)).all()
 
 
@@ -356,3 +356,17 @@ def test_conflicting_labels_are_shown_with_split_and_row() -> None:
     ]
     assert "another label: 1 in train and test." in section["note"]
     assert suspicion.find_conflicts(Splits(train=animals(3))) == []
+
+
+def test_a_training_split_of_one_class_has_a_baseline_that_answers_it() -> None:
+    train, test = rows_of(["cat purr", "cat mew"], [1, 1]), animals(6)
+    scores = Classification(ClassificationConfig()).baselines(Splits(train=train), None, test, None, resamples=0, seed=0)  # type: ignore[arg-type]
+    accuracy = {score.when: score.value for score in scores if score.name == "accuracy"}
+    assert accuracy["baseline:tfidf"] == accuracy["baseline:majority"] == np.mean(np.array(test["label"]) == 1)
+
+
+def test_rows_of_a_sorted_file_that_lack_classes_are_noted(capsys: pytest.CaptureFixture[str]) -> None:
+    Classification(ClassificationConfig()).model_settings(Splits(train=rows_of(["cat purr", "cat mew"], [1, 1])))
+    assert "hold 1 of the 3 classes" in capsys.readouterr().out
+    Classification(ClassificationConfig()).model_settings(Splits(train=animals(9)))
+    assert "classes" not in capsys.readouterr().out
