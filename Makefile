@@ -3,7 +3,8 @@
 # make lint         ruff, mypy, import-linter                      make clean      removes .venv and outputs
 #
 # make bench compares with what you have at hand: DATA=DIR (the data sets that recipes/configs name), NANOGPT=DIR (a checkout of
-# karpathy/nanoGPT), SCRIPT=FILE (run_classification.py of huggingface/transformers) with MODEL=DIR (MiniLM).
+# karpathy/nanoGPT), SCRIPT=FILE (run_classification.py of huggingface/transformers) with MODEL=DIR (MiniLM), TRANSLATION=FILE
+# (run_translation.py of the same) with TRAINED=DIR (the output folder of recipes/configs/multi30k_en_de.yaml).
 PYTHON ?= python3
 # The CPU build of torch that the project is tested with. On Linux your index may serve a CUDA build of several GB under this
 # name; say where the CPU wheels are: make quickstart TORCH="torch==2.13.0 --index-url URL" (see pytorch.org, "Get started").
@@ -31,6 +32,7 @@ bench: $(VENV)/dev
 	$(BIN)/python benchmarks/packing.py $(if $(DATA),--data $(DATA))
 	$(if $(NANOGPT),$(BIN)/python benchmarks/nanogpt.py --nanogpt $(NANOGPT) --data $(DATA)/lm_tinyshakespeare_en)
 	$(if $(SCRIPT),$(BIN)/python benchmarks/run_classification.py --script $(SCRIPT) --model $(MODEL) --data $(DATA)/cls_sst2_en)
+	$(if $(TRANSLATION),$(BIN)/python benchmarks/run_translation.py --script $(TRANSLATION) --data $(DATA)/mt_multi30k_en_de $(if $(TRAINED),--trained $(TRAINED) --bf16))
 	$(BIN)/python benchmarks/tables.py
 
 clean:

@@ -109,6 +109,8 @@ def main() -> None:
     parser.add_argument("--bf16", action="store_true")
     parser.add_argument("--trial", action="store_true")
     asked = parser.parse_args()
+    if asked.timed_rows == 0 and not asked.trained:
+        parser.error("nothing to measure: --timed_rows 0 and no --trained")
     folders = [folder for folder in (asked.model, asked.trained) if folder is not None]
     files = [asked.data / f"{name}.jsonl" for name in SPLITS.values()]
     for path in (asked.script, asked.config, *(folder / "config.json" for folder in folders), *files):
@@ -134,7 +136,9 @@ def main() -> None:
 def measure(asked: argparse.Namespace, folder: Path) -> Iterator[dict[str, Any]]:
     """The result so far, after every round."""
     rows = prepare(asked.data, asked.timed_rows, asked.test_rows, folder)
-    start = asked.model.resolve() if asked.model else make_model(asked.config, folder)
+    start = asked.model.resolve() if asked.model else None
+    if start is None and rows["train"]:
+        start = make_model(asked.config, folder)
     trained = without_lengths(asked.trained.resolve(), folder / "trained") if asked.trained else None
     result: dict[str, Any] = {
         "command": "python benchmarks/run_translation.py " + flags(asked),
@@ -151,12 +155,12 @@ def measure(asked: argparse.Namespace, folder: Path) -> Iterator[dict[str, Any]]
     }  # fmt: skip
     training: dict[str, list[Run]] = {"script": [], "hftk": []}
     evaluation: dict[str, list[Run]] = {}
-    tokens = count_tokens(start, rows["train"]) if rows["train"] else 0
-    width, _ = shape(trained or start)
+    tokens = count_tokens(start, rows["train"]) if start and rows["train"] else 0
+    width = shape(start or trained)[0]
     for number in range(asked.rounds):
         result["peak_gflop_per_second"].append(time_products(width))
         print(f"round {number}: {result['peak_gflop_per_second'][-1]}", flush=True)
-        if rows["train"]:
+        if start and rows["train"]:
             for name, run in in_turn({"script": script_training, "hftk": own_training}, number):
                 training[name].append(run(asked.script, start, number, tokens, folder))
                 judged = training[name][-1]["validation_loss"] = judge(folder / name, rows["validation"])
@@ -230,7 +234,7 @@ def without_lengths(model: Path, copy: Path) -> Path:
     return copy
 
 
-def shape(model: Path) -> tuple[int, int | None]:
+def shape(model: Path | None) -> tuple[int, int | None]:
     """(width, positions) of the model."""
     from transformers import AutoConfig
 
@@ -265,8 +269,9 @@ def count_tokens(model: Path, rows: list[dict[str, str]]) -> int:
 
 def judge(model: Path, rows: list[dict[str, str]]) -> float:
     """Nats per target token of the validation rows, the exact mean over the tokens, in fp32 without dropout."""
-    import hftk
     from datasets import Dataset
+
+    import hftk
     from hftk.evaluation import collect
 
     task = hftk.Translation(hftk.TranslationConfig())

@@ -276,11 +276,13 @@ class ExactTrainer(Trainer):
         return metrics
 
     def best_step(self) -> int | None:
-        """The step of the best evaluation so far, by ``metric_for_best_model``; of equals the one with the lower ``eval_loss``, then
-        the first (BLEU is 0 in the first evaluations of many a new model)."""
+        """The step of the best evaluation so far, by ``metric_for_best_model`` (the first of equals).
+
+        Of equal scores of generated text the one with the lower ``eval_loss``: BLEU is 0 in the first evaluations of many a new model.
+        """
         judged = [e for e in self.history if e.get(self.metric) is not None and e[self.metric] == e[self.metric]]
-        sign = -1 if self.higher_is_better else 1
-        return min(judged, key=lambda e: (sign * e[self.metric], e["eval_loss"]))["step"] if judged else None
+        sign, by_text = -1 if self.higher_is_better else 1, "generation" in self.task.judged_by
+        return min(judged, key=lambda e: (sign * e[self.metric], by_text and e["eval_loss"]))["step"] if judged else None
 
     def out_of_patience(self) -> bool:
         """Whether the last ``early_stopping`` evaluations brought no better one."""

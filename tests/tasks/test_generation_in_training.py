@@ -105,6 +105,7 @@ def test_of_equal_scores_the_one_with_the_lower_loss_is_the_best() -> None:
     class Told(ExactTrainer):
         def __init__(self, history: list[dict[str, Any]]) -> None:
             self.history, self.metric, self.higher_is_better = history, "eval_bleu", True
+            self.task = hftk.Translation(hftk.TranslationConfig())
 
     points = [{"step": step, "eval_bleu": bleu, "eval_loss": loss} for step, bleu, loss in ((1, 0.0, 3.0), (2, 0.0, 2.0), (3, 0.0, 2.0))]
     assert Told(points).best_step() == 2
