@@ -29,11 +29,21 @@ CLASSIFIERS = {
     "sick_labels_minilm": "recipes/configs/sick_labels_minilm.yaml",
     "sick_scores_minilm": "recipes/configs/sick_scores_minilm.yaml",
 }
+WRITERS = {
+    "marian_translation": "recipes/marian_translation.py",
+    "multi30k_en_de": "recipes/configs/multi30k_en_de.yaml",
+    "tatoeba_en_zh": "recipes/configs/tatoeba_en_zh.yaml",
+    "t5_summarization": "recipes/t5_summarization.py",
+    "dialogsum_minilm": "recipes/configs/dialogsum_minilm.yaml",
+    "dialogsum_smollm2": "recipes/configs/dialogsum_smollm2.yaml",
+    "csl_title_zh": "recipes/configs/csl_title_zh.yaml",
+}
 BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
 WORDS = {
     "README.md": {
         "head": "| run | judged on | perplexity before | after | bigram model | bits per byte | training | tokens/s |",
         "classifiers": "| run | judged on | score | before | after | TF-IDF baseline | majority baseline |",
+        "writers": "| run | judged on | score | after | best baseline | trained parameters | training | tokens/s |",
         "script": "Beside Hugging Face's `run_classification.py` at its own defaults on the same model, data and cores (`benchmarks/run_classification.py`): "
         "{ratio:.1f} times its real tokens per second ({dynamic:.1f} times those of the script with dynamic padding), test accuracy {ours:.4f} against {theirs:.4f} (means of {seeds} seeds).",
         "minutes": "min",
@@ -47,6 +57,7 @@ WORDS = {
     "README.zh-CN.md": {
         "head": "| 运行 | 评价数据 | 训练前困惑度 | 训练后 | 二元模型 | 每字节比特 | 训练时间 | token/秒 |",
         "classifiers": "| 运行 | 评价数据 | 指标 | 训练前 | 训练后 | TF-IDF 基线 | 多数类基线 |",
+        "writers": "| 运行 | 评价数据 | 指标 | 训练后 | 最好的基线 | 训练的参数 | 训练时间 | token/秒 |",
         "script": "与 Hugging Face 的 `run_classification.py`（默认设置，同样的模型、数据和核）相比（`benchmarks/run_classification.py`）：每秒真实 token 数是它的 {ratio:.1f} 倍"
         "（动态填充时 {dynamic:.1f} 倍），测试准确率 {ours:.4f} 对 {theirs:.4f}（{seeds} 个种子的平均）。",
         "minutes": "分钟",
@@ -74,7 +85,7 @@ def table(words: dict[str, str], folder: Path) -> str:
             with_interval(score(record, "after", "bits_per_byte")), minutes, f"{record['tokens_per_second']:,.0f}",
         ]  # fmt: skip
         lines.append("| " + " | ".join(cells) + " |")
-    lines += classifiers(words, folder)
+    lines += classifiers(words, folder) + writers(words, folder)
     if machine is None:
         return ""
     lines += ["", words["note"].format(cpu=machine["cpu"], cores=machine["cores"])]
@@ -115,6 +126,28 @@ def classifiers(words: dict[str, str], folder: Path) -> list[str]:
         return []
     head = words["classifiers"]
     return ["", head, "|---" * (head.count("|") - 1) + "|", *lines]
+
+
+def writers(words: dict[str, str], folder: Path) -> list[str]:
+    """The table of runs that write texts, each by the first score of its task."""
+    lines = []
+    for name, shown in WRITERS.items():
+        path = folder / f"{name}.json"
+        if not path.exists():
+            continue
+        record = json.loads(path.read_text(encoding="utf-8"))
+        main = next(s for s in record["scores"] if s["when"] == "after")
+        same = [s for s in record["scores"] if s["when"].startswith("baseline:") and s["name"] == main["name"]]
+        best = max(same, key=lambda s: s["value"])
+        low, high = main["interval"]
+        cells = [
+            f"`{shown}`", main["split"], main["name"], f"{main['value']:.2f} [{low:.2f}, {high:.2f}]",
+            f"{best['value']:.2f} ({best['when'].removeprefix('baseline:')})", f"{record['model']['parameters_trained'] / 1e6:.2f} M",
+            f"{record['seconds']['train'] / 60:.1f} {words['minutes']}", f"{record['tokens_per_second']:,.0f}",
+        ]  # fmt: skip
+        lines.append("| " + " | ".join(cells) + " |")
+    head = words["writers"]
+    return ["", head, "|---" * (head.count("|") - 1) + "|", *lines] if lines else []
 
 
 def number(found: float | None) -> str:

@@ -4,6 +4,8 @@ The order matters. First the *global* batch: which rows belong to which optimize
 step is cut into equal numbers of micro-batches per process. So the gradient of a step does not depend on the number of
 processes, on the micro-batch size or on the accumulation (invariant 1), and a run can be continued at any step, on another
 number of processes too.
+
+``lengths`` are tokens of rows throughout: (rows,), or (rows, 2) where source and target are padded apart.
 """
 
 from __future__ import annotations
@@ -54,21 +56,56 @@ def plan_epoch(
 ) -> list[np.ndarray]:
     """Cut one epoch into optimizer steps; every row is in exactly one of them.
 
-    ``lengths`` is (rows,) in tokens. With ``group_by_length`` rows of similar length share a step: rows are shuffled, sorted
-    within pools of :data:`POOL_STEPS` steps, cut, and the steps are shuffled again. The plan depends on the arguments alone.
-    One step of an epoch may be smaller than ``size`` (sizes in tokens: one of each pool).
+    With ``group_by_length`` rows of similar length share a step: rows are shuffled, sorted within pools of :data:`POOL_STEPS` steps,
+    cut, and the steps are shuffled again. The plan depends on the arguments alone. One step of an epoch may be smaller than
+    ``size`` (sizes in tokens: one of each pool).
     """
     rng = np.random.default_rng([seed, epoch])
     order = rng.permutation(len(lengths))
-    if group_by_length and len(lengths) and lengths.min() != lengths.max():
-        rows = size.rows or max(1, int((size.tokens or 1) / lengths.mean()))
+    if group_by_length and len(lengths) and (lengths != lengths[0]).any():
+        rows = size.rows or max(1, int((size.tokens or 1) / _totals(lengths).mean()))
         pool = POOL_STEPS * rows
         pools = [order[start : start + pool] for start in range(0, len(order), pool)]
-        order = np.concatenate([p[np.argsort(-lengths[p], kind="stable")] for p in pools])
+        order = np.concatenate([sort_rows(p, lengths, rows) for p in pools])
         # Cut pool by pool, so that a short remainder does not shift the groups of the next pool.
         steps = [step for p in _split_like(order, pools) for step in _cut(p, lengths, size)]
         return [steps[i] for i in rng.permutation(len(steps))]
     return _cut(order, lengths, size)
+
+
+def sort_rows(indices: np.ndarray, lengths: np.ndarray, rows: int) -> np.ndarray:
+    """``indices`` from long to short, so that batches of about ``rows`` neighbours have little padding.
+
+    With two sides: one goes from long to short in bands, the other to and fro, up in one band and down in the next. Which side
+    and how wide the bands is tried out: short texts (29,000 captions in two languages, steps of 128 rows in micro-batches of 32)
+    have 15 % padding by the sum of both sides, 3 % so; long sources with short targets want wide bands.
+    """
+    some = lengths[indices]
+    if some.ndim == 1 or len(indices) <= rows:
+        return indices[np.argsort(-_totals(some), kind="stable")]
+    best, least = indices, -1
+    starts = np.arange(0, len(indices), rows)
+    sizes = np.diff(np.append(starts, len(indices)))
+    for first in (0, 1):
+        width, span = 1, int(some[:, first].max(initial=0))
+        while width == 1 or width < span:
+            bands = some[:, first] // width
+            order = np.lexsort((np.where(bands % 2, -1, 1) * some[:, 1 - first], -bands))
+            cost = int((np.maximum.reduceat(some[order], starts).sum(1) * sizes).sum()) if len(order) else 0
+            if least < 0 or cost < least:
+                best, least = indices[order], cost
+            width *= 2
+    return best
+
+
+def _totals(lengths: np.ndarray) -> np.ndarray:
+    """(rows,) tokens of both sides together."""
+    return lengths if lengths.ndim == 1 else lengths.sum(1)
+
+
+def _padded_size(lengths: np.ndarray) -> int:
+    """Tokens of a batch of rows of these ``lengths``, padding included."""
+    return len(lengths) * int(np.sum(lengths.max(0))) if len(lengths) else 0
 
 
 def _split_like(order: np.ndarray, pools: list[np.ndarray]) -> list[np.ndarray]:
@@ -80,7 +117,7 @@ def _cut(order: np.ndarray, lengths: np.ndarray, size: BatchSize) -> list[np.nda
         return [order[start : start + size.rows] for start in range(0, len(order), size.rows)]
     steps, start, total = [], 0, 0
     assert size.tokens is not None
-    for position, length in enumerate(lengths[order].tolist()):
+    for position, length in enumerate(_totals(lengths[order]).tolist()):
         if position > start and total + length > size.tokens:
             steps.append(order[start:position])
             start, total = position, 0
@@ -98,10 +135,10 @@ def split_step(
     so that padding is small and processes have equal work. Where there are fewer rows than places, some are empty: the
     caller fills them with a batch that counts for nothing.
     """
-    order = indices[np.argsort(-lengths[indices], kind="stable")]
-    count = -(-len(order) // (processes * max_rows)) * processes
+    count = -(-len(indices) // (processes * max_rows)) * processes
+    order = sort_rows(indices, lengths, -(-len(indices) // max(1, count)) or 1)
     pieces = np.array_split(order, count)
-    if max_tokens is not None and any(len(p) > 1 and len(p) * lengths[p[0]] > max_tokens for p in pieces):
+    if max_tokens is not None and any(len(p) > 1 and _padded_size(lengths[p]) > max_tokens for p in pieces):
         pieces = fill_batches(order, lengths, max_rows, max_tokens)
         while len(pieces) % processes:
             largest = max(range(len(pieces)), key=lambda i: len(pieces[i]))
@@ -110,11 +147,15 @@ def split_step(
 
 
 def fill_batches(order: np.ndarray, lengths: np.ndarray, max_rows: int, max_tokens: int) -> list[np.ndarray]:
-    """Cut ``order``, row numbers from long to short, into batches, each as full as the limits allow (padding counts; a single longer
-    row stands alone). ``lengths`` is (rows,) in tokens."""
+    """Cut ``order``, row numbers as :func:`sort_rows` gives them, into batches, each as full as the limits allow (padding counts; a
+    single longer row stands alone)."""
     pieces, start = [], 0
     while start < len(order):
-        rows = max(1, min(max_rows, int(max_tokens // max(1, lengths[order[start]]))))
+        most = min(max_rows, max_tokens // max(1, int(_totals(lengths[order[start : start + 1]])[0])) or 1)
+        some = lengths[order[start : start + most]]
+        widest = np.maximum.accumulate(some, axis=0)  # padded length of each side after so many rows
+        fits = _totals(widest) * np.arange(1, len(some) + 1) <= max_tokens
+        rows = max(1, len(some) if fits.all() else int(np.argmin(fits)))
         pieces.append(order[start : start + rows])
         start += rows
     return pieces
@@ -145,14 +186,14 @@ class Plan:
         else:
             assert epochs is not None
             whole = int(epochs)
-            steps = sum(len(self._epoch(e)) for e in range(whole)) if size.rows is None else whole * self.steps_per_epoch
+            steps = (
+                sum(len(self._epoch(e)) for e in range(whole)) if size.rows is None else whole * self.steps_per_epoch
+            )
             rest = epochs - whole
             self.total_steps = max(1, steps + (round(rest * len(self._epoch(whole))) if rest else 0))
 
     def _epoch(self, epoch: int) -> list[np.ndarray]:
-        return plan_epoch(
-            self._features.lengths, self.size, seed=self._seed, epoch=epoch, group_by_length=self._group
-        )
+        return plan_epoch(self._features.padded, self.size, seed=self._seed, epoch=epoch, group_by_length=self._group)
 
     def steps(self, start: int = 0) -> Iterator[Step]:
         """Steps ``start`` to the end, without touching any data of the earlier ones."""
@@ -194,7 +235,7 @@ class StreamPlan:
             before = done
             for number, features in enumerate(_pools(self._chunks(epoch), self.size)):
                 plan = plan_epoch(
-                    features.lengths, self.size, seed=self._seed, epoch=epoch * 1_000_003 + number, group_by_length=self._group
+                    features.padded, self.size, seed=self._seed, epoch=epoch * 1_000_003 + number, group_by_length=self._group
                 )  # fmt: skip
                 for indices in plan:
                     if start <= done < self.total_steps:
@@ -229,10 +270,12 @@ def _pools(chunks: Iterator[Features], size: BatchSize) -> Iterator[Features]:
 def _join(parts: list[Features]) -> Features:
     if len(parts) == 1:
         return parts[0]
+    sides = [part.sides for part in parts if part.sides is not None]
     return Features(
         columns={name: [entry for part in parts for entry in part.columns[name]] for name in parts[0].columns},
         rows=np.concatenate([part.rows for part in parts]),
         lengths=np.concatenate([part.lengths for part in parts]),
+        sides=np.concatenate(sides) if sides else None,
     )
 
 
@@ -260,7 +303,7 @@ class StepLoader:
     def __iter__(self) -> Iterator[list[dict[str, Any]]]:
         for step in self.plan.steps(self.start):
             pieces = split_step(
-                step.indices, step.features.lengths, processes=self._processes, max_rows=self._max_rows, max_tokens=self._max_tokens
+                step.indices, step.features.padded, processes=self._processes, max_rows=self._max_rows, max_tokens=self._max_tokens
             )[self._process]  # fmt: skip
             self.epoch = step.epoch
             self.tokens += int(step.features.lengths[step.indices].sum())

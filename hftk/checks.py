@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from hftk.choices import note
 from hftk.config import InputError, Problem, RunConfig
-from hftk.model import check_model, default_length, is_pretrained
+from hftk.model import check_model, decoder_positions, default_length, is_pretrained
 from hftk.optimization import check_optimizer
 from hftk.precision import choose_precision
 from hftk.task import Task
@@ -27,11 +28,12 @@ def check(config: RunConfig, task: Task) -> int:
         )
     problems, context = [*config.problems(), *_metric_problems(config, task)], 0
     try:
-        context = default_length(check_model(config.model, task, config.train.max_length))
+        made = check_model(config.model, task, config.train.max_length)
+        context = default_length(made)
     except InputError as error:
         problems += error.problems
     else:
-        problems += _length_problems(config, context)
+        problems += [*_length_problems(config, context), *_target_problems(config, made)]
     for find in (_check_precision, _check_optimizer):
         try:
             find(config)
@@ -47,6 +49,21 @@ def _metric_problems(config: RunConfig, task: Task) -> Iterator[Problem]:
     if metric not in ("loss", *task.score_names):
         message = f"expected loss or a score of {task.name}, found {metric}"
         yield Problem(setting="train.metric_for_best_model", message=message, fix=f"choose among {', '.join(('loss', *task.score_names))}")  # fmt: skip
+    elif metric != "loss" and config.eval.generate_rows == 0 and "logits" not in task.judged_by:
+        message = f"{metric} needs generated text, and --eval.generate_rows 0 generates none during training"
+        yield Problem(setting="train.metric_for_best_model", message=message, fix="use --eval.generate_rows 100")
+
+
+def _target_problems(config: RunConfig, made: Any) -> Iterator[Problem]:
+    """Targets longer than the positions that the decoder has; T5's relative ones have no end."""
+    most = getattr(config, "max_target_length", None)
+    positions = decoder_positions(made)
+    if most is not None and positions is not None and most > positions:
+        message = f"expected at most {positions}, the positions of the model's decoder, found {most}"
+        fix = f"use --max_target_length {positions}"
+        if config.model.name is None:
+            fix += f", or more positions: --model.config.max_position_embeddings {most}"
+        yield Problem(setting="max_target_length", message=message, fix=fix)
 
 
 def _length_problems(config: RunConfig, context: int) -> Iterator[Problem]:

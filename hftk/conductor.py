@@ -61,7 +61,9 @@ class Conductor(TrainerCallback):
             return
         shown = {k: f"{logs[k]:.4g}" for k in ("loss", "eval_loss", "learning_rate") if k in logs}
         if "eval_loss" in logs:
-            self.bar.write(f"step {state.global_step}: eval_loss {logs['eval_loss']:.4f}", file=sys.stderr)
+            judged = dict.fromkeys(("eval_loss", self.trainer.metric))
+            said = ", ".join(f"{name} {logs[name]:.4f}" for name in judged if name in logs)
+            self.bar.write(f"step {state.global_step}: {said}", file=sys.stderr)
         self.bar.set_postfix(shown, refresh=False)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

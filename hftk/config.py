@@ -213,7 +213,7 @@ class TrainConfig:
     restore_best: bool = False
     """At the end take the weights of the best evaluation, by metric_for_best_model (always so with early_stopping)."""
     metric_for_best_model: str = "loss"
-    """What the best evaluation on the validation split goes by: loss, or a score of the task such as accuracy or f1_macro."""
+    """What the best evaluation on the validation split goes by: loss, or a score of the task such as accuracy, f1_macro, bleu or rougeL."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
     torch_compile: bool = False
@@ -258,6 +258,8 @@ class EvalConfig:
     """Rows per device in one forward pass; it does not change any score."""
     max_rows: int | None = None
     """Judge at most this many rows of the split (the first ones). Default: all."""
+    generate_rows: int = 100
+    """Summarization, translation: rows of the validation split (the first ones) for which text is generated at each evaluation during training, greedily, so that train.metric_for_best_model can be bleu or rougeL. 0: none."""
     stride: int | None = None
     """Language models: tokens between the starts of overlapping windows over documents longer than the context. Default: the context's length, windows do not overlap."""
     resamples: int = 1000
@@ -270,8 +272,9 @@ class EvalConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 yield Problem(setting=f"eval.{name}", message=f"expected at least 1, found {value}")
-        if self.resamples < 0:
-            yield Problem(setting="eval.resamples", message=f"expected 0 or more, found {self.resamples}")
+        for name in ("resamples", "generate_rows"):
+            if getattr(self, name) < 0:
+                yield Problem(setting=f"eval.{name}", message=f"expected 0 or more, found {getattr(self, name)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -290,6 +293,14 @@ class GenerationSettings:
     """Sample among the most likely tokens that together have this probability."""
     num_beams: int = 1
     """Beams of beam search; 1: none."""
+    length_penalty: float = 1.0
+    """Beam search scores a text by its log-probability divided by its tokens to this power: above 1 longer texts, below 1 shorter ones."""
+    early_stopping: bool | Literal["never"] = False
+    """When beam search is over. true: as soon as there are num_beams finished texts; false: when no better one is likely; never: when no better one is possible."""
+    no_repeat_ngram_size: int = 0
+    """No sequence of this many tokens occurs twice in a text (in a language model's, prompt included); 0: any may."""
+    repetition_penalty: float = 1.0
+    """Divides the logit of a token that the text (in a language model's, prompt included) already has: above 1 fewer repetitions."""
     seed: int = 0
     """Seed of sampling."""
 
@@ -312,6 +323,16 @@ class GenerationSettings:
                 setting="generation.do_sample",
                 message="temperature, top_k and top_p act only when sampling",
                 fix="add --generation.do_sample true",
+            )
+        if self.no_repeat_ngram_size < 0:
+            yield Problem(setting="generation.no_repeat_ngram_size", message=f"expected 0 or more, found {self.no_repeat_ngram_size}")
+        if not self.repetition_penalty > 0:
+            yield Problem(setting="generation.repetition_penalty", message=f"expected more than 0, found {self.repetition_penalty}", fix="for no penalty use 1.0")  # fmt: skip
+        if self.num_beams == 1 and (self.length_penalty != 1.0 or self.early_stopping is not False):
+            yield Problem(
+                setting="generation.num_beams",
+                message="length_penalty and early_stopping act only in beam search, found num_beams 1",
+                fix="add --generation.num_beams 4",
             )
         if self.do_sample and self.num_beams > 1:
             yield Problem(

@@ -6,7 +6,7 @@ import hashlib
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from hftk.batching import fill_batches
+from hftk.batching import fill_batches, sort_rows
 from hftk.choices import note
-from hftk.config import EvalConfig
+from hftk.config import EvalConfig, GenerationSettings
 from hftk.generation import generate, generate_keeping
 from hftk.launch import on_main
 from hftk.launch.output import PREDICTIONS, write_atomically
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 LOGITS_BYTES = 2**28
 """Most memory for the logits over the vocabulary of one batch: batches of a judged split shrink to fit (no score changes)."""
+PRECISIONS = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 TOKENS = 2**14
 """Most tokens of one batch, padding included, where the vocabulary does not matter."""
 
@@ -49,7 +50,7 @@ class Evaluation:
     analysis: list[dict[str, Any]] = field(default_factory=list, repr=False)
     """Sections for the report."""
     facts: dict[str, Any] = field(default_factory=dict)
-    """Counts from encoding: tokens, truncated rows."""
+    """Counts from encoding: tokens, truncated rows; ``precision`` of the forward passes."""
 
 
 def evaluate(
@@ -67,7 +68,8 @@ def evaluate(
     """Scores and samples of ``model`` on ``held_out`` (name and rows of a split), or None where there is no such split.
 
     ``max_length`` is the context of each window in tokens; default: the model's, at most 1024. All processes call this and get
-    the same result. No score depends on ``eval.batch_size`` or on the number of processes. With ``output``, a folder, the main
+    the same result. No score depends on ``eval.batch_size`` or on the number of processes, and none on ``train.precision``: forward
+    passes are computed in the precision of the weights, here and on the validation split during training. With ``output``, a folder, the main
     process writes ``predictions.jsonl`` there, one line per row, before anything is scored.
     """
     if held_out is None:
@@ -93,7 +95,7 @@ def evaluate(
         outputs=outputs,
         predictions=predictions,
         analysis=task.analysis(outputs, features, rows, **chance) if when == "after" else [],
-        facts=features.facts,
+        facts={**features.facts, "precision": PRECISIONS.get(model.dtype, str(model.dtype))},
     )
 
 
@@ -101,12 +103,36 @@ GENERATED = ".generated.jsonl"
 """Where each process keeps outputs as they come, until the predictions are written: a kill in between loses none."""
 
 
+def scores_of_text(
+    task: Task, model: Any, tokenizer: PreTrainedTokenizerBase, rows: Dataset, features: Features,
+    outputs: Mapping[str, np.ndarray], *, count: int, max_length: int,
+) -> list[Score]:  # fmt: skip
+    """Scores of text generated for the first ``count`` of ``rows``, for judging on the way; none where the task generates none.
+
+    ``features`` and ``outputs`` are those of all ``rows``. All processes call this and get the same; no random number is drawn.
+    The likeliest tokens are taken whatever ``generation`` says: beams need several times as long, and samples would add their
+    own noise to the choice of the best weights.
+    """
+    if "generation" not in task.judged_by or not count:
+        return []
+    rows = first_rows(rows, count)
+    features = features.of_rows(len(rows))
+    some = {name: values[: len(features)] for name, values in outputs.items()}
+    texts = _generate(task, model, tokenizer, rows, max_length, None, greedy=True)
+    some["generated"] = np.array(texts, dtype=object)
+    return task.scores(some, features, rows, tokenizer, resamples=0, seed=0)
+
+
 def _generate(
-    task: Any, model: Any, tokenizer: PreTrainedTokenizerBase, rows: Dataset, max_length: int, output: str | Path | None
-) -> list[str]:
+    task: Any, model: Any, tokenizer: PreTrainedTokenizerBase, rows: Dataset, max_length: int, output: str | Path | None,
+    greedy: bool = False,
+) -> list[str]:  # fmt: skip
     """One output per row, in data order; the rows are dealt to the processes. With ``output`` an interrupted call is continued."""
     process, processes = _place()
     settings = task.generation(model)
+    if greedy:
+        kept = {name: getattr(settings, name) for name in ("max_new_tokens", "no_repeat_ngram_size", "repetition_penalty")}
+        settings = GenerationSettings(**kept)
     sources, _ = task.prompts(rows["source"][:], tokenizer, max_length=max_length, new=settings.max_new_tokens)
     mine = list(range(process, len(sources), processes))
     prompts = [sources[i] for i in mine]
@@ -146,7 +172,7 @@ def evaluate_baselines(
         return []
     split, rows = splits.held_out
     rows = first_rows(rows, config.max_rows)
-    features = task.encode(rows, tokenizer, max_length=max_length, training=False)
+    features = task.encode(rows, tokenizer, max_length=max_length, training=False) if task.baselines_read_tokens else None
     scores = on_main(task.baselines, splits, features, rows, tokenizer, resamples=config.resamples, seed=config.seed)
     return [replace(s, split=split) for s in scores]
 
@@ -186,8 +212,8 @@ def collect(
     key = _key(task, model, features, batch_size)
     if key is not None and key in _last:
         return dict(_last[key])
-    order = np.argsort(-features.lengths, kind="stable")
-    batches = fill_batches(order, features.lengths, batch_size, _token_budget(task, model))
+    order = sort_rows(np.arange(len(features)), features.padded, batch_size)
+    batches = fill_batches(order, features.padded, batch_size, _token_budget(task, model))
     process, processes = _place()
     mine = list(range(process, len(batches), processes))
     while len(mine) < -(-len(batches) // processes):

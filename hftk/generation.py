@@ -1,11 +1,11 @@
 """Text from prompts: batched, sorted by length, one output per row, in data order.
 
 An output depends on its own prompt, the settings and its row number alone: neither on the batch that the row shared
-nor on the rows around it (in fp32 up to rounding, which can only decide a tie). ``transformers``' ``generate`` does
-the decoding; what is repaired here:
+nor on the rows around it (in fp32 up to rounding, which can only decide a tie). :mod:`hftk.decoding` gives the tokens
+that transformers' ``generate`` gives, faster; what is repaired here:
 
 - Sampling. ``generate`` draws for a whole batch from the global random state, so a row's text depends on its
-  neighbours. Here every row has random numbers of its own (:class:`RowSampling`); the global state is neither read
+  neighbours. Here every row has random numbers of its own (:class:`~hftk.constraints.RowSampling`); the global state is neither read
   nor changed.
 - Defaults. ``generate`` fills the unset fields of the ``GenerationConfig`` it is given from the checkpoint (sampling
   flags, minimum lengths, penalties). Here they are what :class:`~hftk.config.GenerationSettings` says.
@@ -20,8 +20,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -29,19 +28,13 @@ from typing import Any
 import numpy as np
 import torch
 from tqdm import tqdm
-from transformers import (
-    GenerationConfig,
-    LogitsProcessor,
-    LogitsProcessorList,
-    PreTrainedTokenizerBase,
-    TemperatureLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
-)
+from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from hftk.architectures import positions
 from hftk.batching import split_step
 from hftk.config import GenerationSettings, InputError, Problem
+from hftk.constraints import RowSampling
+from hftk.decoding import decode
 from hftk.tokenizers import join_wordpieces
 
 logger = logging.getLogger(__name__)
@@ -66,37 +59,6 @@ class Generated:
     """True: ended by itself, with an end-of-text token. False: cut off at ``max_new_tokens``."""
     truncated: bool
     """Whether the prompt was too long for the model and was cut (see :func:`generate`)."""
-
-
-class RowSampling(LogitsProcessor):
-    """Sampling that gives a row the same tokens in any batch: Gumbel-max with random numbers of the row's own.
-
-    The likeliest token after adding independent Gumbel noise to the log-probabilities is a sample from them (Gumbel
-    1954; Maddison et al. 2014, *A\\* Sampling*). So with this processor greedy decoding samples: temperature, top-k
-    and top-p first, as ``generate`` does, then noise from a generator seeded by ``(seed, row)``. A row draws one
-    number per vocabulary entry and step, whatever is filtered out; rounding in the logits matters only where two
-    perturbed ones are tied.
-    """
-
-    def __init__(self, settings: GenerationSettings, rows: Iterable[int]) -> None:
-        seed = settings.seed % 2**64  # SeedSequence takes no negative numbers
-        self._generators = [np.random.default_rng([seed, row]) for row in rows]
-        self._warpers = LogitsProcessorList()
-        if settings.temperature != 1.0:
-            self._warpers.append(TemperatureLogitsWarper(settings.temperature))
-        if settings.top_k:
-            self._warpers.append(TopKLogitsWarper(settings.top_k))
-        if settings.top_p < 1.0:
-            self._warpers.append(TopPLogitsWarper(settings.top_p))
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        """``scores`` is (rows, vocabulary) logits; returns them filtered, scaled and perturbed."""
-        ids: Any = input_ids  # transformers wants a LongTensor for its type, which no tensor is
-        scores = self._warpers(ids, scores)
-        # In float64: the winner among a large vocabulary has an exponential number near 0, where float32 is coarse.
-        waits = np.stack([generator.standard_exponential(scores.shape[-1]) for generator in self._generators])
-        gumbel = -np.log(np.maximum(waits, np.finfo(np.float64).tiny))
-        return scores + torch.from_numpy(gumbel).to(dtype=scores.dtype).to(scores.device)
 
 
 def generate(
@@ -293,6 +255,10 @@ def _generation_config(
     config = GenerationConfig(
         max_new_tokens=settings.max_new_tokens,
         num_beams=settings.num_beams,
+        length_penalty=settings.length_penalty,
+        early_stopping=settings.early_stopping,
+        no_repeat_ngram_size=settings.no_repeat_ngram_size,
+        repetition_penalty=settings.repetition_penalty,
         do_sample=False,
         use_cache=True,
         eos_token_id=ends or None,
@@ -375,33 +341,9 @@ def _run(job: _Job, batch: list[int]) -> list[Generated]:
         ids[position, place] = torch.tensor(job.inputs[row])
         mask[position, place] = 1
     device = next(job.model.parameters()).device
-    processors = LogitsProcessorList([RowSampling(job.settings, batch)] if job.settings.do_sample else [])
-    with _ready(job.model), torch.inference_mode():
-        output = job.model.generate(
-            input_ids=ids.to(device), attention_mask=mask.to(device), generation_config=job.config,
-            logits_processor=processors,
-        )  # fmt: skip
-    start = 1 if encoder_decoder else width  # an encoder-decoder's output begins with the decoder's start token
-    return [_result(job, row, new) for row, new in zip(batch, output[:, start:].tolist(), strict=True)]
-
-
-@contextmanager
-def _ready(model: Any) -> Iterator[None]:
-    """Dropout off and the checkpoint's generation defaults away; both are put back as they were, module by module."""
-    modes = [(module, module.training) for module in model.modules()]
-    # In place: a PEFT model hands this very object on to the model that it wraps.
-    defaults = vars(model.generation_config)
-    saved = dict(defaults)
-    try:
-        defaults.clear()
-        defaults.update(vars(GenerationConfig()))
-        model.eval()
-        yield
-    finally:
-        defaults.clear()
-        defaults.update(saved)
-        for module, mode in modes:
-            module.training = mode
+    sampling = RowSampling(job.settings, batch) if job.settings.do_sample else None
+    rows = decode(job.model, ids.to(device), mask.to(device), job.config, sampling)
+    return [_result(job, row, new) for row, new in zip(batch, rows, strict=True)]
 
 
 def _result(job: _Job, row: int, new: list[int]) -> Generated:

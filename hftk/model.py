@@ -159,6 +159,12 @@ def default_length(config: PretrainedConfig) -> int:
     return min(context_length(config), LONGEST_DEFAULT)
 
 
+def decoder_positions(config: PretrainedConfig) -> int | None:
+    """Most tokens that a decoder can write, its start token included; None where positions are relative and have no end."""
+    positions = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
+    return positions if isinstance(positions, int) and positions > 0 else None
+
+
 def load_model(
     config: ModelConfig, task: Task, splits: Splits, *, seed: int = 0
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

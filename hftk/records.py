@@ -92,6 +92,14 @@ class RunRecord:
         """Scores of the same name on the same split whose ``when`` starts with ``when``."""
         return [s for s in self.scores if (s.name, s.split) == (score.name, score.split) and s.when.startswith(when)]
 
+    def test_against(self, rival: Score) -> dict[str, Any] | None:
+        """The paired test of the main score against a baseline's, as an analysis table tells it: ``difference`` (model - baseline,
+        ``value`` and 95 % ``interval``) and ``p_value``; None where there is none."""
+        tables = [s.get("rows") for s in self.analysis if isinstance(s, Mapping) and s.get("kind") == "table"]
+        lines = [line for rows in tables if isinstance(rows, list) for line in rows if isinstance(line, Mapping)]
+        fits = [line for line in lines if (line.get("when"), line.get("score")) == (rival.when, rival.name)]
+        return next((dict(line) for line in fits if line.get("p_value") is not None), None)
+
     def to_dict(self) -> dict[str, Any]:
         """As nested plain values; numbers are left as they are (:func:`plain` makes them fit for JSON)."""
         known = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "extra"}

@@ -115,8 +115,23 @@ class Features:
     """(features,) index of the row that each feature comes from, ascending."""
     lengths: np.ndarray
     """(features,) tokens that the feature takes up in a batch before padding."""
+    sides: np.ndarray | None = None
+    """(features, 2) tokens of source and target where each is padded to the longest of its own in a batch; ``lengths`` is their sum."""
     facts: dict[str, Any] = field(default_factory=dict)
     """Counts: tokens, truncated rows, tokens lost."""
+
+    @property
+    def padded(self) -> np.ndarray:
+        """What is padded: ``sides`` where there are two, else ``lengths``."""
+        return self.lengths if self.sides is None else self.sides
+
+    def of_rows(self, count: int) -> Features:
+        """The features of the first ``count`` rows."""
+        most = sum(int(row) < count for row in self.rows)
+        return Features(
+            columns={name: column[:most] for name, column in self.columns.items()}, rows=self.rows[:most],
+            lengths=self.lengths[:most], sides=None if self.sides is None else self.sides[:most], facts=self.facts,
+        )  # fmt: skip
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -148,6 +163,8 @@ class Task(Protocol):
     """Scores by which ``train.metric_for_best_model`` may go, beside loss."""
     judged_by: frozenset[str]
     """Subset of {"loss", "logits", "generation"}: what evaluation has to compute."""
+    baselines_read_tokens: bool
+    """Whether ``baselines`` needs the features of the rows; else it is given None, and nothing is tokenized for it."""
 
     @classmethod
     def of_model(cls, config: Any, made: Any) -> Task:
@@ -202,7 +219,7 @@ class Task(Protocol):
         """Scores of a split; ``split`` and ``when`` are filled in by the stage."""
 
     def baselines(
-        self, splits: Splits, features: Features, rows: Dataset, tokenizer: PreTrainedTokenizerBase,
+        self, splits: Splits, features: Features | None, rows: Dataset, tokenizer: PreTrainedTokenizerBase,
         *, resamples: int, seed: int,
     ) -> list[Score]:  # fmt: skip
         """What trivial systems, fitted on the training split, score on the same rows; ``when="baseline:NAME"``."""

@@ -30,7 +30,8 @@ from hftk.batching import Plan, StepLoader, StreamPlan
 from hftk.choices import note
 from hftk.conductor import Conductor
 from hftk.config import RunConfig
-from hftk.evaluation import collect
+from hftk.dropout import fast_dropout
+from hftk.evaluation import collect, scores_of_text
 from hftk.launch import on_main, stop_requested
 from hftk.model import is_pretrained
 from hftk.precision import autocast, choose_precision
@@ -53,6 +54,8 @@ class Judged:
 
     rows: Any
     features: Features
+    max_length: int
+    """Context in tokens."""
 
 
 class TrainingDiverged(RuntimeError):
@@ -218,7 +221,8 @@ class ExactTrainer(Trainer):
         for number, batch in enumerate(inputs):
             last = number == len(inputs) - 1
             self.accelerator.gradient_state._set_sync_gradients(last)
-            with nullcontext() if last else self._no_sync(model):
+            # Around the backward pass too, where gradient checkpointing drops the same elements again.
+            with self._dropout(), nullcontext() if last else self._no_sync(model):
                 loss = self._loss(model, self._prepare_inputs(batch), num_items_in_batch)
                 if last and self.config.train.l1_penalty:
                     weights = optimization.decayed(self.plain.named_parameters())
@@ -227,6 +231,9 @@ class ExactTrainer(Trainer):
             total += loss.detach()
         self._losses.append(total)
         return total
+
+    def _dropout(self) -> AbstractContextManager[Any]:
+        return nullcontext() if self.args.torch_compile else fast_dropout(self.args.device)
 
     def _no_sync(self, model: Any) -> AbstractContextManager[Any]:
         return self.accelerator.no_sync(model)
@@ -253,6 +260,11 @@ class ExactTrainer(Trainer):
         metrics = {"eval_loss": self.task.eval_loss(outputs)}
         if "logits" in self.task.judged_by:
             scores = self.task.scores(outputs, features, rows, self.tokenizer, resamples=0, seed=0)
+        else:
+            scores = scores_of_text(
+                self.task, self.plain, self.tokenizer, rows, features, outputs, count=self.config.eval.generate_rows, max_length=self.validation.max_length
+            )  # fmt: skip
+        if scores:
             metrics = {f"eval_{score.name}": score.value for score in scores} | metrics
             self.higher_is_better = any(self.metric == f"eval_{s.name}" and s.higher_is_better for s in scores)
         self.tick("evaluate")
@@ -267,10 +279,11 @@ class ExactTrainer(Trainer):
         return metrics
 
     def best_step(self) -> int | None:
-        """The step of the best evaluation so far, by ``metric_for_best_model`` (the first of equals)."""
+        """The step of the best evaluation so far, by ``metric_for_best_model``; of equals the one with the lower ``eval_loss``, then
+        the first (BLEU is 0 in the first evaluations of many a new model)."""
         judged = [e for e in self.history if e.get(self.metric) is not None and e[self.metric] == e[self.metric]]
         sign = -1 if self.higher_is_better else 1
-        return min(judged, key=lambda e: sign * e[self.metric])["step"] if judged else None
+        return min(judged, key=lambda e: (sign * e[self.metric], e["eval_loss"]))["step"] if judged else None
 
     def out_of_patience(self) -> bool:
         """Whether the last ``early_stopping`` evaluations brought no better one."""

@@ -130,8 +130,9 @@ def _judged(
     if splits.validation is None:
         return None
     rows = first_rows(splits.validation, config.eval.max_rows)
-    features = task.encode(rows, tokenizer, max_length=default_length(model.config), training=False)
-    return Judged(rows=rows, features=features)
+    max_length = default_length(model.config)
+    features = task.encode(rows, tokenizer, max_length=max_length, training=False)
+    return Judged(rows=rows, features=features, max_length=max_length)
 
 
 def _finish(
@@ -209,7 +210,9 @@ def fingerprint(
     for name in sorted(first.features.columns):
         for entry in first.features.columns[name]:
             digest.update(np.asarray(entry).tobytes())
+    by_text = "generation" in task.judged_by and config.train.metric_for_best_model != "loss"
     return {
+        **({"--eval.generate_rows": config.eval.generate_rows} if by_text else {}),
         "the model": f"{type(model).__name__} of {sum(p.numel() for p in model.parameters())} parameters",
         "the training data": f"{len(first.features)} rows with SHA-256 {digest.hexdigest()[:12]}",
         "the global batch": f"{plan.size.rows} rows" if plan.size.rows else f"{plan.size.tokens} tokens",

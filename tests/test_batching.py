@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from hftk import choices
-from hftk.batching import BatchSize, Plan, StepLoader, StreamPlan, pack, plan_epoch, split_step
+from hftk.batching import BatchSize, Plan, StepLoader, StreamPlan, fill_batches, pack, plan_epoch, sort_rows, split_step
 from hftk.config import InputError
 from hftk.task import Features
 
@@ -37,7 +37,7 @@ def plain(steps: list[np.ndarray]) -> list[list[int]]:
 
 def padding(batches: list[np.ndarray], lengths: np.ndarray) -> float:
     """Share of the places in the batches that hold no token."""
-    places = sum(len(b) * int(lengths[b].max()) for b in batches if len(b))
+    places = sum(len(b) * int(lengths[b].max(0).sum()) for b in batches if len(b))
     return 1 - sum(int(lengths[b].sum()) for b in batches) / places
 
 
@@ -45,7 +45,9 @@ def padding(batches: list[np.ndarray], lengths: np.ndarray) -> float:
 
 
 @pytest.mark.parametrize("group", [True, False])
-@pytest.mark.parametrize("size", [BatchSize(rows=1), BatchSize(rows=7), BatchSize(rows=500), BatchSize(tokens=300), BatchSize(tokens=1)])
+@pytest.mark.parametrize(
+    "size", [BatchSize(rows=1), BatchSize(rows=7), BatchSize(rows=500), BatchSize(tokens=300), BatchSize(tokens=1)]
+)
 def test_every_row_is_in_exactly_one_step(size: BatchSize, group: bool) -> None:
     lengths = some_lengths(403)
     steps = plan_epoch(lengths, size, seed=1, epoch=0, group_by_length=group)
@@ -55,7 +57,9 @@ def test_every_row_is_in_exactly_one_step(size: BatchSize, group: bool) -> None:
 
 @pytest.mark.parametrize("group", [True, False])
 def test_a_step_has_the_rows_that_were_asked_for_but_for_one(group: bool) -> None:
-    sizes = sorted(len(s) for s in plan_epoch(some_lengths(403), BatchSize(rows=10), seed=1, epoch=0, group_by_length=group))
+    sizes = sorted(
+        len(s) for s in plan_epoch(some_lengths(403), BatchSize(rows=10), seed=1, epoch=0, group_by_length=group)
+    )
     assert sizes == [3] + 40 * [10]
 
 
@@ -70,7 +74,10 @@ def test_a_step_is_filled_with_tokens_up_to_the_limit_and_a_longer_row_stands_al
 
 def test_seed_and_epoch_change_the_plan_and_nothing_else_does() -> None:
     lengths, size = some_lengths(100), BatchSize(rows=8)
-    plans = {(seed, epoch): plain(plan_epoch(lengths, size, seed=seed, epoch=epoch)) for seed, epoch in product((0, 1), (0, 1))}
+    plans = {
+        (seed, epoch): plain(plan_epoch(lengths, size, seed=seed, epoch=epoch))
+        for seed, epoch in product((0, 1), (0, 1))
+    }
     assert len({str(p) for p in plans.values()}) == 4
     np.random.seed(5)
     assert plain(plan_epoch(lengths, size, seed=1, epoch=1)) == plans[1, 1]
@@ -104,9 +111,64 @@ def test_rows_of_one_length_are_only_shuffled() -> None:
     assert plain(grouped) == plain(plan_epoch(same, BatchSize(rows=8), seed=2, epoch=0, group_by_length=False))
 
 
-# Micro-batches -------------------------------------------------------------------------------------------------------
-
 SPLITS = list(product((1, 2, 3, 8), (1, 4, 16), (None, 120)))
+# Two sides -----------------------------------------------------------------------------------------------------------
+
+
+def two_sides(rows: int, ratio: float, spread: float, seed: int = 0) -> np.ndarray:
+    """(rows, 2) tokens of sources and of targets that are about ``ratio`` times as long."""
+    rng = np.random.default_rng(seed)
+    source = rng.lognormal(2.7, 0.4, rows)
+    return np.maximum(1, np.stack([source, ratio * source * rng.lognormal(0, spread, rows)], axis=1).astype(int))
+
+
+@pytest.mark.parametrize(("ratio", "spread", "most"), [(1.0, 0.2, 0.05), (0.1, 0.6, 0.08), (10.0, 0.3, 0.08)])
+def test_source_and_target_both_have_little_padding(ratio: float, spread: float, most: float) -> None:
+    """Alike in length, or one far longer than the other: better than by the sum of both."""
+    sides = two_sides(20_000, ratio, spread)
+    shares = [
+        padding([m for s in plan_epoch(by, BatchSize(rows=128), seed=0, epoch=0) for m in split_step(s, by, processes=1, max_rows=32)[0]], sides)
+        for by in (sides, sides.sum(1))
+    ]  # fmt: skip
+    assert shares[0] < most and shares[0] < 0.75 * shares[1]
+
+
+def test_a_plan_over_two_sides_has_every_row_once_and_follows_from_the_seed() -> None:
+    sides = two_sides(1003, 1.0, 0.3)
+    for size in (BatchSize(rows=8), BatchSize(tokens=700)):
+        steps = plan_epoch(sides, size, seed=1, epoch=2)
+        assert sorted(np.concatenate(steps).tolist()) == list(range(1003))
+        assert plain(plan_epoch(sides, size, seed=1, epoch=2)) == plain(steps)
+        assert plain(plan_epoch(sides, size, seed=2, epoch=2)) != plain(steps)
+
+
+def test_micro_batches_of_two_sides_count_the_padding_of_both() -> None:
+    sides = two_sides(61, 1.0, 0.5)
+    for processes, max_rows, max_tokens in SPLITS:
+        parts = split_step(np.arange(61), sides, processes=processes, max_rows=max_rows, max_tokens=max_tokens)
+        batches = [b for part in parts for b in part]
+        assert len({len(part) for part in parts}) == 1 and sorted(np.concatenate(batches).tolist()) == list(range(61))
+        for b in batches:
+            assert len(b) <= max_rows
+            assert max_tokens is None or len(b) <= 1 or len(b) * sides[b].max(0).sum() <= max_tokens
+    crossed = np.array([[9, 1], [1, 9]])  # 10 tokens each, 36 places together
+    assert [len(b) for b in split_step(np.arange(2), crossed, processes=1, max_rows=2, max_tokens=35)[0]] == [1, 1]
+    assert [len(b) for b in split_step(np.arange(2), crossed, processes=1, max_rows=2, max_tokens=36)[0]] == [2]
+
+
+def test_batches_are_as_full_as_the_budget_allows() -> None:
+    sides = np.array([[5, 5], [5, 5], [4, 6], [4, 6], [1, 1]])
+    assert plain(fill_batches(np.arange(5), sides, 3, 22)) == [[0, 1], [2, 3], [4]]
+    assert plain(fill_batches(np.arange(5), sides, 3, 1)) == [[0], [1], [2], [3], [4]]
+    assert plain(fill_batches(np.arange(5), sides.sum(1), 3, 30)) == [[0, 1, 2], [3, 4]]
+
+
+def test_sorting_two_sides_of_nothing_and_of_one_length() -> None:
+    assert sort_rows(np.arange(0), np.zeros((0, 2), int), 4).tolist() == []
+    assert sorted(sort_rows(np.arange(9), np.full((9, 2), 3), 4).tolist()) == list(range(9))
+
+
+# Micro-batches -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("rows", [1, 2, 5, 16, 61])
@@ -139,14 +201,18 @@ def test_processes_get_like_work() -> None:
     assert max(tokens) / min(tokens) < 1.2
 
 
-def loader(plan: Plan | StreamPlan, process: int = 0, processes: int = 1, max_rows: int = 4, max_tokens: int | None = None) -> StepLoader:
+def loader(
+    plan: Plan | StreamPlan, process: int = 0, processes: int = 1, max_rows: int = 4, max_tokens: int | None = None
+) -> StepLoader:
     return StepLoader(
         plan, lambda rows: {"numbers": [r["number"] for r in rows]}, process=process, processes=processes, max_rows=max_rows,
         max_tokens=max_tokens,
     )  # fmt: skip
 
 
-def rows_of_steps(plan: Plan | StreamPlan, processes: int, max_rows: int, max_tokens: int | None = None) -> list[list[int]]:
+def rows_of_steps(
+    plan: Plan | StreamPlan, processes: int, max_rows: int, max_tokens: int | None = None
+) -> list[list[int]]:
     """Row numbers of each step over all processes, fillers left out."""
     loaders = [list(loader(plan, p, processes, max_rows, max_tokens)) for p in range(processes)]
     steps = []
@@ -224,7 +290,9 @@ def test_no_rows_are_an_error_and_not_an_endless_run() -> None:
 def test_a_global_batch_larger_than_the_data_is_said() -> None:
     plan = Plan(features(some_lengths(6)), BatchSize(rows=8), seed=0, epochs=3, max_steps=None)
     assert plan.total_steps == 3
-    assert choices.noted() == ["train.global_batch_size 8 is more than the training split: each step is one pass over 6 rows"]
+    assert choices.noted() == [
+        "train.global_batch_size 8 is more than the training split: each step is one pass over 6 rows"
+    ]
 
 
 # Streams -------------------------------------------------------------------------------------------------------------

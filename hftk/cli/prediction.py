@@ -7,15 +7,17 @@ import io
 import json
 import shlex
 import sys
-from argparse import ArgumentParser, Namespace
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Callable, Iterator
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import yaml
+
 from hftk.cli.trained import all_at_once, check_model, check_output, load, say, task_name, task_of, wrong
 from hftk.config import DataConfig, GenerationSettings, InputError, Problem
-from hftk.parsing.settings import read_settings
+from hftk.parsing.settings import Given, WrongValue, convert, read_settings
 
 if TYPE_CHECKING:
     from hftk.generation import Generated
@@ -63,8 +65,13 @@ def add_flags(parser: ArgumentParser) -> None:
     how = parser.add_argument_group("generation")
     for item in read_settings(GenerationSettings()).values():
         meaning = item.meaning.replace("%", "%%")
-        if item.is_bool:
+        if item.hint is bool:
             how.add_argument(f"--{item.name}", action="store_true", help=meaning)
+            continue
+        if item.is_bool:  # or a word
+            how.add_argument(
+                f"--{item.name}", type=_reader(item.hint), metavar="WORD", help=f"{meaning} (default: false)"
+            )
             continue
         kind: Any = item.members[0]
         default = f"{item.default}, or half of a shorter context" if item.name == "max_new_tokens" else item.default
@@ -75,6 +82,18 @@ def add_flags(parser: ArgumentParser) -> None:
         "--batch_size", type=int, metavar="INT",
         help="Most prompts at a time; it changes no output. (default: as many as fit into 4096 tokens; classifiers: 64 rows)",
     )  # fmt: skip
+
+
+def _reader(hint: Any) -> Callable[[str], Any]:
+    """Reads a flag's text as a recipe's flag is read."""
+
+    def value(text: str) -> Any:
+        try:
+            return convert(hint, Given(value=yaml.safe_load(text), text=text))
+        except WrongValue as error:
+            raise ArgumentTypeError(error.message) from None
+
+    return value
 
 
 def predict(given: Namespace) -> int:

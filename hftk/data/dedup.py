@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from hashlib import blake2b
 from typing import Any
 
-from hftk.data.tables import Part, Table, height, take_part
+from hftk.data.tables import Part, Table, take_part
 from hftk.task import Column
 
 _BETWEEN = "\x1f"  # removed from texts by cleaning, so ("a", "bc") and ("ab", "c") stay apart
@@ -47,23 +47,50 @@ def count_repeats(keys: Sequence[int]) -> int:
     return len(keys) - len(set(keys))
 
 
-def conflicts(part: Part, columns: Mapping[str, Column], examples: int = 10) -> dict[str, Any]:
-    """Rows with the same key as an earlier row but another target (any column without ``identity``).
+def conflicts(parts: Mapping[str, Part], columns: Mapping[str, Column], examples: int = 10) -> dict[str, Any]:
+    """Rows with the key of an earlier row of the split, or of another split, but another target (any column without ``identity``).
 
-    {"rows": their number, "examples": [{"first": row, "other": row}]}, texts cut to 200 characters.
+    For each split, and for each two splits that have such rows ("train and test"): {"rows": their number, "examples": [{"first":
+    row, "other": row, "places": [[split, file, row in it], ...]}]}, texts cut to 200 characters.
     """
-    targets = [role for role in part.table if not columns[role].identity]
-    found: dict[str, Any] = {"rows": 0, "examples": []}
-    if not targets or not height(part.table):
-        return found
-    first: dict[int, int] = {}
-    for i, key in enumerate(part.keys):
-        j = first.setdefault(key, i)
-        if i != j and any(part.table[role][i] != part.table[role][j] for role in targets):
-            found["rows"] += 1
-            if len(found["examples"]) < examples:
-                found["examples"].append({"first": _row(part.table, j), "other": _row(part.table, i)})
+    found: dict[str, Any] = {}
+    first: dict[str, dict[int, int]] = {}
+    for split, part in parts.items():
+        first[split] = {}
+        later = [(first[split].setdefault(key, i), i) for i, key in enumerate(part.keys)]
+        found[split] = _differing((split, part), (split, part), [(j, i) for j, i in later if i != j], columns, examples)
+        for other in [name for name in first if name != split]:
+            shared = [(first[other][key], i) for i, key in enumerate(part.keys) if key in first[other]]
+            across = _differing((other, parts[other]), (split, part), shared, columns, examples)
+            if across["rows"]:
+                found[f"{other} and {split}"] = across
     return found
+
+
+def _differing(
+    one: tuple[str, Part], two: tuple[str, Part], pairs: Sequence[tuple[int, int]], columns: Mapping[str, Column], examples: int
+) -> dict[str, Any]:
+    """Those of ``pairs`` (a row of ``one``, a row of ``two``) that have different targets."""
+    (split, part), (other_split, other) = one, two
+    targets = [role for role in part.table if not columns[role].identity and role in other.table]
+    differing = [
+        (j, i) for j, i in pairs if not all(_same(part.table[role][j], other.table[role][i]) for role in targets)
+    ]
+    shown = [
+        {
+            "first": _row(part.table, j), "other": _row(other.table, i),
+            "places": [[split, *part.places[j]], [other_split, *other.places[i]]],
+        }
+        for j, i in differing[:examples]
+    ]  # fmt: skip
+    return {"rows": len(differing), "examples": shown}
+
+
+def _same(target: Any, other: Any) -> bool:
+    """Equal; of lists (several labels) the order does not count."""
+    if isinstance(target, list | tuple) and isinstance(other, list | tuple):
+        return sorted(map(str, target)) == sorted(map(str, other))
+    return bool(target == other)
 
 
 def _comparable(value: Any) -> str:

@@ -131,7 +131,9 @@ def likely_encodings(data: bytes) -> list[tuple[str, str]]:
     """
     from charset_normalizer import from_bytes
 
-    matches = list(from_bytes(data, cp_isolation=list(_CANDIDATES)))
+    # Every text in UTF-16 or UTF-32 has a NUL, be it in a line's end alone; two letters of a short one pass for a Chinese sign.
+    fits = [name for name in _CANDIDATES if b"\0" in data or not name.startswith(("utf_16", "utf_32"))]
+    matches = list(from_bytes(data, cp_isolation=fits))
     if not matches:
         return []
     best = [m for m in matches if (m.chaos, -m.coherence) <= (matches[0].chaos, -matches[0].coherence)]

@@ -61,7 +61,10 @@ def load_splits(config: DataConfig, task: Task, source: Any = None) -> Splits:
 
         return stream_splits(readers, found.fractions, config, facts)
     parts, held = _read_all(readers, config, facts)
-    parts = _separate(parts, found, config, readers["train"], facts)
+    try:
+        parts = _separate(parts, found, config, readers["train"], facts)
+    except InputError as error:  # such as a share too small, when incomplete rows are known already
+        raise InputError(*held, *error.problems) from None
     parts, types = _prepare(parts, readers["train"], task, held, facts)
     parts = _cut(parts, config, facts)
     facts["proof"] = prove_disjoint({split: part.keys for split, part in parts.items()})
@@ -150,7 +153,10 @@ def _separate(
     parts = {
         split: part for split in ("train", "validation", "test") if (part := carved.get(split) or parts.get(split))
     }
-    facts["conflicts"] = {split: conflicts(part, train.columns) for split, part in parts.items()}
+    facts["conflicts"] = conflicts(parts, train.columns)
+    differing = [f"{found['rows']:,} in {where}" for where, found in facts["conflicts"].items() if found["rows"]]
+    if differing and any(train.columns[role].kind == "label" for role in train.mapping):
+        note(f"rows that repeat another one with another label: {', '.join(differing)}")
     facts["duplicates"] = {}
     kept: dict[str, Part] = {}
     for split, part in parts.items():

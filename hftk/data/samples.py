@@ -73,7 +73,7 @@ def python_docs() -> list[dict[str, Any]]:
 
     rows = [{"name": f"topics/{name}", "text": _without_rules(text)} for name, text in sorted(topics.items())]
     size = sum(len(row["text"]) for row in rows)
-    for module, path in sorted(_modules(), key=lambda item: blake2b(item[0].encode(), digest_size=8).digest()):
+    for module, path in sorted(stdlib_modules(), key=lambda item: blake2b(item[0].encode(), digest_size=8).digest()):
         if size >= CHARACTERS:
             break
         documents: dict[str, list[str]] = {}
@@ -112,7 +112,7 @@ def python_modules() -> list[dict[str, Any]]:
 
 def stdlib_docstrings() -> Iterator[Docstring]:
     """Every docstring of the standard library, sorted by module, in source order inside one."""
-    for module, path in _modules():
+    for module, path in stdlib_modules():
         yield from read_docstrings(module, path)
 
 
@@ -139,7 +139,7 @@ def _docstrings(
                 yield from _docstrings(child, module, f"{name}.{child.name}" if name else child.name, inside)
 
 
-def _modules() -> list[tuple[str, Path]]:
+def stdlib_modules() -> list[tuple[str, Path]]:
     """(dotted name, source file) of the public modules of the standard library, sorted."""
     root = Path(sysconfig.get_paths()["stdlib"])
     found = []

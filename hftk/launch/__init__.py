@@ -192,6 +192,7 @@ class _Run:
 def _attempt(main: Callable[[Any], Any], config: RunConfig, argv: Sequence[str] | None, current: _Run) -> int:
     from hftk.parsing import parse
 
+    recipe = config
     description = getattr(sys.modules.get(main.__module__), "__doc__", None) or ""
     with contextlib.nullcontext() if _is_main() else contextlib.redirect_stdout(io.StringIO()):  # --help once
         config = parse(config, argv, description=description)
@@ -209,16 +210,16 @@ def _attempt(main: Callable[[Any], Any], config: RunConfig, argv: Sequence[str] 
         check_output(config)
     if _processes() > 1 or not _cpu_asked(started_by):  # one process on the CPU, as asked: nothing can be amiss
         launched()  # before --overwrite sets anything aside
-    current.folder, current.status = on_main(_begin, config)
+    current.folder, current.status = on_main(_begin, config, recipe)
     main(config)
     on_main(_write, current, state="done", exit_code=0, message="")
     _leave_group()
     return 0
 
 
-def _begin(config: RunConfig) -> tuple[Path, dict[str, Any]]:
-    """Locks the output folder, says that the run runs, prints and saves the config."""
-    from hftk.parsing import dump_config, save_config
+def _begin(config: RunConfig, recipe: RunConfig) -> tuple[Path, dict[str, Any]]:
+    """Locks the output folder, says that the run runs, saves the config and prints what is special in it."""
+    from hftk.parsing import print_changed, save_config
 
     folder = prepare_output(config)
     try:
@@ -229,10 +230,12 @@ def _begin(config: RunConfig) -> tuple[Path, dict[str, Any]]:
                 "processes": _processes(), "command": command_line(),
             },
         )  # fmt: skip
-        print(dump_config(override(config, redact(to_dict(config)))), flush=True)
         saved = folder / "config.yaml"
-        if config.resume == "never" or not saved.exists():  # a resumed run is compared with what is there
+        anew = config.resume == "never" or not saved.exists()  # a resumed run is compared with what is there
+        if anew:
             save_config(config, saved)
+        print_changed(override(config, redact(to_dict(config))), recipe)
+        print(f"all settings{'' if anew else ' of the first start'}: {saved}", flush=True)
     except BaseException:
         release_output(folder)
         raise

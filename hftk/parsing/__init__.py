@@ -20,9 +20,19 @@ from hftk.config import ALTERNATIVES, InputError, Problem
 from hftk.parsing.arguments import SECRET
 from hftk.parsing.renamed import advise, correct, did_you_mean, extra_problems, targets
 from hftk.parsing.settings import Setting, WrongValue, convert, expected, format_help, read_settings
-from hftk.parsing.settings_file import Entry, Given, dump_config, print_config, read_entries, read_value, save_config
+from hftk.parsing.settings_file import (
+    Entry,
+    Given,
+    dump_changed,
+    dump_config,
+    print_changed,
+    print_config,
+    read_entries,
+    read_value,
+    save_config,
+)
 
-__all__ = ["dump_config", "format_help", "load_config", "parse", "print_config", "save_config"]
+__all__ = ["dump_changed", "dump_config", "format_help", "load_config", "parse", "print_changed", "print_config", "save_config"]
 
 Config = TypeVar("Config")
 

@@ -215,6 +215,7 @@ def format_help(config: Any, description: str = "", prog: str | None = None) -> 
 
 def _metavar(item: Setting) -> str:
     choices = [str(choice) for kind in item.members if get_origin(kind) is Literal for choice in get_args(kind)]
+    choices = ["true", "false", *choices] if choices and item.is_bool else choices
     kind = item.members[0]
     return "|".join(choices) or _METAVARS.get(get_origin(kind) or kind, "VALUE")
 

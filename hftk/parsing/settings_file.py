@@ -11,7 +11,7 @@ import difflib
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -33,6 +33,10 @@ _PLAIN: Mapping[str, tuple[str, str]] = {
     "tag:yaml.org,2002:merge": (r"^<<$", "<"),
 }
 """Tag to the pattern of its plain form and the characters with which it begins."""
+
+
+FLOW_WIDTH = 110
+"""Characters after which a line of the settings that a run shows is broken."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -184,8 +188,32 @@ def dump_config(config: Any) -> str:
     return _dump(values, allow_unicode=True)
 
 
-def _dump(values: Any, *, allow_unicode: bool) -> str:
-    return str(yaml.dump(_plain(values), Dumper=_Dumper, allow_unicode=allow_unicode, sort_keys=False, width=math.inf))
+def dump_changed(config: Any, recipe: Any) -> str:
+    """What differs from the defaults of the config's class, or was changed from ``recipe``, as YAML with a line or two per section;
+    what ``config`` merely leaves out of the recipe is not told, nor are secrets. "" where nothing differs."""
+    found = _changed(config, type(config)(), recipe)
+    if "extra" in found.get("train", {}):
+        found["train"]["extra"] = _without_secrets(found["train"]["extra"])
+    return _dump(found, allow_unicode=True, default_flow_style=None, width=FLOW_WIDTH) if found else ""
+
+
+def _changed(config: Any, *others: Any) -> dict[str, Any]:
+    """Nested values of ``config`` that differ from those of one of ``others``."""
+    found: dict[str, Any] = {}
+    for item in fields(config):
+        value, rest = getattr(config, item.name), [getattr(other, item.name) for other in others]
+        if is_dataclass(value):
+            found[item.name] = _changed(value, *rest)
+        elif any(value != other for other in rest) and value not in (None, {}):
+            found[item.name] = value
+    return {name: value for name, value in found.items() if value != {}}
+
+
+def _dump(
+    values: Any, *, allow_unicode: bool, default_flow_style: bool | None = False, width: float = math.inf
+) -> str:
+    style: dict[str, Any] = {"default_flow_style": default_flow_style, "width": width}
+    return str(yaml.dump(_plain(values), Dumper=_Dumper, allow_unicode=allow_unicode, sort_keys=False, **style))
 
 
 def _plain(value: Any) -> Any:
@@ -207,11 +235,19 @@ def _without_secrets(values: Mapping[Any, Any]) -> dict[Any, Any]:
 
 def print_config(config: Any) -> None:
     """Print :func:`dump_config` to standard output, escaped where the terminal's encoding has no such characters."""
-    text = dump_config(config)
+    _print(dump_config(config))
+
+
+def print_changed(config: Any, recipe: Any) -> None:
+    """Print :func:`dump_changed` as :func:`print_config` does."""
+    _print(dump_changed(config, recipe), default_flow_style=None, width=FLOW_WIDTH)
+
+
+def _print(text: str, **style: Any) -> None:
     try:
         print(text, end="")
     except UnicodeEncodeError:
-        print(_dump(yaml.load(text, Loader=_Loader), allow_unicode=False), end="")
+        print(_dump(yaml.load(text, Loader=_Loader), allow_unicode=False, **style), end="")
 
 
 def save_config(config: Any, path: str | Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import PurePosixPath
 from typing import Any
@@ -21,6 +21,8 @@ ACRONYMS = {
     "cpu": "CPU", "gpus": "GPUs", "ram": "RAM", "os": "OS", "tfidf": "TF-IDF", "f1": "F1", "mse": "MSE", "rmse": "RMSE",
     "mae": "MAE", "r2": "R2", "auc": "AUC", "mcc": "MCC", "ece": "ECE",
 }  # fmt: skip
+LEVEL = 0.05
+"""A difference is called real where chance alone shows it less often than this."""
 STEPS = ("thousand", "million", "billion", "trillion")
 
 
@@ -147,7 +149,8 @@ def best(scores: Sequence[Score]) -> Score | None:
 
 
 def verdict(record: RunRecord) -> str:
-    """The main score against the one before and against the best baseline, in one sentence."""
+    """The main score against the one before and against the best baseline, with its paired test if there is one, in one
+    sentence."""
     main = record.main_score
     if main is None:
         return "There is no score: no held-out rows were judged."
@@ -163,7 +166,8 @@ def verdict(record: RunRecord) -> str:
     if before and math.isfinite(before.value):
         text += _moved(main, before)
     if rival:
-        text += _against(main, rival)
+        test = record.test_against(rival)
+        text += _tested(main, rival, test) if test else _against(main, rival)
     return text + "."
 
 
@@ -184,6 +188,20 @@ def _against(main: Score, rival: Score) -> str:
     where = "above" if main.value > rival.value else "below"
     chance = " (the intervals overlap)" if overlap(main, rival) else ""
     return f", {'and' if good else 'but'} {where} {whose}{chance}"
+
+
+def _tested(main: Score, rival: Score, test: Mapping[str, Any]) -> str:
+    """The lead over a baseline (or its lead) with its interval, and whether it is real by the paired test (p < 0.05)."""
+    whose = f"the {system(rival)}'s {number(rival.value)}"
+    if main.value == rival.value:
+        return f", and equal to {whose}"
+    good = better(main, rival)
+    low, high = sorted((1 if main.value > rival.value else -1) * end for end in test["difference"]["interval"])
+    lead = f"by {number(abs(main.value - rival.value), 2)} [{number(low, 2)}, {number(high, 2)}]"
+    chance = f"(p = {test['p_value']:.2g})"
+    if test["p_value"] >= LEVEL:
+        return f", {'and' if good else 'but'} {'better' if good else 'worse'} than {whose} {lead}: no real difference {chance}"
+    return f", {'and' if good else 'but'} {'better' if good else 'worse'} than {whose} {lead}: a real difference {chance}"
 
 
 # --- the run ------------------------------------------------------------------------------------------------------------

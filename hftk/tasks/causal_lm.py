@@ -30,9 +30,9 @@ from hftk.tasks.decoders import (
     IGNORED,
     check_attention,
     collate,
+    decoder_inputs,
     end_of_text,
     join,
-    next_token_logits,
     opening,
     start_of_text,
 )
@@ -85,6 +85,7 @@ class CausalLM:
     score_names = ()
     fixed = ()
     judged_by = frozenset({"loss"})
+    baselines_read_tokens = True
 
     def __init__(self, config: CausalLMConfig) -> None:
         self.config = config
@@ -237,22 +238,17 @@ class CausalLM:
 
     def loss(self, model: Any, batch: Batch) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
         """Cross-entropy in nats, summed over the predicted tokens."""
-        from torch.nn.functional import cross_entropy
+        from hftk.tasks.vocabulary import summed_nats
 
-        logits = next_token_logits(model, batch)  # (batch, tokens, vocabulary)
-        total = cross_entropy(
-            logits.flatten(0, 1).float(), batch["labels"].flatten(), ignore_index=IGNORED, reduction="sum",
-            label_smoothing=self.config.train.label_smoothing,
-        )  # fmt: skip
+        smoothing = self.config.train.label_smoothing
+        total = summed_nats(model, decoder_inputs(batch), batch["labels"], label_smoothing=smoothing)
         return {"tokens": (total, self.items(batch)["tokens"])}
 
     def outputs(self, model: Any, batch: Batch) -> dict[str, torch.Tensor]:
         """``nats``: (batch,) summed cross-entropy of each feature, float64; ``tokens``: (batch,) its predicted tokens."""
-        from torch.nn.functional import cross_entropy
+        from hftk.tasks.vocabulary import token_nats
 
-        logits = next_token_logits(model, batch)
-        flat = logits.flatten(0, 1).float()  # five times as fast as with the classes in the middle
-        nats = cross_entropy(flat, batch["labels"].flatten(), ignore_index=IGNORED, reduction="none").view(batch["labels"].shape)
+        nats = token_nats(model, decoder_inputs(batch), batch["labels"])
         # On the CPU, since Apple's GPU has no float64.
         return {"nats": nats.cpu().double().sum(1), "tokens": (batch["labels"] != IGNORED).sum(1)}
 
@@ -268,7 +264,7 @@ class CausalLM:
         return self._scores(outputs["nats"], outputs["tokens"], features, rows, tokenizer, resamples, seed)
 
     def baselines(
-        self, splits: Splits, features: Features, rows: Dataset, tokenizer: PreTrainedTokenizerBase,
+        self, splits: Splits, features: Features | None, rows: Dataset, tokenizer: PreTrainedTokenizerBase,
         *, resamples: int, seed: int,
     ) -> list[Score]:  # fmt: skip
         """Unigram and interpolated Kneser-Ney bigram models of the training tokens, on the same tokens as the model."""
@@ -276,6 +272,7 @@ class CausalLM:
 
         from hftk.metrics.ngrams import fit_bigram, fit_unigram
 
+        assert features is not None
         train = splits.train
         if not hasattr(train, "__len__"):
             train = take(train, STREAM_SAMPLE)

@@ -29,9 +29,10 @@ import numpy as np
 from hftk import heads
 from hftk.choices import note
 from hftk.config import InputError, Problem, RunConfig
+from hftk.launch import on_main
 from hftk.task import Column, Features, Prepared, Score, Splits
 from hftk.tasks import judgement
-from hftk.tasks.encoders import Truncation, encode_texts, pad
+from hftk.tasks.encoders import Truncation, encode_texts, fixed_width, pad, places_of, takes
 from hftk.tasks.labels import (
     MULTI,
     REGRESSION,
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
     from hftk.task import Batch, Look, Place, Rows, Table
+    from hftk.tasks.rivals import Rivals
 
 _WIDTHS = {"tiny": (2, 2, 128), "mini": (4, 4, 256), "small": (4, 8, 512), "medium": (8, 8, 512), "base": (12, 12, 768),
            "large": (24, 16, 1024)}  # fmt: skip
@@ -132,10 +134,13 @@ class Classification:
     fixed = ("focal_gamma",)
     score_names = tuple(dict.fromkeys(name for names in judgement.SCORES.values() for name in names))
     judged_by = frozenset({"logits"})
+    baselines_read_tokens = False
 
     def __init__(self, config: ClassificationConfig, labels: Labels | None = None) -> None:
         """``labels``: those of a model that is there already; else they are found in the training rows."""
         self.config, self.labels = config, labels
+        self._rivals: Rivals | None = None
+        self._places: dict[tuple[str, str], Place] = {}  # filled where an error over long texts may name them
         if config.label_separator is not None:  # an empty cell is a row without any label
             label = replace(self.columns["label"], nullable=True)
             self.columns = {**self.columns, "label": label}
@@ -170,6 +175,8 @@ class Classification:
         self, tables: Mapping[str, Table], places: Mapping[str, Sequence[Place]], columns: Mapping[str, str]
     ) -> Prepared:
         """Labels to class numbers, and everything that is wrong with them; see :mod:`hftk.tasks.labels`."""
+        if self.config.truncation == "error":
+            self._places = places_of(tables, places)
         given = {
             split: LabelColumn(table["label"], places[split]) for split, table in tables.items() if "label" in table
         }
@@ -204,6 +211,9 @@ class Classification:
     def model_settings(self, splits: Splits) -> dict[str, Any]:
         labels = judgement.labels_in(splits.train)
         names = labels.names or ("LABEL_0",)
+        seen = judgement.classes_of(splits.train, labels)
+        if seen < len(labels.names):  # all of them were found in the training rows, so some are beyond max_rows
+            note(f"the training rows that --data.max_rows leaves hold {seen} of the {len(names)} classes: the model cannot learn the others")
         return {
             "problem_type": labels.problem_type,
             "id2label": dict(enumerate(names)),
@@ -230,7 +240,7 @@ class Classification:
         pairs = list(rows["text_pair"]) if "text_pair" in rows.column_names else None
         columns: dict[str, Sequence[Any]]
         columns, facts = encode_texts(  # type: ignore[assignment]
-            list(rows["text"]), pairs, tokenizer, max_length=max_length, truncation=self.config.truncation
+            list(rows["text"]), pairs, tokenizer, max_length=max_length, truncation=self.config.truncation, places=self._places
         )
         if facts["truncated_rows"]:
             note(
@@ -248,20 +258,25 @@ class Classification:
     def collator(
         self, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, *, training: bool
     ) -> Callable[[list[dict[str, Any]]], dict[str, torch.Tensor]]:
-        """Pads on the right; a decoder (GPT-2, Llama) needs the padding's id in its config to find the last token."""
+        """Pads on the right; a decoder (GPT-2, Llama) needs the padding's id in its config to find the last token.
+
+        A model that takes no mask (FNet) sees padding as text: every row is padded to the same length, the longest that is read,
+        as FNet was trained (Lee-Thorp et al. 2021, arXiv:2105.03824). So no row's logits depend on its company in a batch.
+        """
         pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
         if getattr(model.config, "pad_token_id", None) is None:
             model.config.pad_token_id = pad_id
         # RoBERTa weights with BERT's tokenizer, such as klue/roberta-base: type 1 of a second text has no embedding.
-        one_type = getattr(model.config, "type_vocab_size", None) == 1
+        unread = set() if takes(model, "token_type_ids") and getattr(model.config, "type_vocab_size", None) != 1 else {"token_type_ids"}
+        width = None if takes(model, "attention_mask") else fixed_width(model, self.config.train.max_length)
+        unread |= {"attention_mask"} if width else set()
 
         def collate(features: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
             import torch
 
             # XLNet classifies by the last position, which must not be padding.
-            batch = pad(features, pad_id, left=getattr(model.config, "model_type", "") == "xlnet")
-            if one_type:
-                batch.pop("token_type_ids", None)
+            batch = pad(features, pad_id, left=getattr(model.config, "model_type", "") == "xlnet", width=width)
+            batch = {name: values for name, values in batch.items() if name not in unread}
             for name in ("labels", "weights"):
                 if name in features[0]:
                     batch[name] = torch.from_numpy(np.stack([feature[name] for feature in features]))
@@ -318,18 +333,22 @@ class Classification:
         return judgement.scores(judgement.answers(outputs), rows, resamples=resamples, seed=seed)
 
     def baselines(
-        self, splits: Splits, features: Features, rows: Dataset, tokenizer: PreTrainedTokenizerBase,
+        self, splits: Splits, features: Features | None, rows: Dataset, tokenizer: PreTrainedTokenizerBase,
         *, resamples: int, seed: int,
     ) -> list[Score]:  # fmt: skip
-        """The majority class (the mean, for regression), and TF-IDF with logistic (ridge) regression."""
+        """The majority class (the mean, for regression), and TF-IDF with logistic (ridge) regression. What they answer is kept,
+        so that :meth:`analysis` can test the model against them on the same rows."""
+        from hftk.tasks.rivals import Rivals
         from hftk.tasks.tfidf import Majority, fit_tfidf
 
         tfidf = fit_tfidf(splits, tune_thresholds=self.config.tune_thresholds)
-        scores = []
-        for name, system in (("majority", Majority(splits.train)), ("tfidf", tfidf)):
-            found = judgement.scores(system.answer(rows), rows, resamples=resamples, seed=seed)
-            scores += [replace(score, when=f"baseline:{name}") for score in found]
-        return scores
+        systems = {"majority": Majority(splits.train), "tfidf": tfidf}
+        self._rivals = Rivals(rows, {name: system.answer(rows) for name, system in systems.items()})
+        return [
+            replace(score, when=f"baseline:{name}")
+            for name, found in self._rivals.answers.items()
+            for score in judgement.scores(found, rows, resamples=resamples, seed=seed)
+        ]
 
     def finish(self, model: PreTrainedModel, splits: Splits, look: Look) -> list[dict[str, Any]]:
         """Thresholds and temperature by the validation split, written into the model; suspicious labels in the training split."""
@@ -339,7 +358,8 @@ class Classification:
         if splits.validation is not None:
             sections += calibration.tune(self.config, model, splits, look)
         if self.config.suspicious_labels:
-            sections += suspicion.find(splits, look, most=self.config.suspicious_labels)
+            tuned = getattr(model.config, "thresholds", None)
+            sections += suspicion.find(splits, look, most=self.config.suspicious_labels, thresholds=tuned)
         return sections + suspicion.find_conflicts(splits)
 
     def predictions(
@@ -351,10 +371,14 @@ class Classification:
     def analysis(
         self, outputs: Mapping[str, np.ndarray], features: Features, rows: Dataset, *, resamples: int, seed: int
     ) -> list[dict[str, Any]]:
-        """Confusion matrix, scores by class, calibration, the most confident mistakes; or a scatter plot."""
+        """The model against its baselines; confusion matrix, scores by class, calibration, the most confident mistakes; or a
+        scatter plot."""
         from hftk.tasks.mistakes import analyze
+        from hftk.tasks.rivals import against
 
-        return analyze(judgement.answers(outputs), rows, resamples=resamples, seed=seed)
+        found = judgement.answers(outputs)
+        tests = on_main(lambda: against(found, self._rivals, rows, resamples=resamples, seed=seed))  # baselines ran there
+        return tests + analyze(found, rows, resamples=resamples, seed=seed)
 
     def show(self, rows: Dataset, outputs: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
         """The first rows with what the model answers."""

@@ -85,11 +85,15 @@ def opening(text: str, words: int = 8, characters: int = 40) -> str:
 
 
 def next_token_logits(model: Any, batch: Batch) -> torch.Tensor:
-    """(batch, tokens, vocabulary). Packed pieces are told apart by ``position_ids`` alone: with an attention mask or a cache,
-    transformers lets attention leak between documents (see masking_utils.find_packed_sequence_indices)."""
-    inputs = {name: batch[name] for name in ("input_ids", "position_ids") if name in batch}
-    logits: torch.Tensor = model(**inputs, use_cache=False).logits
+    """(batch, tokens, vocabulary)."""
+    logits: torch.Tensor = model(**decoder_inputs(batch), use_cache=False).logits
     return logits
+
+
+def decoder_inputs(batch: Batch) -> dict[str, torch.Tensor]:
+    """What a decoder reads of a batch. Packed pieces are told apart by ``position_ids`` alone: with an attention mask or a cache,
+    transformers lets attention leak between documents (see masking_utils.find_packed_sequence_indices)."""
+    return {name: batch[name] for name in ("input_ids", "position_ids") if name in batch}
 
 
 def collate(features: list[dict[str, Any]]) -> dict[str, torch.Tensor]:

@@ -37,6 +37,7 @@ class EncoderDecoder:
     max_target_length: int | None = None
 
     auto_model = "AutoModelForSeq2SeqLM"
+    two_sided = True
 
     def start(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, length: int | None) -> int | None:
         """Most tokens of an output, or None for no limit.
@@ -94,10 +95,9 @@ class EncoderDecoder:
             batch["decoder_input_ids"] = shift_right(model, batch["labels"], pad_id)
         return batch
 
-    def logits(self, model: Any, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """(batch, target tokens, vocabulary) logits and (batch, target tokens) labels."""
-        inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "decoder_input_ids")}
-        return model(**inputs, use_cache=False).logits, batch["labels"]
+    def aligned(self, batch: Batch) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+        """What the model is called with, and (batch, target tokens) labels, each the target of the logits in its place."""
+        return {name: batch[name] for name in ("input_ids", "attention_mask", "decoder_input_ids")}, batch["labels"]
 
 
 def target_ids(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[np.ndarray]:

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from hftk.choices import note
 from hftk.config import InputError, Problem
 from hftk.tasks.tokenization import tokenize
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from hftk.task import Place, Table
 
 Truncation = Literal["head", "tail", "head+tail", "error"]
+SHOWN = 5
+"""Rows that are named in an error."""
 HEAD_SHARE = 0.25
 """Share of the room that ``head+tail`` gives to the head: 128 of 510 tokens, as in Sun et al. 2019, *How to Fine-Tune BERT for
 Text Classification?* (arXiv:1905.05583)."""
@@ -82,12 +88,14 @@ def encode_texts(
     *,
     max_length: int,
     truncation: Truncation,
+    places: Mapping[tuple[str, str], Place] | None = None,
 ) -> tuple[dict[str, list[np.ndarray]], dict[str, Any]]:
     """(rows of ``input_ids``, and ``token_type_ids`` where the model takes them; facts) of texts or pairs of texts.
 
     A text, or pair, that is longer than ``max_length`` tokens with its special tokens is cut by ``truncation``; of a pair the
     longer text is cut first, as transformers' ``longest_first``. Facts: ``tokens`` (kept, special ones included),
     ``truncated_rows``, ``tokens_lost``, ``longest`` (tokens of the longest row before cutting), ``max_length``.
+    ``places``: the file and row of a text, or pair, for the error; without, it counts the given rows from 1 on.
 
     Raises:
         InputError: rows are too long and ``truncation`` is ``error``; ``max_length`` holds no token of a text.
@@ -123,12 +131,27 @@ def encode_texts(
             kinds = [frame.types[piece] if isinstance(piece, int) else piece[1] for piece in frame.pieces]
             types.append(np.repeat(np.array(kinds, np.int8), [len(piece) for piece in pieces]))
     if too_long and truncation == "error":
-        raise InputError(_too_long(too_long, longest, max_length))
+        found = [(texts[row], pairs[row] if pairs is not None else "") for row in too_long[:SHOWN]]
+        known = [(places or {}).get(text) for text in found]
+        said = [f"row {place[1]} of {place[0]}" if place else f"row {row + 1}" for place, row in zip(known, too_long, strict=False)]
+        raise InputError(_too_long(said, len(too_long), longest, max_length))
     facts = {
         "tokens": int(sum(map(len, inputs))), "truncated_rows": len(too_long), "tokens_lost": lost, "longest": longest,
         "max_length": max_length, "truncation": truncation,
     }  # fmt: skip
     return {"input_ids": inputs} | ({"token_type_ids": types} if with_types else {}), facts
+
+
+def places_of(
+    tables: Mapping[str, Table], places: Mapping[str, Sequence[Place]]
+) -> dict[tuple[str, str], Place]:
+    """Text and second text ("" where there is none) to the file and row where they stand first, over all splits."""
+    found: dict[tuple[str, str], Place] = {}
+    for split, table in tables.items():
+        texts = table["text"]
+        for row in zip(texts, table.get("text_pair") or [""] * len(texts), places[split], strict=True):
+            found.setdefault(row[:2], row[2])
+    return found
 
 
 def _cut(parts: Sequence[np.ndarray], room: int, truncation: Truncation) -> list[np.ndarray]:
@@ -153,21 +176,45 @@ def _shorten(tokens: np.ndarray, length: int, truncation: Truncation) -> np.ndar
     return tokens[:length]
 
 
-def _too_long(rows: list[int], longest: int, max_length: int) -> Problem:
-    first = ", ".join(str(row + 1) for row in rows[:5])
+def _too_long(said: list[str], count: int, longest: int, max_length: int) -> Problem:
+    first = ", ".join(said) + (", ..." if count > len(said) else "")
     return Problem(
         setting="truncation",
-        message=f"expected texts of at most {max_length} tokens, found {len(rows):,} longer ones (the longest {longest:,}; first: row {first})",
+        message=f"expected texts of at most {max_length} tokens, found {count:,} longer one{'s' if count > 1 else ''} (the longest {longest:,}): {first}",
         fix="use --truncation head, tail or head+tail, or a longer --train.max_length where the model allows it",
     )
 
 
-def pad(features: list[dict[str, Any]], pad_id: int, *, left: bool = False) -> dict[str, torch.Tensor]:
+def takes(model: PreTrainedModel, name: str) -> bool:
+    """Whether the forward pass (that of the model below an adapter) names this input, or names none and so takes any."""
+    wrapped = getattr(model, "get_base_model", None)
+    named = inspect.signature((wrapped() if wrapped else model).forward).parameters
+    return name in named or "input_ids" not in named
+
+
+def fixed_width(model: PreTrainedModel, asked: int | None) -> int:
+    """Tokens that every row is padded to for a model that takes no mask: ``asked`` (``train.max_length``), at most its context.
+
+    Raises:
+        InputError: neither is known.
+    """
+    lengths = [length for length in (asked, getattr(model.config, "max_position_embeddings", None)) if length]
+    name = type(model).__name__
+    if not lengths:
+        message = f"{name} takes no attention mask, so every row is padded to one length, and its config names none"
+        raise InputError(Problem(setting="train.max_length", message=message, fix="set it: --train.max_length 128"))
+    note(f"{name} takes no attention mask: every row is padded to {min(lengths)} tokens (--train.max_length), so that padding is the same for all")
+    return int(min(lengths))
+
+
+def pad(
+    features: list[dict[str, Any]], pad_id: int, *, left: bool = False, width: int | None = None
+) -> dict[str, torch.Tensor]:
     """``input_ids``, ``attention_mask`` and ``token_type_ids`` (where there are some) of one batch, padded on the right (or the
-    left) to its longest row: (batch, tokens) int64 each."""
+    left) to its longest row, or to ``width`` where a row is not longer: (batch, tokens) int64 each."""
     import torch
 
-    width = max(len(feature["input_ids"]) for feature in features)
+    width = max(width or 0, *(len(feature["input_ids"]) for feature in features))
     input_ids = np.full((len(features), width), pad_id, np.int64)
     mask = np.zeros((len(features), width), np.int64)
     types = np.zeros((len(features), width), np.int64) if "token_type_ids" in features[0] else None

@@ -74,6 +74,13 @@ def truth(rows: Dataset, labels: Labels) -> np.ndarray:
     return found
 
 
+def classes_of(rows: Dataset, labels: Labels) -> int:
+    """Number of classes that some row has; 0 for regression."""
+    if labels.problem_type == REGRESSION:
+        return 0
+    return len({i for value in rows["label"] for i in (value if isinstance(value, list) else [value])})
+
+
 def label_counts(targets: Mapping[str, Sequence[Any]], labels: Labels) -> dict[str, Any]:
     """For the record: rows of each class by split, or the range of the numbers."""
     if labels.problem_type == REGRESSION:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from hftk.config import Problem
+from hftk.data.dedup import normalized
 from hftk.data.tables import did_you_mean
 
 ProblemType = Literal["single_label_classification", "multi_label_classification", "regression"]
@@ -91,7 +92,12 @@ def find_labels(
     else:
         kind, reason = (asked, "as asked") if asked != "auto" else _tell(train.values)  # type: ignore[assignment]
     if kind == REGRESSION:
-        return Labels(problem_type=REGRESSION, reason=reason), [*odd, *_not_numbers(usable, column)]
+        wrong = [*_not_numbers(usable, column)]
+        alike = {_number(value) for value in train.values}
+        if known is None and not wrong and len(alike) < 2:
+            message = f"expected numbers that differ in the training rows, found {alike.pop():g} alone in column {column}"
+            wrong.append(Problem(setting="data.columns.label", message=message, fix="name the label column: --data.columns.label NAME"))  # fmt: skip
+        return Labels(problem_type=REGRESSION, reason=reason), [*odd, *wrong]
     wrong = list(_wrong_kind(usable, kind, column))
     if wrong:
         return None, [*odd, *wrong]
@@ -244,7 +250,7 @@ def _joined(
 def _doubtful(
     columns: Mapping[str, LabelColumn], counts: Mapping[str, int], kind: str, asked: str, column: str
 ) -> Iterator[Problem]:
-    """What is hardly meant: a few numbers among words, one number written in two ways, 0 and 1 in place of labels.
+    """What is hardly meant: a few numbers among words, one number or word written in two ways, 0 and 1 in place of labels.
 
     It is not said where the kind of problem was set by hand.
     """
@@ -282,10 +288,10 @@ def _doubtful(
             message=f"expected labels of one kind in column {column}, found {many} in {len(most):,} rows and {few} in {_valued(least)}",
             fix=by_hand,
         )
-    written: dict[float, list[str]] = {}
-    for name in counts:
-        if (number := _number(name)) is not None:
-            written.setdefault(number, []).append(name)
+    written: dict[float | str, list[str]] = {}
+    for name in counts:  # 1 and 1.0, Sport and sport; letters may be meant as such
+        number = _number(name)
+        written.setdefault(number if number is not None else normalized(name) if len(name) > 1 else name, []).append(name)
     twice = [" and ".join(names) for names in written.values() if len(names) > 1]
     if twice:
         message = f"expected each class written in one way in column {column}, found {'; '.join(twice[:SHOWN])}"

@@ -11,7 +11,6 @@ Padding is on the right, where no token sees it.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -55,6 +54,7 @@ class Prompted:
     max_target_length: int | None = None
 
     auto_model = "AutoModelForCausalLM"
+    two_sided = False
 
     def frame(self, tokenizer: PreTrainedTokenizerBase) -> Frame:
         """What stands around the source for this tokenizer."""
@@ -133,17 +133,11 @@ class Prompted:
             labels[i, len(feature["input_ids"]) : len(row)] = feature.get("labels", [])
         return {"input_ids": torch.from_numpy(ids), "labels": torch.from_numpy(labels)}
 
-    def logits(self, model: Any, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """(batch, positions, vocabulary) logits and (batch, positions) labels of what comes next, from the first target token on.
-
-        The prompts' share of the vocabulary projection, most of its cost, is left out where the architecture lets us.
-        """
-        labels = batch["labels"]
-        first = int((labels != IGNORED).any(0).nonzero()[0])  # at least 1: every prompt has a token
-        count = labels.shape[1] - first + 1
-        limited = {"logits_to_keep": count} if _takes(model, "logits_to_keep") else {}
-        logits: torch.Tensor = model(input_ids=batch["input_ids"], use_cache=False, **limited).logits
-        return logits[:, -count:-1], labels[:, first:]
+    def aligned(self, batch: Batch) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+        """What the model is called with, and (batch, tokens) labels, each what comes after the token in its place."""
+        labels = batch["labels"].roll(-1, dims=1)
+        labels[:, -1] = IGNORED
+        return {"input_ids": batch["input_ids"]}, labels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -249,11 +243,3 @@ def _head(tokenizer: PreTrainedTokenizerBase) -> list[int]:
 
 def _begins(whole: np.ndarray, start: np.ndarray) -> bool:
     return len(whole) > len(start) and np.array_equal(whole[: len(start)], start)
-
-
-def _takes(model: Any, name: str) -> bool:
-    """Whether the forward of the model, inside whatever wraps it, knows an argument by name."""
-    while (inner := getattr(model, "module", None)) is not None:
-        model = inner
-    model = model.get_base_model() if hasattr(model, "get_base_model") else model
-    return name in inspect.signature(model.forward).parameters

@@ -75,6 +75,7 @@ class Seq2Seq(ABC):
     score_names: Sequence[str] = ()
     fixed: Sequence[str] = ()
     judged_by = frozenset({"loss", "generation"})
+    baselines_read_tokens = False
     name: str
     columns: Mapping[str, Column]
 
@@ -162,8 +163,9 @@ class Seq2Seq(ABC):
         if facts["truncated_rows"]:
             note(f"{facts['truncated_rows']:,} of {len(rows):,} sources are longer than {facts['max_length']} tokens: {facts['tokens_lost']:,} tokens are cut off their ends")  # fmt: skip
         self._check_targets(columns.get("labels", []), max_length)
-        lengths = sum(np.array([len(ids) for ids in column], np.int64) for column in columns.values())
-        return Features(columns=columns, rows=np.arange(len(rows)), lengths=np.asarray(lengths), facts=facts)
+        sides = np.stack([np.array([len(ids) for ids in column], np.int64) for column in columns.values()], axis=1)
+        padded = sides if self.way.two_sided and sides.shape[1] > 1 else None
+        return Features(columns=columns, rows=np.arange(len(rows)), lengths=sides.sum(1), sides=padded, facts=facts)
 
     def sources(self, rows: Dataset) -> list[str]:
         """What the model reads of each row: the prefix and the source."""
@@ -204,21 +206,18 @@ class Seq2Seq(ABC):
 
     def loss(self, model: Any, batch: Batch) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
         """Cross-entropy in nats, summed over the target tokens."""
-        from torch.nn.functional import cross_entropy
+        from hftk.tasks.vocabulary import summed_nats
 
-        logits, labels = self.way.logits(model, batch)
-        total = cross_entropy(
-            logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED, reduction="sum",
-            label_smoothing=self.config.train.label_smoothing,
-        )  # fmt: skip
+        inputs, labels = self.way.aligned(batch)
+        total = summed_nats(model, inputs, labels, label_smoothing=self.config.train.label_smoothing)
         return {"tokens": (total, self.items(batch)["tokens"])}
 
     def outputs(self, model: Any, batch: Batch) -> dict[str, torch.Tensor]:
         """``nats``: (batch,) summed cross-entropy of each target, float64; ``tokens``: (batch,) its tokens."""
-        from torch.nn.functional import cross_entropy
+        from hftk.tasks.vocabulary import token_nats
 
-        logits, labels = self.way.logits(model, batch)
-        nats = cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED, reduction="none").view(labels.shape)
+        inputs, labels = self.way.aligned(batch)
+        nats = token_nats(model, inputs, labels)
         return {"nats": nats.cpu().double().sum(1), "tokens": (labels != IGNORED).sum(1)}
 
     # Judging ------------------------------------------------------------------------------------------------------------
@@ -263,7 +262,7 @@ class Seq2Seq(ABC):
         """Name to the outputs of trivial systems."""
 
     def baselines(
-        self, splits: Splits, features: Features, rows: Dataset, tokenizer: PreTrainedTokenizerBase,
+        self, splits: Splits, features: Features | None, rows: Dataset, tokenizer: PreTrainedTokenizerBase,
         *, resamples: int, seed: int,
     ) -> list[Score]:  # fmt: skip
         return [

@@ -46,6 +46,7 @@ class Summarization(Seq2Seq):
         ),
         "references": REFERENCES,
     }
+    score_names = ("rouge1", "rouge2", "rougeL", "rougeLsum")
     config: SummarizationConfig
 
     @property

@@ -63,7 +63,7 @@ class TfIdf:
         how: dict[str, Any] = {"analyzer": "char", "ngram_range": (1, 3)} if by_character else {"ngram_range": (1, 2), "token_pattern": r"(?u)\b\w+\b"}  # fmt: skip
         self._vectorizer = TfidfVectorizer(sublinear_tf=True, max_features=most_features(labels), dtype=np.float32, **how)
         self._vectorizer.fit(every)
-        self._model = _linear(labels)
+        self._model = _linear(labels, len(np.unique(targets)))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # classes that are absent from a fold, iterations that ran out
             self._model.fit(self._features(texts, pairs), targets)
@@ -136,9 +136,6 @@ def cross_validate(rows: Dataset, folds: int = 5) -> np.ndarray:
         seen, left_out = np.flatnonzero(fold != number), np.flatnonzero(fold == number)
         if not len(left_out):
             continue
-        if labels.problem_type == SINGLE and len(np.unique(targets[seen])) < 2:
-            found[left_out, targets[seen][0]] = 1  # rows sorted by class: nothing else was seen
-            continue
         model = TfIdf(_take(texts, seen), _take(pairs, seen), targets[seen], labels)
         found[left_out] = model.scores(_take(texts, left_out), _take(pairs, left_out))
     return found
@@ -152,12 +149,15 @@ def _texts(rows: Dataset) -> tuple[list[str], list[str] | None]:
     return list(rows["text"]), list(rows["text_pair"]) if "text_pair" in rows.column_names else None
 
 
-def _linear(labels: Labels) -> Any:
+def _linear(labels: Labels, classes: int) -> Any:
+    from sklearn.dummy import DummyClassifier
     from sklearn.linear_model import LogisticRegression, Ridge
     from sklearn.multiclass import OneVsRestClassifier
 
     if labels.problem_type == REGRESSION:
         return Ridge(alpha=1.0)
+    if labels.problem_type == SINGLE and classes < 2:
+        return DummyClassifier()  # rows sorted by class, of which the first were taken
     make: Callable[[], Any] = lambda: LogisticRegression(C=10.0, max_iter=300)  # noqa: E731
     return make() if labels.problem_type == SINGLE else OneVsRestClassifier(make())
 

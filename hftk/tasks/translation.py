@@ -52,6 +52,7 @@ class Translation(Seq2Seq):
         "target": Column(usual_names=("target", "tgt", "translation", "de", "zh", "fr"), identity=False, incomplete="error"),
         "references": REFERENCES,
     }
+    score_names = ("bleu", "chrf++", "ter")
     config: TranslationConfig
 
     def instructions(self) -> tuple[str, str]:

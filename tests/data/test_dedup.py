@@ -42,12 +42,43 @@ def test_the_first_of_several_repeats_is_kept():
     assert part.keys == keys_of(part.table, COLUMNS)
 
 
+def part_of(texts, labels=None, file="rows"):
+    table = {"text": texts} | ({"label": labels} if labels is not None else {})
+    return Part(table, keys_of(table, COLUMNS), [(file, row) for row in range(1, len(texts) + 1)])
+
+
 def test_conflicts_are_repeats_with_another_target():
-    table = {"text": ["a", "b", "A", "b"], "label": [0, 1, 5, 1]}
-    found = conflicts(Part(table, keys_of(table, COLUMNS), places(table)), COLUMNS)
-    assert found == {"rows": 1, "examples": [{"first": {"text": "a", "label": 0}, "other": {"text": "A", "label": 5}}]}
+    found = conflicts({"train": part_of(["a", "b", "A", "b"], [0, 1, 5, 1])}, COLUMNS)
+    pair = {
+        "first": {"text": "a", "label": 0}, "other": {"text": "A", "label": 5},
+        "places": [["train", "rows", 1], ["train", "rows", 3]],
+    }  # fmt: skip
+    assert found == {"train": {"rows": 1, "examples": [pair]}}
+
+
+def test_conflicts_between_splits_are_told_by_split_and_row():
+    parts = {
+        "train": part_of(["a", "b", "c"], [0, 1, 2], "train.csv"),
+        "validation": part_of(["x", "c"], [0, 0], "dev.csv"),
+        "test": part_of(["B ", "A", "c", "a"], [0, 0, 2, 9], "test.csv"),
+    }
+    found = conflicts(parts, COLUMNS)
+    assert {where: pair["rows"] for where, pair in found.items()} == {
+        "train": 0, "validation": 0, "test": 1, "train and validation": 1, "train and test": 2, "validation and test": 1,
+    }  # fmt: skip
+    example = found["train and test"]["examples"][0]
+    assert example["first"] == {"text": "b", "label": 1} and example["other"] == {"text": "B ", "label": 0}
+    assert example["places"] == [["train", "train.csv", 2], ["test", "test.csv", 1]]
+
+
+def test_two_splits_that_agree_are_not_listed():
+    assert list(conflicts({"train": part_of(["a"], [0]), "test": part_of(["a", "z"], [0, 1])}, COLUMNS)) == ["train", "test"]
+
+
+def test_the_order_of_several_labels_is_no_conflict():
+    found = conflicts({"train": part_of(["a", "a", "b", "b"], [["x", "y"], ["y", "x"], ["x"], ["x", "y"]])}, COLUMNS)
+    assert found["train"]["rows"] == 1 and found["train"]["examples"][0]["places"][1][2] == 4
 
 
 def test_rows_without_a_target_have_no_conflicts():
-    table = {"text": ["a", "a"]}
-    assert conflicts(Part(table, keys_of(table, COLUMNS), places(table)), COLUMNS)["rows"] == 0
+    assert conflicts({"train": part_of(["a", "a"])}, COLUMNS)["train"]["rows"] == 0

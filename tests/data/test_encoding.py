@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from hftk.config import DataConfig, InputError
-from hftk.data.encoding import open_text
+from hftk.data.encoding import likely_encodings, open_text
 from hftk.data.files import File
 from hftk.data.load import read_rows
 
@@ -137,3 +137,9 @@ def test_the_encodings_of_real_files_are_mostly_found(shared):
             except LookupError:  # euc-tw and viscii, which Python cannot decode
                 continue
     assert exact / undecodable >= 0.8, f"{exact} of {undecodable}"
+
+
+def test_a_short_latin_text_is_not_taken_for_utf_16() -> None:
+    found = [name for name, _ in likely_encodings("café,a\nthé,b".encode("latin-1"))]
+    assert found and not any(name.startswith("utf_16") for name in found)
+    assert likely_encodings("咖啡,好\n茶,坏\n".encode("utf-16-le") * 20)[0][0] == "utf_16_le"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import sys
-from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,9 +13,22 @@ import pytest
 import hftk
 from hftk.config import InputError
 from hftk.data import pairs
-from hftk.data.samples import load_sample, stdlib_docstrings
+from hftk.data.samples import load_sample, read_docstrings, stdlib_modules
 
-MONTHS = ["Januar", "Februar", "März", "April", "Mai", "Juni", "Juli", "August", "September", "Oktober", "November", "Dezember"]
+MONTHS = [
+    "Januar",
+    "Februar",
+    "März",
+    "April",
+    "Mai",
+    "Juni",
+    "Juli",
+    "August",
+    "September",
+    "Oktober",
+    "November",
+    "Dezember",
+]
 
 
 @pytest.fixture(scope="module")
@@ -39,20 +51,73 @@ def test_docstrings_and_their_first_lines_make_more_than_a_thousand_pairs(summar
         assert 120 <= len(row["source"]) <= 1500 and row["source"] == row["source"].lstrip()
 
 
+def test_docstrings_are_found_without_parsing() -> None:
+    code = '''# head
+"""The module."""
+import os  # """no docstring"""
+TEXT = """neither"""
+
+
+class A:  # a comment
+    r"""A class with \\d.
+
+    Body.
+    """
+
+    def f(
+        self, value: dict[str, int],
+    ) -> None:
+        """Say \\"hello\\"."""
+
+        def inside():
+            """Nested."""
+
+    def none(self):
+        return {"key":
+            """a value"""}[0]
+
+    def broken(self):
+        """\\N{no such}"""
+'''
+    found = list(pairs.find_docstrings(code.replace("\\\\", "\\")))
+    assert found == ["The module.", "A class with \\d.\n\nBody.", 'Say "hello".', "Nested.", "a value"]
+    assert list(pairs.find_docstrings("")) == []
+
+
+def test_finding_docstrings_misses_none_that_parsing_sees() -> None:
+    modules = stdlib_modules()[:60]
+    parsed = {
+        docstring.text
+        for module, path in modules
+        for docstring in read_docstrings(module, path)
+        if "\n" in docstring.text
+    }
+    found = {text for _, path in modules for text in pairs.find_docstrings(path.read_text(encoding="utf-8"))}
+    assert len(parsed) > 200 and not parsed - found
+
+
 def test_a_summary_is_not_the_beginning_of_its_source(summaries: list[dict[str, Any]]) -> None:
     assert sum(row["source"].startswith(row["target"]) for row in summaries) < len(summaries) / 100
 
 
-def test_docstrings_come_from_the_packages_too_wherever_they_are_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_docstrings_come_from_the_packages_too_wherever_they_are_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Folders of tests are left out inside a package; the package itself may live in a folder of that name."""
     package = tmp_path / "tests" / "made_up"
     (package / "tests").mkdir(parents=True)
-    body = "A body that says at length what the function does, with all of its arguments and what becomes of each of them, " * 2
-    for path, name in ((package / "good.py", "Say what good things are made of."), (package / "tests/bad.py", "Say what bad things are.")):
+    body = (
+        "A body that says at length what the function does, with all of its arguments and what becomes of each of them, "
+        * 2
+    )
+    for path, name in (
+        (package / "good.py", "Say what good things are made of."),
+        (package / "tests/bad.py", "Say what bad things are."),
+    ):
         path.write_text(f'def f():\n    """{name}\n\n    {body}\n    """\n')
     spec = SimpleNamespace(submodule_search_locations=[str(package)])
     monkeypatch.setattr(pairs, "find_spec", lambda name: spec if name == "numpy" else None)
-    monkeypatch.setattr(pairs, "stdlib_docstrings", lambda: iter(()))
+    monkeypatch.setattr(pairs, "stdlib_modules", lambda: [])
     assert [row["target"] for row in pairs.docstring_summaries()] == ["Say what good things are made of."]
     monkeypatch.setattr(pairs, "find_spec", lambda name: None)
     assert pairs.docstring_summaries() == []
@@ -84,10 +149,10 @@ def test_translations_are_the_same_each_time(cldr: tuple[str, list[dict[str, Any
 
 def test_summaries_are_the_same_each_time_and_in_an_order_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pairs, "PACKAGES", ())
-    docstrings = list(islice(stdlib_docstrings(), 3000))
-    monkeypatch.setattr(pairs, "stdlib_docstrings", lambda: iter(docstrings))
+    modules = stdlib_modules()[:150]
+    monkeypatch.setattr(pairs, "stdlib_modules", lambda: modules)
     first = pairs.docstring_summaries()
-    docstrings.reverse()
+    modules.reverse()
     again = pairs.docstring_summaries()
     assert len(first) > 50 and [row["target"] for row in again] == [row["target"] for row in first]
 

@@ -157,3 +157,17 @@ def test_the_same_weights_are_not_run_over_the_same_rows_twice_but_others_are():
     with torch.no_grad():
         list(model.parameters())[-1].view(-1)[0] += 1e-3  # one weight of all
     assert passes(4)[0] > 0
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_judging_is_in_the_precision_of_the_weights_whatever_training_runs_in_and_says_so(precision, tmp_path):
+    splits = small_runs.splits_of(TRAIN, HELD_OUT)
+    config = override(small_runs.make_config(tmp_path), {"train": {"precision": precision, "max_steps": 2, "epochs": None, "eval_steps": 2}})
+    task, model, tokenizer = small_runs.load(config, splits)
+    trained = hftk.fit(task, model, tokenizer, splits, config)
+    judged = hftk.evaluate(task, trained.model, tokenizer, splits.held_out, config.eval, samples=False)
+    assert judged.facts["precision"] == "fp32"
+    mean = task.eval_loss(judged.outputs)
+    assert trained.history[-1]["eval_loss"] == pytest.approx(mean, rel=1e-6)
+    halved = hftk.evaluate(task, trained.model.bfloat16(), tokenizer, splits.held_out, config.eval, samples=False)
+    assert halved.facts["precision"] == "bf16"

@@ -71,7 +71,7 @@ def test_exit_code_and_status_say_how_the_run_ended(tmp_path, act, code, state, 
     assert (returned, told["exit_code"], told["state"], told["message"]) == (code, code, state, message)
     assert set(told) == {"state", "exit_code", "message", "pid", "started", "updated", "processes", "command"}
     assert told["processes"] == 1 and "--model.name " + act in told["command"]
-    assert "output: out" in out
+    assert out.endswith("all settings: out/config.yaml\n")
     assert not (tmp_path / "out" / "run.lock").exists()
     assert ("Traceback" in err) == (state == "failed")
 

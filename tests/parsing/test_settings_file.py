@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from hftk.config import DataConfig, InputError, ModelConfig, Problem, RunConfig, TrainConfig, override
-from hftk.parsing import dump_config, load_config, parse, print_config, save_config
+from hftk.parsing import dump_changed, dump_config, load_config, parse, print_changed, print_config, save_config
 from hftk.parsing.settings import Setting, read_settings
 
 
@@ -186,3 +186,41 @@ def test_a_terminal_without_the_characters_gets_escapes() -> None:
         [sys.executable, "-c", script], capture_output=True, env={"PYTHONIOENCODING": "ascii"}, check=True
     )
     assert b'output: "\\u6570"' in done.stdout
+
+
+RECIPE = Recipe(data=DataConfig(sample="toy", validation_fraction=0.1), train=TrainConfig(epochs=2, warmup=0.1), output="out/x")
+
+
+@pytest.mark.parametrize(
+    ("line", "shown"),
+    [
+        ("", {"data": {"sample": "toy", "validation_fraction": 0.1}, "train": {"epochs": 2, "warmup": 0.1}, "output": "out/x"}),
+        ("--data.path a.csv", {"data": {"path": "a.csv"}, "train": {"epochs": 2, "warmup": 0.1}, "output": "out/x"}),
+        # back to the default of the class, which the user gave
+        ("--train.warmup 0", {"data": {"sample": "toy", "validation_fraction": 0.1}, "train": {"epochs": 2, "warmup": 0.0}, "output": "out/x"}),
+        ("--output 数 --train.max_steps 3 --adapter.targets a b", {
+            "data": {"sample": "toy", "validation_fraction": 0.1}, "train": {"max_steps": 3, "warmup": 0.1}, "output": "数",
+            "adapter": {"targets": ["a", "b"]},
+        }),
+    ],
+)  # fmt: skip
+def test_a_run_shows_what_differs_from_the_defaults_or_the_recipe_in_a_line_or_two_each(
+    line: str, shown: dict[str, Any], tmp_path: Path
+) -> None:
+    config = parse(RECIPE, shlex.split(line))
+    text = dump_changed(config, RECIPE)
+    assert yaml.safe_load(text) == shown and len(text.splitlines()) <= 5
+    (tmp_path / "shown.yaml").write_text(text, encoding="utf-8")
+    assert load_config(RECIPE, tmp_path / "shown.yaml") == config  # what is shown is enough to make the run again
+
+
+def test_nothing_is_shown_where_nothing_differs_and_long_lines_are_broken(capsys: pytest.CaptureFixture[str]) -> None:
+    assert dump_changed(Recipe(), Recipe()) == ""
+    print_changed(Recipe(train=TrainConfig(extra={f"field_{i}": "数据" for i in range(30)})), Recipe())
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) > 3 and max(map(len, lines)) < 130
+
+
+def test_a_secret_is_not_shown() -> None:
+    text = dump_changed(Recipe(train=TrainConfig(extra={"hub_token": "hf_S", "adafactor": True})), Recipe())
+    assert "hf_S" not in text and "adafactor: true" in text

@@ -122,3 +122,6 @@ def difference(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> 
     return (apart / sum(float(t.double().square().sum()) for t in one.values())) ** 0.5
 
 
+def logits_of(task: Any, model: Any, batch: Any) -> Any:
+    """(batch, positions, vocabulary): what the loss is over, whole."""
+    return model(**task.way.aligned(batch)[0]).logits

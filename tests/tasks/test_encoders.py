@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from hftk.config import InputError
-from hftk.tasks.encoders import encode_texts, pad, template_of
+from hftk.tasks.encoders import encode_texts, pad, places_of, template_of
 from hftk.tasks.tokenization import tokenize
 from hftk.tokenizers import train_characters, train_wordpiece
 
@@ -164,13 +164,28 @@ def test_head_and_tail_of_a_pair_cut_each_text_by_itself() -> None:
 
 
 def test_too_long_rows_are_an_error_where_that_is_asked(bert: Any) -> None:
-    with pytest.raises(
-        InputError, match=r"at most 8 tokens, found 2 longer ones \(the longest \d+; first: row 2, 4\)"
-    ) as caught:
+    with pytest.raises(InputError, match=r"at most 8 tokens, found 2 longer ones \(the longest \d+\): row 2, row 4\n") as caught:
         encode(bert, ["fox", ENGLISH, "dog", CHINESE], None, 8, "error")
     assert "--truncation head" in str(caught.value)
     found, facts = encode(bert, ["fox"], None, 8, "error")
     assert facts["truncated_rows"] == 0 and len(found["input_ids"]) == 1
+
+
+def test_too_long_rows_are_named_by_file_and_row(bert: Any) -> None:
+    tables = {"train": {"text": ["fox", ENGLISH, ENGLISH]}, "test": {"text": [CHINESE, "dog"]}}
+    places = places_of(tables, {"train": [("a.csv", 1), ("a.csv", 5), ("b.csv", 2)], "test": [("t.jsonl", 7), ("t.jsonl", 8)]})
+    for texts, said in ((["fox", ENGLISH], "row 5 of a.csv"), ([CHINESE], "row 7 of t.jsonl"), ([TEXTS[8]], "row 1")):
+        with pytest.raises(InputError, match=rf"found 1 longer one \(the longest \d+\): {said}\n"):
+            encode_texts(texts, None, bert, max_length=8, truncation="error", places=places)
+    tables = {"train": {"text": ["fox", "fox"], "text_pair": ["fox", ENGLISH]}}
+    places = places_of(tables, {"train": [("a.csv", 1), ("a.csv", 2)]})
+    with pytest.raises(InputError, match=r"row 2 of a\.csv\n"):
+        encode_texts(["fox"], [ENGLISH], bert, max_length=8, truncation="error", places=places)
+
+
+def test_many_too_long_rows_name_the_first_five(bert: Any) -> None:
+    with pytest.raises(InputError, match=r"found 9 longer ones \(the longest \d+\): row 1, row 2, row 3, row 4, row 5, \.\.\.\n"):
+        encode(bert, [ENGLISH] * 9, None, 8, "error")
 
 
 def test_a_limit_without_room_for_the_texts_is_refused(made: Any) -> None:

@@ -211,6 +211,33 @@ def test_one_number_written_in_two_ways_is_told(tmp_path: Path) -> None:
     assert "found 1 and 1.0" in refuse(tmp_path, {"train": ["1", "0", "1.0"], "test": ["1"]}, "csv")
 
 
+def test_one_word_written_in_two_ways_is_told(tmp_path: Path) -> None:
+    given: Given = {"train": ["Sport", "food", "sport", "SPORT "], "test": ["food"]}
+    screen = refuse(tmp_path, given)
+    assert "found Sport and sport and SPORT" in screen and "--problem_type single_label_classification" in screen
+    assert load(tmp_path, given, problem_type=SINGLE).train.features["label"].names == ["SPORT", "Sport", "food", "sport"]
+
+
+def test_single_letters_may_differ_in_case_alone(tmp_path: Path) -> None:
+    splits = load(tmp_path, {"train": ["a", "A", "b"], "test": ["a"]})
+    assert splits.train.features["label"].names == ["A", "a", "b"]
+
+
+@pytest.mark.parametrize("value", [0.5, 3.0])
+def test_numbers_that_are_all_alike_teach_nothing(tmp_path: Path, value: float) -> None:
+    screen = refuse(tmp_path, {"train": [value] * 4, "test": [1.5]}, problem_type=REGRESSION)
+    assert f"expected numbers that differ in the training rows, found {value:g} alone in column label" in screen
+
+
+def test_a_missing_label_is_told_together_with_a_share_that_leaves_a_split_empty(tmp_path: Path) -> None:
+    path = write(tmp_path, "rows", ["a", None, "b"], "jsonl")
+    config = ClassificationConfig(data=DataConfig(path=path))
+    with pytest.raises(InputError) as caught:
+        load_splits(config.data, Classification(config))
+    settings = [problem.setting for problem in caught.value.problems]
+    assert settings[0] == "data.columns.label" and "data.validation_fraction" in settings
+
+
 def test_an_id_column_taken_for_the_label_is_told_once_and_shortly(tmp_path: Path) -> None:
     given = {"train": [f"id-{i}" for i in range(10_000)], "test": [f"other-{i}" for i in range(100)]}
     screen = refuse(tmp_path, given)

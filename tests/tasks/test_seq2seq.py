@@ -77,7 +77,7 @@ def test_the_loss_of_one_row_is_that_of_transformers(loaded: Any) -> None:
             own = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], labels=batch["labels"])
             assert int(items) == batch["labels"].shape[1] and float(total / items) == pytest.approx(float(own.loss), rel=CLOSE)
             # The model's own shift, which it does where it is given labels alone, and ours lead to the same logits.
-            torch.testing.assert_close(task.way.logits(model, batch)[0], own.logits, rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(made_pairs.logits_of(task, model, batch), own.logits, rtol=1e-5, atol=1e-5)
 
 
 def test_the_decoder_reads_the_target_one_place_later_behind_its_start_token(loaded: Any) -> None:
@@ -117,7 +117,7 @@ def test_label_smoothing_is_that_of_torch_and_judging_knows_none(config_of: Any)
     [batch] = batches_of((task, model, tokenizer), rows_of(7), 7)
     with torch.no_grad():
         total, items = task.loss(model, batch)["tokens"]
-        logits = task.way.logits(model, batch)[0].flatten(0, 1)
+        logits = made_pairs.logits_of(task, model, batch).flatten(0, 1)
         outputs = task.outputs(model, batch)
     labels = batch["labels"].flatten()
     smooth = torch.nn.functional.cross_entropy(logits, labels, label_smoothing=0.2)

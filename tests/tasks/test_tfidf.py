@@ -276,8 +276,30 @@ def test_of_several_labels_the_least_believed_decision_is_told() -> None:
     true = np.array([[1.0, 0, 0], [1, 0, 0], [1, 0, 0]])
     own = np.array([[0.1, 0.2, 0.1], [0.9, 0.8, 0.1], [0.9, 0.8, 0.1]])
     other = np.array([[0.3, 0.1, 0.1], [0.9, 0.9, 0.1], [0.9, 0.2, 0.1]])
-    belief, label = suspicion._several(true, own, other)
+    belief, label, probability = suspicion._several(true, own, other, None)
     assert belief.tolist() == pytest.approx([0.2, 0.15, np.inf]) and label[:2].tolist() == [0, 1]
+    assert probability[:2].tolist() == pytest.approx([0.2, 0.15])
+
+
+def test_decisions_about_several_labels_go_by_tuned_thresholds() -> None:
+    true = np.array([[1.0], [0], [1], [1], [0], [0], [0]])
+    own = np.array([[0.12], [0.3], [0.3], [0.3], [0.05], [0.05], [0.05]])  # a rare label: the model never reaches 0.5
+    other = np.array([[0.1], [0.4], [0.45], [0.38], [0.1], [0.1], [0.1]])  # best F1 with a threshold below 0.38
+    belief, _, probability = suspicion._several(true, own, other, None)
+    assert np.isfinite(belief).tolist() == [True, False, True, True, False, False, False]  # every row that has it
+    belief, label, probability = suspicion._several(true, own, other, [0.2])
+    assert np.isfinite(belief).tolist() == [True, True, False, False, False, False, False] and label.tolist() == [0] * 7
+    assert probability[:2].tolist() == pytest.approx([0.11, 0.65])  # of the decision: present, and absent
+    assert (belief[:2] < 0.5).all()
+
+
+@pytest.mark.parametrize("threshold", [0.0, 1e-9, 0.2, 0.5, 0.999, 1.0])
+def test_a_probability_is_centred_at_its_threshold_and_keeps_its_order(threshold: float) -> None:
+    probabilities = np.sort(np.append(np.random.default_rng(0).random(200), [0.0, threshold, np.nextafter(threshold, 0), 1.0]))[:, None]
+    probabilities = probabilities.clip(0, 1)
+    found = suspicion._centred(probabilities, np.array([threshold]))
+    assert (np.diff(found[:, 0]) >= 0).all() and (found >= 0).all() and (found <= 1).all()
+    assert ((found >= 0.5) == (probabilities >= threshold)).all()
 
 
 def test_planted_missing_labels_of_several_are_found() -> None:
@@ -290,6 +312,8 @@ def test_planted_missing_labels_of_several_are_found() -> None:
     present = np.array([[i in row for i in range(3)] for row in sets])
     outputs = {"logits": np.where(present, 3.0, -3.0), "chosen": present}
     (section,) = suspicion.find(Splits(train=rows), lambda *_: (rows, outputs), most=20)
+    (tuned,) = suspicion.find(Splits(train=rows), lambda *_: (rows, outputs), most=20, thresholds=[0.1, 0.9, 0.5])
+    assert tuned["rows"][0]["row"] == first
     line = section["rows"][0]
     assert (
         line["row"] == first and line["prediction"] == NAMES[sets[first][0]] and line["label"] == NAMES[sets[first][1]]
@@ -318,3 +342,31 @@ def test_finish_looks_for_suspicious_labels_unless_told_not_to() -> None:
 def test_the_kinds_are_told_from_the_columns_types() -> None:
     found = [labels_in(rows_of(["a"], [label])).problem_type for label in (0, [0], 0.5)]
     assert found == [SINGLE, MULTI, REGRESSION]
+
+
+def test_conflicting_labels_are_shown_with_split_and_row() -> None:
+    pair = {
+        "first": {"text": "a", "label": "x"}, "other": {"text": "A", "label": "y"},
+        "places": [["train", "train.csv", 3], ["test", "test.csv", 7]],
+    }  # fmt: skip
+    facts = {"conflicts": {"train": {"rows": 0, "examples": []}, "train and test": {"rows": 1, "examples": [pair]}}}
+    (section,) = suspicion.find_conflicts(Splits(train=animals(3), facts=facts))
+    assert section["rows"] == [
+        {"text": "a", "label": "x", "place": "train: row 3 of train.csv", "other": "y", "other_place": "test: row 7 of test.csv"}
+    ]
+    assert "another label: 1 in train and test." in section["note"]
+    assert suspicion.find_conflicts(Splits(train=animals(3))) == []
+
+
+def test_a_training_split_of_one_class_has_a_baseline_that_answers_it() -> None:
+    train, test = rows_of(["cat purr", "cat mew"], [1, 1]), animals(6)
+    scores = Classification(ClassificationConfig()).baselines(Splits(train=train), None, test, None, resamples=0, seed=0)  # type: ignore[arg-type]
+    accuracy = {score.when: score.value for score in scores if score.name == "accuracy"}
+    assert accuracy["baseline:tfidf"] == accuracy["baseline:majority"] == np.mean(np.array(test["label"]) == 1)
+
+
+def test_rows_of_a_sorted_file_that_lack_classes_are_noted(capsys: pytest.CaptureFixture[str]) -> None:
+    Classification(ClassificationConfig()).model_settings(Splits(train=rows_of(["cat purr", "cat mew"], [1, 1])))
+    assert "hold 1 of the 3 classes" in capsys.readouterr().out
+    Classification(ClassificationConfig()).model_settings(Splits(train=animals(9)))
+    assert "classes" not in capsys.readouterr().out

@@ -90,10 +90,10 @@ def test_the_decoder_sees_no_later_token_and_the_loss_ignores_padding(loaded: An
     rows = rows_of(6)
     batch = batch_of(loaded, rows)
     with torch.no_grad():
-        logits, _ = task.way.logits(model, batch)
+        logits = made_pairs.logits_of(task, model, batch)
         other = {**batch, "decoder_input_ids": batch["decoder_input_ids"].clone()}
         other["decoder_input_ids"][:, 3:] = 7
-        changed, _ = task.way.logits(model, other)
+        changed = made_pairs.logits_of(task, model, other)
         torch.testing.assert_close(changed[:, :3], logits[:, :3])
         assert not torch.allclose(changed[:, 3:], logits[:, 3:])
         total, items = task.loss(model, batch)["tokens"]
