@@ -126,17 +126,6 @@ def test_padding_and_the_company_of_a_row_do_not_change_its_loss(loaded: Any) ->
     np.testing.assert_allclose(nats, [float(t) for t, _ in alone], rtol=CLOSE)
 
 
-def test_a_model_that_cannot_leave_out_logits_gives_the_same_loss(loaded: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    task, model, _ = loaded
-    batch = batch_of(loaded, pairs(5))
-    with torch.no_grad():
-        logits, labels = task.way.logits(model, batch)
-        monkeypatch.setattr("hftk.tasks.prompted._takes", lambda *_: False)
-        whole, again = task.way.logits(model, batch)
-    torch.testing.assert_close(whole, logits)
-    assert torch.equal(again, labels) and logits.shape[:2] == labels.shape and logits.shape[1] < batch["input_ids"].shape[1]
-
-
 def test_one_global_batch_gives_one_gradient_however_it_is_split(folder: str, tmp_path: Path) -> None:
     splits = Splits(train=pairs())
     runs = {size: made_pairs.fit(config_of(folder, tmp_path / str(size), train={"per_device_batch_size": size}), splits) for size in (16, 3)}
