@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +27,22 @@ def read_config(config: ModelConfig) -> PretrainedConfig:
     """
     from transformers import AutoConfig
 
-    made: PretrainedConfig = load_named(config, lambda name, **kw: AutoConfig.from_pretrained(name, **kw))
+    def load(name: str, **arguments: Any) -> PretrainedConfig:
+        file = arguments.get("gguf_file")
+        if file is not None:
+            return deepcopy(_read_gguf(name, file, (Path(name) / file).stat().st_mtime_ns))
+        return AutoConfig.from_pretrained(name, **arguments)
+
+    made: PretrainedConfig = load_named(config, load)
+    return made
+
+
+@lru_cache(maxsize=4)
+def _read_gguf(folder: str, file: str, changed: int) -> PretrainedConfig:
+    """The config in a GGUF file, which takes transformers 5.23 many seconds to find: it goes through the whole vocabulary."""
+    from transformers import AutoConfig
+
+    made: PretrainedConfig = AutoConfig.from_pretrained(folder, gguf_file=file)
     return made
 
 

@@ -9,6 +9,7 @@ it is loaded again.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 
@@ -61,8 +62,9 @@ def warm_start(
     from transformers import AutoModel, AutoModelForCausalLM, EncoderDecoderConfig, EncoderDecoderModel
 
     start, end = frame_tokens(tokenizer)
-    encoder, _ = load(AutoModel, deepcopy(made))
-    decoder, loading = load(AutoModelForCausalLM, _decoder_config(made))
+    with _quiet():
+        encoder, _ = load(AutoModel, deepcopy(made))
+        decoder, loading = load(AutoModelForCausalLM, _decoder_config(made))
     for half in (encoder, decoder):
         if len(tokenizer) > half.get_input_embeddings().weight.shape[0]:
             half.resize_token_embeddings(len(tokenizer))
@@ -92,6 +94,20 @@ def freeze_unread(model: Any) -> None:
     pooler = getattr(model.encoder, "pooler", None) if isinstance(model, EncoderDecoderModel) else None
     if pooler is not None:
         pooler.requires_grad_(False)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' table of weights that are new and of those left over, which asks whether the checkpoint is damaged: all of
+    it is meant so, and :func:`warm_start` says it in a line."""
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 def _decoder_config(made: PretrainedConfig) -> Any:

@@ -1,4 +1,4 @@
-"""Fine-tune T5 (or BART, Pegasus, mT5 ...) for summarization.
+"""Fine-tune T5 (or BART, Pegasus, mT5 ..., two BERTs, or a prompted GPT-2 or Llama) for summarization.
 
     accelerate launch recipes/t5_summarization.py
     accelerate launch recipes/t5_summarization.py --data.path articles.jsonl --model.name google-t5/t5-small --source_prefix "summarize: "

@@ -1,4 +1,5 @@
-"""Summarization: a long text to a short one that says the same (T5, BART, Pegasus and their like).
+"""Summarization: a long text to a short one that says the same (T5, BART, Pegasus and their like; a decoder such as GPT-2 or Llama is
+prompted, an encoder such as BERT becomes both halves of an encoder-decoder).
 
 Needs     a column with the document and one with the summary.
 When      to write abstracts, titles, minutes of dialogues, descriptions of changes.

@@ -1,4 +1,5 @@
-"""Translation: a text in one language to the same text in another (Marian, M2M100, NLLB, mBART, T5 and their like).
+"""Translation: a text in one language to the same text in another (Marian, M2M100, NLLB, mBART, T5 and their like; a decoder such as
+GPT-2 or Llama is prompted, an encoder such as BERT becomes both halves of an encoder-decoder).
 
 Needs     a column with the source and one with the target.
 When      to adapt a translation model to your texts, or to train a small one from nothing.
