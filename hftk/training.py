@@ -290,6 +290,7 @@ def _model_facts(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, con
     return {
         "architecture": type(model).__name__,
         "origin": config.model.name or f"made on the spot ({config.model.size})",
+        "commit": getattr(model.config, "_commit_hash", None),  # of the Hub; None for local folders
         "pretrained": is_pretrained(config.model),
         "parameters": sum(p.numel() for p in parameters),
         "parameters_trained": sum(p.numel() for p in parameters if p.requires_grad),
