@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from json import JSONDecodeError
 from typing import Any, TypeVar
 
 from hftk.config import InputError, Problem, PublishConfig, ServiceError
@@ -138,7 +139,7 @@ def _may_pass(error: Exception) -> bool:
     chain = list(_chain(error))
     if any(isinstance(e, OfflineModeIsEnabled) for e in chain):
         return False
-    return any(isinstance(e, ConnectionError) or _of_the_network(e) for e in chain)
+    return any(isinstance(e, (ConnectionError, JSONDecodeError)) or _of_the_network(e) for e in chain)
 
 
 def _of_the_network(error: BaseException) -> bool:
