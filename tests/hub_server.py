@@ -214,6 +214,10 @@ class Handler(BaseHTTPRequestHandler):
 
     # the calls ---------------------------------------------------------------------------------------------------------
 
+    def whoami(self, body: bytes) -> None:
+        if self.known():
+            self.json({"type": "user", "name": USER, "orgs": [], "auth": {}})
+
     def create(self, body: bytes) -> None:
         if not self.known():
             return
@@ -303,6 +307,15 @@ class Handler(BaseHTTPRequestHandler):
                 }
             )
 
+    def tree(self, body: bytes, name: str) -> None:
+        if (repo := self.repo(name)) is not None:
+            self.json(
+                [
+                    {"type": "file", "oid": git_hash(c), "size": len(c), "path": path}
+                    for path, c in sorted(repo.files.items())
+                ]
+            )
+
     def resolve(self, body: bytes, name: str, path: str) -> None:
         if (repo := self.repo(name)) is None:
             return
@@ -314,6 +327,7 @@ class Handler(BaseHTTPRequestHandler):
 
 
 ROUTES = [
+    (r"GET /api/whoami-v2", Handler.whoami),
     (r"POST /api/repos/create", Handler.create),
     (r"POST /api/validate-yaml", Handler.validate),
     (r"POST /api/models/(.+?)/preupload/main", Handler.preupload),
@@ -322,6 +336,7 @@ ROUTES = [
     (r"POST /(.+?)/verify", Handler.verify),
     (r"POST /api/models/(.+?)/commit/main", Handler.commit),
     (r"GET /api/models/([^/]+/[^/]+)(?:/revision/\w+)?", Handler.info),
+    (r"GET /api/models/([^/]+/[^/]+)/tree/\w+", Handler.tree),
     (r"(?:GET|HEAD) /([^/]+/[^/]+)/resolve/\w+/(.+)", Handler.resolve),
 ]
 

@@ -11,7 +11,7 @@ import shlex
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, wait
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -19,7 +19,7 @@ from hftk.checks import push_problems
 from hftk.config import InputError, PublishConfig, RunConfig
 from hftk.hub.card import card
 from hftk.hub.folder import CARD, File, collect, left_out, public
-from hftk.hub.upload import send
+from hftk.hub.upload import full_name, send
 from hftk.launch import launched, on_main
 from hftk.launch.environment import private
 from hftk.launch.launcher import WORLD_SIZE, number_from_environment
@@ -122,8 +122,12 @@ def _publish(record: RunRecord, folder: Path, settings: PublishConfig) -> str | 
 def _push(record: RunRecord, folder: Path, settings: PublishConfig, tell: Callable[[str], None]) -> str:
     if problems := list(push_problems(settings)):
         raise InputError(*problems)
-    plan = plan_push(record, folder, settings)
-    url = send(plan.files, settings, finishing_command(folder, settings), tell)
+    assert settings.repo is not None
+    plan, finish = plan_push(record, folder, settings), finishing_command(folder, settings)
+    owned = replace(settings, repo=full_name(settings.repo, finish, tell))
+    if owned != settings:  # the card names the repository
+        plan = plan_push(record, folder, owned)
+    url = send(plan.files, owned, finish, tell)
     tell(f"Published: {url}")
     return url
 

@@ -61,7 +61,7 @@ def metadata(record: RunRecord, folder: Path, settings: PublishConfig, repo: str
     scores = _final(record)
     adapter = (folder / ADAPTER).is_file()
     kind = str(read_json(folder / ADAPTER).get("peft_type") or "").lower()
-    energy = _energy(folder)
+    more: dict[str, Any] = {"co2_eq_emissions": energy} if (energy := _energy(folder)) else {}
     sets, languages = _data_sets(record), _languages(record, settings)
     return ModelCardData(
         base_model=base_model(record, folder, settings),
@@ -74,7 +74,7 @@ def metadata(record: RunRecord, folder: Path, settings: PublishConfig, repo: str
         model_name=repo.rpartition("/")[2],
         pipeline_tag=_pipeline(record, folder),
         tags=[tag for tag in ("hftk", record.task.replace("_", "-"), kind) if tag],
-        **({"co2_eq_emissions": energy} if energy else {}),
+        **more,
     )
 
 

@@ -36,7 +36,7 @@ SCRUBBED = (
 MADE = (CARD, SETTINGS, RECORD, REPORT)
 """Files that are made anew from the record."""
 PATH_KEY = re.compile(r"(^|_)(path|file|dir|folder)$")
-PATH_IN_TEXT = re.compile(r"(?<![\w.:/~\\>])(?:~|[A-Za-z]:|file://)?[/\\](?:[^\s\"'`:,;()<>|=]*[/\\])?(?=[\w.~-])")
+PATH_IN_TEXT = re.compile(r"(?<![\w.:/~\\<>])(?:~|[A-Za-z]:|file://)?[/\\](?:[^\s\"'`:,;()<>|=]*[/\\])?(?=[\w.~-])")
 """The folders of an absolute path, "/home/me/" in "/home/me/texts.csv"; no part of a URL, and no "1/3"."""
 
 

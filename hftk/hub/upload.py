@@ -77,6 +77,18 @@ def send(files: Sequence[File], settings: PublishConfig, finish: str, tell: Call
     return f"{api.endpoint}/{repo}"
 
 
+def full_name(repo: str, finish: str, tell: Callable[[str], None]) -> str:
+    """``owner/name`` of a repository; one without an owner is the user's own. Raises as :func:`send`."""
+    from huggingface_hub import HfApi
+
+    if "/" in repo:
+        return repo
+    try:
+        return f"{_persist(lambda: HfApi(library_name='hftk').whoami(), tell)['name']}/{repo}"
+    except Exception as error:
+        raise explain(error, repo, finish) from error
+
+
 def explain(error: Exception, repo: str, finish: str) -> Exception:
     """The InputError or ServiceError to raise for what the client raised."""
     from huggingface_hub.errors import OfflineModeIsEnabled

@@ -13,6 +13,8 @@ from hftk.records import RunRecord
 PROMPT = "Once upon a time"
 MOST_CHARACTERS = 200
 NEW_TOKENS = 64
+SHORT_CONTEXT = 1024
+"""Tokens; below it the prompt of the example is cut, so that prompt and continuation fit."""
 HEADS = {
     "causal_lm": "CausalLM", "classification": "SequenceClassification", "summarization": "Seq2SeqLM", "translation": "Seq2SeqLM",
     "masked_lm": "MaskedLM", "ner": "TokenClassification", "qa": "QuestionAnswering",
@@ -83,12 +85,10 @@ def _sample(record: RunRecord, *keys: str) -> str:
     return repr("Type a text here.")
 
 
-def _settings(record: RunRecord, *, sampling: bool) -> str:
+def _settings(record: RunRecord) -> str:
     """Arguments of ``generate``, as the run was judged with."""
     given: Mapping[str, Any] = record.config.get("generation") or {}
     arguments: dict[str, Any] = {}
-    if given.get("max_new_tokens") or sampling:  # else generation_config.json says it
-        arguments["max_new_tokens"] = given.get("max_new_tokens") or NEW_TOKENS
     if (given.get("num_beams") or 1) > 1:
         arguments["num_beams"] = given["num_beams"]
     if given.get("do_sample"):
@@ -98,11 +98,21 @@ def _settings(record: RunRecord, *, sampling: bool) -> str:
 
 def _causal_lm(record: RunRecord, folder: Path) -> list[str]:
     prompt = _sample(record, "prompt", "source", "text") if record.samples else repr(PROMPT)
+    context = _context(record, folder)
+    new = min((record.config.get("generation") or {}).get("max_new_tokens") or NEW_TOKENS, context // 2)
+    cut = f", truncation=True, max_length={context - new}" if context < SHORT_CONTEXT else ""
     return [
-        f"inputs = tokenizer({prompt}, return_tensors='pt', return_token_type_ids=False)",
-        f"output = model.generate(**inputs{_settings(record, sampling=True)})",
+        f"inputs = tokenizer({prompt}, return_tensors='pt', return_token_type_ids=False{cut})",
+        f"output = model.generate(**inputs, max_new_tokens={new}{_settings(record)})",
         "print(tokenizer.decode(output[0], skip_special_tokens=True))",
     ]
+
+
+def _context(record: RunRecord, folder: Path) -> int:
+    """Most tokens that the model takes, prompt and continuation together; as good as unlimited where nothing says it."""
+    made = read_json(folder / "config.json")
+    told = [made.get("n_positions"), made.get("max_position_embeddings"), record.model.get("context")]
+    return min((number for number in told if isinstance(number, int) and number > 1), default=10**9)
 
 
 def _seq2seq(record: RunRecord, folder: Path) -> list[str]:
@@ -114,10 +124,12 @@ def _seq2seq(record: RunRecord, folder: Path) -> list[str]:
         if language and read_json(folder / "tokenizer_config.json").get("src_lang")
         else []
     )
+    most = (record.config.get("generation") or {}).get("max_new_tokens")
+    longest = f", max_new_tokens={most}" if most else ""  # 0: generation_config.json says how long an output may become
     return [
         *told,
         f"inputs = tokenizer({text}, return_tensors='pt', return_token_type_ids=False)",
-        f"output = model.generate(**inputs{_settings(record, sampling=False)})",
+        f"output = model.generate(**inputs{longest}{_settings(record)})",
         "print(tokenizer.decode(output[0], skip_special_tokens=True))",
     ]
 
