@@ -26,6 +26,11 @@ LICENSES = ("apache-2.0", "mit", "cc-by-4.0", "cc-by-sa-4.0", "openrail", "other
 LARGE = (".safetensors", ".bin", ".spm", ".model")
 
 
+def git_hash(content: bytes) -> str:
+    """The hash by which git knows a file."""
+    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+
+
 @dataclass
 class Repo:
     private: bool
@@ -34,7 +39,9 @@ class Repo:
 
     @property
     def sha(self) -> str:
-        return hashlib.sha1(f"{len(self.commits)}{self.commits}".encode()).hexdigest()
+        """Of what it holds: clients keep files by it."""
+        state = [(path, git_hash(content)) for path, content in sorted(self.files.items())]
+        return hashlib.sha1(repr((state, self.commits)).encode()).hexdigest()
 
 
 @dataclass
@@ -339,8 +346,3 @@ ROUTES = [
     (r"GET /api/models/([^/]+/[^/]+)/tree/\w+", Handler.tree),
     (r"(?:GET|HEAD) /([^/]+/[^/]+)/resolve/\w+/(.+)", Handler.resolve),
 ]
-
-
-def git_hash(content: bytes) -> str:
-    """The hash by which git knows a file."""
-    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
-from dataclasses import fields, replace
+from dataclasses import fields
 from pathlib import Path
 
 from hftk.cli.prediction import use_utf8
@@ -61,7 +61,7 @@ def _settings(given: Namespace, record: RunRecord) -> PublishConfig:
     """The run's own settings with the flags laid over them."""
     names = [field.name for field in fields(PublishConfig)]
     stored = record.config.get("publish") or {}
-    settings = replace(PublishConfig(), **{name: stored[name] for name in names if name in stored}, dry_run=False)
+    settings = PublishConfig(**{name: stored[name] for name in names if name in stored and name != "dry_run"})
     settings = parse(settings, [f"--{name}={value}" for name in names if (value := getattr(given, name)) is not None])
     if settings.repo is None:
         message = "expected the repository to push to, found none"

@@ -82,9 +82,12 @@ def base_model(record: RunRecord, folder: Path, settings: PublishConfig) -> str 
     """Hub id of the model that was fine-tuned; None where it was made on the spot or came from a folder."""
     if settings.base_model:
         return settings.base_model
-    name = str((record.config.get("model") or {}).get("name") or "")
-    if not name or not re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", name, re.ASCII) or Path(name).exists():
+    over = read_json(folder / ADAPTER).get("base_model_name_or_path")
+    name = str(over or (record.config.get("model") or {}).get("name") or "")
+    if not re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", name, re.ASCII) or Path(name).exists():
         return None
+    if over:  # an adapter's base is looked up on the Hub by this name
+        return name
     if "commit" in record.model:
         return name if record.model["commit"] else None
     return name if "/" in name else None  # a record of an earlier version does not say where the model came from

@@ -310,9 +310,10 @@ def _print_ending(error: BaseException, state: str, message: str, folder: Path |
         text = "\n".join(lines)
     elif state == "stopped":
         text = f"hftk: {message}" + ("; --resume auto goes on from the last checkpoint" if folder else "")
+    elif isinstance(error, ServiceError):
+        text = f"hftk: failed: {message}"
     elif state == "failed":
-        if not isinstance(error, ServiceError):
-            traceback.print_exception(error)
+        traceback.print_exception(error)
         text = f"hftk: failed: {message}" + (f" (kept in {folder / 'status.json'})" if folder else "")
     else:
         return

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -96,7 +97,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     GPT2LMHeadModel(config).save_pretrained(folder, max_shard_size="30KB")
     tokenizer.save_pretrained(folder)
-    save_record(gpt2_run(30), folder)
+    record = gpt2_run(30)
+    save_record(replace(record, model={**record.model, "context": config.n_positions}), folder)
     (folder / "checkpoints/checkpoint-3").mkdir(parents=True)
     for name in (
         "checkpoints/checkpoint-3/optimizer.pt",
