@@ -45,6 +45,8 @@ class Plan:
     """Names in the folder that stay on this machine."""
     card: str
     """Text of README.md."""
+    samples: int
+    """Rows of the data that the record shows, and with it the report and the card."""
 
     def lines(self) -> list[str]:
         """What would be sent, for people: every file with its size."""
@@ -55,6 +57,15 @@ class Plan:
             f"{len(self.files)} files, {total}, for {self.repo} ({kind}):",
             *(f"  {file.name.ljust(width)}  {file.bytes:>14,} bytes" for file in self.files),
             f"not sent: {', '.join(self.left_out) or 'nothing'}",
+            *self.warnings(),
+        ]
+
+    def warnings(self) -> list[str]:
+        """What to know before everybody can see it."""
+        if self.private or not self.samples:
+            return []
+        return [
+            f"everybody will see {wording.plural(self.samples, 'row')} of the data as examples; --samples false leaves them out"
         ]
 
 
@@ -95,7 +106,14 @@ def plan_push(record: RunRecord, folder: Path, settings: PublishConfig) -> Plan:
     shown = public(record, samples=settings.samples)
     text = _own_card(folder) or card(shown, folder, settings, settings.repo)
     files = collect(folder, shown, text, settings.base_model)
-    return Plan(repo=settings.repo, private=settings.private, files=files, left_out=left_out(folder), card=text)
+    return Plan(
+        repo=settings.repo,
+        private=settings.private,
+        files=files,
+        left_out=left_out(folder),
+        card=text,
+        samples=len(shown.samples),
+    )
 
 
 def finishing_command(folder: Path, settings: PublishConfig) -> str:
@@ -127,6 +145,8 @@ def _push(record: RunRecord, folder: Path, settings: PublishConfig, tell: Callab
     owned = replace(settings, repo=full_name(settings.repo, finish, tell))
     if owned != settings:  # the card names the repository
         plan = plan_push(record, folder, owned)
+    for line in plan.warnings():
+        tell(line)
     url = send(plan.files, owned, finish, tell)
     tell(f"Published: {url}")
     return url

@@ -83,7 +83,8 @@ def test_a_second_push_of_the_same_sends_nothing_and_makes_no_commit(hub: Hub, c
 def test_public_only_when_asked_and_an_open_repository_is_not_filled_by_accident(
     hub: Hub, client: Any, finished: Path
 ) -> None:
-    assert client("push", finished, "--repo", REPO, "--private", "false").code == 0 and not hub.repos[REPO].private
+    opened = client("push", finished, "--repo", REPO, "--private", "false")
+    assert opened.code == 0 and not hub.repos[REPO].private and "everybody will see" in opened.err
     hub.repos[REPO] = Repo(private=False)
     result = client("push", finished, "--repo", REPO)
     assert (
