@@ -17,12 +17,14 @@ if TYPE_CHECKING:
         GenerationSettings,
         InputError,
         ModelConfig,
+        PublishConfig,
         RunConfig,
         TrainConfig,
     )
     from hftk.data.load import load_splits
     from hftk.evaluation import evaluate, evaluate_baselines
     from hftk.generation import generate
+    from hftk.hub import publish
     from hftk.launch import run
     from hftk.model import load_model, load_trained
     from hftk.records import load_record, record
@@ -37,10 +39,11 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "hftk.checks": ("check",),
-    "hftk.config": ("DataConfig", "EvalConfig", "GenerationSettings", "InputError", "ModelConfig", "RunConfig", "TrainConfig"),
+    "hftk.config": ("DataConfig", "EvalConfig", "GenerationSettings", "InputError", "ModelConfig", "PublishConfig", "RunConfig", "TrainConfig"),
     "hftk.data.load": ("load_splits",),
     "hftk.evaluation": ("evaluate", "evaluate_baselines"),
     "hftk.generation": ("generate",),
+    "hftk.hub": ("publish",),
     "hftk.launch": ("run",),
     "hftk.model": ("load_model", "load_trained"),
     "hftk.records": ("load_record", "record"),

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from hftk.choices import note
-from hftk.config import InputError, Problem, RunConfig
+from hftk.config import InputError, Problem, PublishConfig, RunConfig
 from hftk.model import check_model, decoder_positions, default_length
 from hftk.optimization import check_optimizer
 from hftk.precision import choose_precision
@@ -26,7 +26,7 @@ def check(config: RunConfig, task: Task) -> int:
             f"a trial: an untrained {kind} ({config.model.size}) on the sample {config.data.sample}; for your own data and a real model "
             "type --data.path FILE_OR_FOLDER --model.name HUB_ID_OR_FOLDER"
         )
-    problems, context = [*config.problems(), *_metric_problems(config, task)], 0
+    problems, context = [*config.problems(), *_metric_problems(config, task), *push_problems(config.publish)], 0
     try:
         made = check_model(config.model, task, config.train.max_length)
         context = default_length(made)
@@ -42,6 +42,18 @@ def check(config: RunConfig, task: Task) -> int:
     if problems:
         raise InputError(*dict.fromkeys(problems))
     return context
+
+
+def push_problems(settings: PublishConfig) -> Iterator[Problem]:
+    """What would stop a push to the Hub and can be seen without it: no network allowed, no token. Nothing for a dry run."""
+    if settings.repo is None or settings.dry_run:
+        return
+    from huggingface_hub import constants, get_token
+
+    if constants.HF_HUB_OFFLINE:
+        yield Problem(setting="publish.repo", message="HF_HUB_OFFLINE=1 forbids the network", fix="unset it, or leave --publish.repo out and push later: hftk push")  # fmt: skip
+    if get_token() is None:
+        yield Problem(setting="publish.repo", message="expected a token of the Hub, found none", fix="log in with `hf auth login`, or set HF_TOKEN")  # fmt: skip
 
 
 def _metric_problems(config: RunConfig, task: Task) -> Iterator[Problem]:

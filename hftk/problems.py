@@ -30,3 +30,10 @@ class InputError(Exception):
     def __init__(self, *problems: Problem | str) -> None:
         self.problems = tuple(p if isinstance(p, Problem) else Problem(setting="", message=p) for p in problems)
         super().__init__("\n".join(str(p) for p in self.problems))
+
+
+class ServiceError(Exception):
+    """A server or the network failed; nothing is wrong with the input and nothing is lost.
+
+    The message says what happened and what to type next; it is shown without a traceback, and the exit code is 1.
+    """

@@ -33,6 +33,7 @@ def main(config):
     after = hftk.evaluate(task, trained.model, tokenizer, splits.held_out, config.eval, output=config.output)
     result = hftk.record(config, splits, trained, before, after, baselines)
     hftk.write_report(result, config.output)
+    hftk.publish(result, config)
     return result
 
 

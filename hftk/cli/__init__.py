@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from hftk import __version__
-from hftk.cli import classes, comparison, export, prediction
+from hftk.cli import classes, comparison, export, prediction, publication, recipes
 from hftk.cli.trained import all_at_once, check_model, check_output, load, say, takes_pairs, task_name, task_of, wrong
-from hftk.config import DataConfig, InputError, Problem
+from hftk.config import DataConfig, InputError, Problem, ServiceError
 
 if TYPE_CHECKING:
     from hftk.evaluation import Evaluation
@@ -63,6 +63,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
         print("\n".join([f"hftk: {count} in the input", *(f"  {p}" for p in problems)]), file=sys.stderr)
         return 2
+    except ServiceError as error:
+        print(f"hftk: failed: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt as stop:
         print(f"hftk: stopped on request{stop}", file=sys.stderr)
         return 3
@@ -93,9 +96,12 @@ def _command(words: list[str]) -> int:
         return (classes if task_name(given.dir) == "classification" else prediction).predict(given)
     if given.command == "compare":
         return comparison.compare(given)
-    if given.command == "export":
-        return export.export(given)
+    if given.command in _COMMANDS:
+        return _COMMANDS[given.command](given)
     return _evaluate(given, dotted) if given.command == "evaluate" else _report(given)
+
+
+_COMMANDS = {"export": export.export, "push": publication.push, "new": recipes.copy_recipe, "recipes": recipes.list_recipes}
 
 
 # Flags ----------------------------------------------------------------------------------------------------------------
@@ -142,7 +148,18 @@ def _parsers() -> tuple[ArgumentParser, dict[str, ArgumentParser]]:
         description="Make report.html anew from the record.json of a run.",
     )  # fmt: skip
     report.add_argument("dir", metavar="DIR", help="output folder of a run")
-    return parser, {"predict": predict, "evaluate": evaluate, "compare": compare, "export": merge, "report": report}
+    push = commands.add_parser(
+        "push", help="publish a run on the Hub, with a model card", epilog=publication.EXAMPLES,
+        description="Publish the model of a finished run on the Hub, with a card made from its record.",
+    )  # fmt: skip
+    publication.add_flags(push)
+    new = commands.add_parser("new", help="copy a recipe", epilog=recipes.EXAMPLES, description="Copy a recipe to start from.")
+    recipes.add_flags(new)
+    listed = commands.add_parser("recipes", help="list the recipes", description="List the recipes that come with hftk.")
+    return parser, {
+        "predict": predict, "evaluate": evaluate, "compare": compare, "export": merge, "report": report, "push": push, "new": new,
+        "recipes": listed,
+    }  # fmt: skip
 
 
 def _add_evaluate(parser: ArgumentParser) -> None:
@@ -191,11 +208,12 @@ def _as_typed(problem: Problem, command: str) -> Problem:
 
     def typed(text: str) -> str:
         text = text.replace("--generation.do_sample true", "--do_sample").replace("--generation.", "--")
+        text = text.replace("--publish.", "--") if command == "push" else text
         for name, flag in _OF_PREDICT if command == "predict" else ():
             text = text.replace(name, flag)
         return text
 
-    setting = "data" if problem.setting == "data.path" else problem.setting.removeprefix("generation.")
+    setting = "data" if problem.setting == "data.path" else problem.setting.removeprefix("generation.").removeprefix("publish.")
     setting = typed(f"--{setting}").removeprefix("--") if setting else ""
     return replace(problem, setting=setting, message=typed(problem.message), fix=typed(problem.fix))
 

@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 from hftk import choices
-from hftk.config import InputError, RunConfig, override, to_dict
+from hftk.config import InputError, RunConfig, ServiceError, override, to_dict
 from hftk.launch import launcher
 from hftk.launch.environment import command_line, private, redact
 from hftk.launch.output import (
@@ -298,6 +298,8 @@ def _meaning(error: BaseException) -> tuple[str, int, str]:
         return "stopped", 3, f"stopped on request ({error or 'SIGINT'})"
     if isinstance(error, SystemExit) and not error.code:
         return "done", 0, ""
+    if isinstance(error, ServiceError):
+        return "failed", 1, str(error)
     message = f"{type(error).__name__}: {error}"
     if _processes() > 1 and re.search(r"Connection (closed|reset) by peer", message):
         message = f"another process of this run ended without a word (killed, or out of memory?); {message}"
@@ -311,6 +313,8 @@ def _print_ending(error: BaseException, state: str, message: str, folder: Path |
         text = "\n".join(lines)
     elif state == "stopped":
         text = f"hftk: {message}" + ("; --resume auto goes on from the last checkpoint" if folder else "")
+    elif isinstance(error, ServiceError):
+        text = f"hftk: failed: {message}"
     elif state == "failed":
         traceback.print_exception(error)
         text = f"hftk: failed: {message}" + (f" (kept in {folder / 'status.json'})" if folder else "")

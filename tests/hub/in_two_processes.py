@@ -1,0 +1,25 @@
+"""Two processes publish together: the first sends, both hear how it ended. Argument: the folder of a finished run."""
+
+import sys
+from pathlib import Path
+
+from hftk import hub
+from hftk.config import PublishConfig, RunConfig, ServiceError
+from hftk.launch import launched
+from hftk.records import load_record
+
+hub.PULSE_SECONDS = 0.05
+hub.upload.WAITS = ()
+
+
+def main(folder: str) -> None:
+    config = RunConfig(output=folder, publish=PublishConfig(repo="somebody/rivers"))
+    try:
+        said = hub.publish(load_record(folder), config)
+    except ServiceError as error:
+        said = f"failed: {error}".splitlines()[0][:40]
+    Path(f"said_{launched().rank}.txt").write_text(str(said))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

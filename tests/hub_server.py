@@ -1,0 +1,348 @@
+"""A Hub on loopback: the calls by which ``huggingface_hub`` makes, fills and reads a model repository, and faults on request.
+
+It keeps the files, asks for a token, knows large files by their hash, and checks a card's metadata as the Hub does in the
+points that cards get wrong. Calls and forms are those that huggingface_hub 2.4 uses without xet.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import hashlib
+import json
+import re
+import socket
+import threading
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import yaml
+
+USER, TOKEN = "somebody", "hf_loopbackToken0123456789abcdef"
+HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?", re.ASCII)
+LICENSES = ("apache-2.0", "mit", "cc-by-4.0", "cc-by-sa-4.0", "openrail", "other", "unknown")
+LARGE = (".safetensors", ".bin", ".spm", ".model")
+
+
+def git_hash(content: bytes) -> str:
+    """The hash by which git knows a file."""
+    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+
+
+@dataclass
+class Repo:
+    private: bool
+    files: dict[str, bytes] = field(default_factory=dict)
+    commits: list[str] = field(default_factory=list)
+
+    @property
+    def sha(self) -> str:
+        """Of what it holds: clients keep files by it."""
+        state = [(path, git_hash(content)) for path, content in sorted(self.files.items())]
+        return hashlib.sha1(repr((state, self.commits)).encode()).hexdigest()
+
+
+@dataclass
+class Fault:
+    """What happens to calls that fit: an answer with ``status``, or with status 0 a connection cut in the middle."""
+
+    call: str
+    status: int
+    times: int
+    headers: dict[str, str]
+    body: str
+
+
+class Hub:
+    """The server and what it keeps; ``with Hub() as hub:`` runs it."""
+
+    def __init__(self) -> None:
+        self.repos: dict[str, Repo] = {}
+        self.blobs: dict[str, bytes] = {}
+        self.calls: list[str] = []
+        """Method and path of every call, in their order."""
+        self.faults: list[Fault] = []
+        self.lock = threading.Lock()
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), type("Bound", (Handler,), {"hub": self}))
+        self.server.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+
+    def __enter__(self) -> Hub:
+        threading.Thread(target=self.server.serve_forever, args=(0.05,), daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.server.shutdown()
+        self.server.server_close()
+
+    def fail(self, call: str, status: int, *, times: int = 10**6, body: str = "", **headers: str) -> None:
+        """Let the next ``times`` calls whose "METHOD /path" fits the pattern fail; status 0 cuts the connection."""
+        headers = {name.replace("_", "-"): value for name, value in headers.items()}
+        self.faults.append(Fault(call, status, times, headers, body))
+
+    def count(self, call: str) -> int:
+        """Number of calls that fit the pattern."""
+        return sum(bool(re.search(call, made)) for made in self.calls)
+
+    def fault(self, call: str) -> Fault | None:
+        with self.lock:
+            self.calls.append(call)
+            for fault in self.faults:
+                if fault.times > 0 and re.search(fault.call, call):
+                    fault.times -= 1
+                    return fault
+        return None
+
+
+def card_errors(content: str) -> list[str]:
+    """What the Hub does not take in a card's metadata."""
+    block = re.match(r"---\n(.*?)\n---\n", content, re.DOTALL)
+    if block is None:
+        return []
+    try:
+        data = yaml.safe_load(block[1])
+    except yaml.YAMLError as error:
+        return [f"the metadata is no YAML: {error}"]
+    errors = []
+    for name in ("base_model", "datasets"):
+        values = data.get(name) or []
+        for value in [values] if isinstance(values, str) else values:
+            if not HUB_ID.fullmatch(value):
+                errors.append(f'"{name}" with value "{value}" is not valid. Use an id from the Hub')
+    if data.get("license", "mit") not in LICENSES:
+        errors.append(f'"license" must be one of {LICENSES}')
+    languages = data.get("language") or []
+    for code in [languages] if isinstance(languages, str) else languages:
+        if not re.fullmatch(r"[a-z]{2,3}|code|multilingual", str(code)):
+            errors.append(f'"language" with value "{code}" is not valid. It must be an ISO 639 code')
+    for model in data.get("model-index") or []:
+        if not isinstance(model.get("name"), str) or not model["name"]:
+            errors.append('"model-index[0].name" is required')
+        for at, result in enumerate(model.get("results") or [None]):
+            where = f'"model-index[0].results[{at}]'
+            if result is None:
+                errors.append('"model-index[0].results" does not contain any value')
+                continue
+            errors += [
+                f'{where}.{part}.type" is required'
+                for part in ("task", "dataset")
+                if not result.get(part, {}).get("type")
+            ]
+            errors += [] if result.get("dataset", {}).get("name") else [f'{where}.dataset.name" is required']
+            for metric in result.get("metrics") or [{}]:
+                if not metric.get("type") or not isinstance(metric.get("value"), (int, float, str)):
+                    errors.append(f'{where}.metrics" needs a type and a value')
+    return errors
+
+
+class Handler(BaseHTTPRequestHandler):
+    """One call after the other, as ``METHOD /path``; the body is read whole unless the connection is cut."""
+
+    protocol_version = "HTTP/1.1"
+    hub: Hub
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        self.answer()
+
+    do_HEAD = do_POST = do_PUT = do_GET
+
+    def answer(self) -> None:
+        self.path = unquote(urlsplit(self.path).path)
+        call = f"{self.command} {self.path}"
+        fault = self.hub.fault(call)
+        length = int(self.headers.get("Content-Length") or 0)
+        if fault is not None and fault.status == 0:
+            self.rfile.read(length // 2)
+            with contextlib.suppress(OSError):
+                self.connection.shutdown(socket.SHUT_RDWR)
+            self.close_connection = True
+            return
+        body = self.read_body(length)
+        if fault is not None:
+            self.send(fault.status, fault.body.encode(), **fault.headers)
+            return
+        for pattern, action in ROUTES:
+            if found := re.fullmatch(pattern, call):
+                with self.hub.lock:
+                    action(self, body, *found.groups())
+                return
+        self.error(404, "no such call", "EntryNotFound")
+
+    def read_body(self, length: int) -> bytes:
+        if self.headers.get("Transfer-Encoding", "").lower() != "chunked":
+            return self.rfile.read(length)
+        parts = []
+        while size := int(self.rfile.readline().split(b";")[0], 16):
+            parts.append(self.rfile.read(size))
+            self.rfile.readline()
+        self.rfile.readline()
+        return b"".join(parts)
+
+    def send(self, status: int, body: bytes, **headers: str) -> None:
+        self.send_response(status)
+        for name, value in {
+            "Content-Type": "application/octet-stream",
+            **headers,
+            "Content-Length": str(len(body)),
+        }.items():
+            self.send_header(name.replace("_", "-"), value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def json(self, values: Any, status: int = 200, **headers: str) -> None:
+        self.send(status, json.dumps(values).encode(), Content_Type="application/json", **headers)
+
+    def error(self, status: int, message: str, code: str = "") -> None:
+        self.json({"error": message}, status, X_Error_Message=message, **({"X_Error_Code": code} if code else {}))
+
+    def known(self) -> bool:
+        """Whether the call bears the right token; else it is answered."""
+        if self.headers.get("Authorization") == f"Bearer {TOKEN}":
+            return True
+        self.error(401, "Invalid credentials in Authorization header")
+        return False
+
+    def repo(self, name: str, *, write: bool = False) -> Repo | None:
+        """The repository, if this caller may see (or change) it; else the call is answered."""
+        repo = self.hub.repos.get(name)
+        if repo is None or ((write or repo.private) and self.headers.get("Authorization") != f"Bearer {TOKEN}"):
+            self.error(401 if repo else 404, "Repository not found", "RepoNotFound")
+            return None
+        if write and not name.startswith(f"{USER}/"):
+            self.error(403, "you don't have write access")
+            return None
+        return repo
+
+    # the calls ---------------------------------------------------------------------------------------------------------
+
+    def whoami(self, body: bytes) -> None:
+        if self.known():
+            self.json({"type": "user", "name": USER, "orgs": [], "auth": {}})
+
+    def create(self, body: bytes) -> None:
+        if not self.known():
+            return
+        asked = json.loads(body)
+        owner = asked.get("organization") or USER
+        name = f"{owner}/{asked['name']}"
+        if owner != USER:
+            self.error(403, f"You don't have the rights to create a model under the namespace {owner}")
+        elif name in self.hub.repos:
+            self.json({"error": "You already created this model repo", "url": f"{self.hub.url}/{name}"}, 409)
+        else:
+            self.hub.repos[name] = Repo(private=asked.get("visibility") == "private" or bool(asked.get("private")))
+            self.json({"url": f"{self.hub.url}/{name}", "name": name, "id": name})
+
+    def validate(self, body: bytes) -> None:
+        errors = card_errors(json.loads(body)["content"])
+        self.json({"errors": [{"message": e} for e in errors], "warnings": []}, 400 if errors else 200)
+
+    def preupload(self, body: bytes, name: str) -> None:
+        if (repo := self.repo(name, write=True)) is None:
+            return
+        files = []
+        for asked in json.loads(body)["files"]:
+            path, there = asked["path"], repo.files.get(asked["path"])
+            large = path.endswith(LARGE) or asked["size"] > 10_000_000
+            oid = None if there is None else hashlib.sha256(there).hexdigest() if large else git_hash(there)
+            files.append({"path": path, "uploadMode": "lfs" if large else "regular", "shouldIgnore": False, "oid": oid})
+        self.json({"files": files})
+
+    def batch(self, body: bytes, name: str) -> None:
+        if self.repo(name, write=True) is None:
+            return
+        objects = []
+        for asked in json.loads(body)["objects"]:
+            entry = {"oid": asked["oid"], "size": asked["size"]}
+            if asked["oid"] not in self.hub.blobs:
+                actions = {"upload": f"/blobs/{asked['oid']}", "verify": f"/{name}/verify"}
+                entry["actions"] = {kind: {"href": self.hub.url + path, "header": {}} for kind, path in actions.items()}
+            objects.append(entry)
+        self.json({"objects": objects, "transfer": "basic"})
+
+    def put(self, body: bytes, oid: str) -> None:
+        if hashlib.sha256(body).hexdigest() != oid:
+            self.error(400, "the content does not match its hash")
+            return
+        self.hub.blobs[oid] = body
+        self.send(200, b"")
+
+    def verify(self, body: bytes, name: str) -> None:
+        asked = json.loads(body)
+        there = self.hub.blobs.get(asked["oid"])
+        if there is None or len(there) != asked["size"]:
+            self.error(404, "no such object")
+        else:
+            self.json({})
+
+    def commit(self, body: bytes, name: str) -> None:
+        if (repo := self.repo(name, write=True)) is None:
+            return
+        for line in body.decode().splitlines():
+            item = json.loads(line)
+            value = item["value"]
+            if item["key"] == "file":
+                repo.files[value["path"]] = base64.b64decode(value["content"])
+            elif item["key"] == "lfsFile":
+                repo.files[value["path"]] = self.hub.blobs[value["oid"]]
+            elif item["key"] == "deletedFile":
+                del repo.files[value["path"]]
+            else:
+                repo.commits.append(value["summary"])
+        self.json({"success": True, "commitOid": repo.sha, "commitUrl": f"{self.hub.url}/{name}/commit/{repo.sha}"})
+
+    def info(self, body: bytes, name: str) -> None:
+        if (repo := self.repo(name)) is not None:
+            files = [{"rfilename": path} for path in sorted(repo.files)]
+            self.json(
+                {
+                    "_id": "0",
+                    "id": name,
+                    "modelId": name,
+                    "sha": repo.sha,
+                    "private": repo.private,
+                    "tags": [],
+                    "downloads": 0,
+                    "likes": 0,
+                    "siblings": files,
+                }
+            )
+
+    def tree(self, body: bytes, name: str) -> None:
+        if (repo := self.repo(name)) is not None:
+            self.json(
+                [
+                    {"type": "file", "oid": git_hash(c), "size": len(c), "path": path}
+                    for path, c in sorted(repo.files.items())
+                ]
+            )
+
+    def resolve(self, body: bytes, name: str, path: str) -> None:
+        if (repo := self.repo(name)) is None:
+            return
+        if path not in repo.files:
+            self.error(404, "Entry not found", "EntryNotFound")
+            return
+        content = repo.files[path]
+        self.send(200, content, ETag=f'"{hashlib.sha256(content).hexdigest()}"', X_Repo_Commit=repo.sha)
+
+
+ROUTES = [
+    (r"GET /api/whoami-v2", Handler.whoami),
+    (r"POST /api/repos/create", Handler.create),
+    (r"POST /api/validate-yaml", Handler.validate),
+    (r"POST /api/models/(.+?)/preupload/main", Handler.preupload),
+    (r"POST /(.+?)\.git/info/lfs/objects/batch", Handler.batch),
+    (r"PUT /blobs/(\w+)", Handler.put),
+    (r"POST /(.+?)/verify", Handler.verify),
+    (r"POST /api/models/(.+?)/commit/main", Handler.commit),
+    (r"GET /api/models/([^/]+/[^/]+)(?:/revision/\w+)?", Handler.info),
+    (r"GET /api/models/([^/]+/[^/]+)/tree/\w+", Handler.tree),
+    (r"(?:GET|HEAD) /([^/]+/[^/]+)/resolve/\w+/(.+)", Handler.resolve),
+]
