@@ -63,7 +63,9 @@ def load_weights(
         options["attn_implementation"] = config.attention
 
     def load(name: str, **place: Any) -> Any:
-        return auto.from_pretrained(name, config=made, dtype=dtype_of(config), output_loading_info=True, **options, **place)
+        return auto.from_pretrained(
+            name, config=made, dtype=dtype_of(config), output_loading_info=True, **options, **place
+        )
 
     if config.quantization.bits is None:
         model, loading = by_name(config, load)
@@ -85,7 +87,9 @@ def load_weights(
     model, loading = by_name(config, load_quantized)
     setattr(made, adapter_files.QUANTIZATION, asdict(config.quantization))
     setattr(model.config, adapter_files.QUANTIZATION, asdict(config.quantization))
-    note(f"weights in {config.quantization.bits} bits: {quantization.bytes_of(model) / 2**20:.0f} MiB, heads and embeddings as they are")
+    note(
+        f"weights in {config.quantization.bits} bits: {quantization.bytes_of(model) / 2**20:.0f} MiB, heads and embeddings as they are"
+    )
     return model, loading
 
 
@@ -103,7 +107,9 @@ def load_adapted(config: ModelConfig, auto_model: str, *, quantized: bool = True
     if made is None:
         made = by_name(below, lambda name, **kw: transformers.AutoConfig.from_pretrained(name, **kw))
     elif rows is not None:
-        made.vocab_size = by_name(below, lambda name, **kw: transformers.AutoConfig.from_pretrained(name, **kw)).vocab_size
+        made.vocab_size = by_name(
+            below, lambda name, **kw: transformers.AutoConfig.from_pretrained(name, **kw)
+        ).vocab_size
     model = load_weights(below, auto_model, made, ignore_mismatched_sizes=True)[0]
     resized = rows is not None and rows > made.vocab_size
     if resized:
@@ -161,7 +167,11 @@ def plain(model: PreTrainedModel) -> PreTrainedModel:
 def _explain(name: str, error: Exception) -> dict[str, str]:
     text = reason_of(error)
     if Path(name).exists():
-        fix = 'pip install "hftk[gguf]"' if isinstance(error, ImportError) and "gguf" in str(error) else "check the folder's files"
+        fix = (
+            'pip install "hftk[gguf]"'
+            if isinstance(error, ImportError) and "gguf" in str(error)
+            else "check the folder's files"
+        )
         return {"message": f"{name} cannot be loaded: {text}", "fix": fix}
     return {
         "message": f"there is no folder {name}, and as a Hub id it cannot be loaded: {text}",

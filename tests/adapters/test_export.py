@@ -29,7 +29,9 @@ def finished(kind: str, base: str, output: Path, bits: int | None, **adapter: An
     lines = [line | ({"label": LABELS[line["label"]]} if "label" in line else {}) for line in lines]
     table.write_text("".join(json.dumps(line) + "\n" for line in lines))
     model = {"adapter": {"method": "lora", **adapter}, "quantization": {"bits": bits}}
-    config = make_config(kind, output, base, model=model, data={"path": str(table), "validation_fraction": 0.4, "test_fraction": 0.0})
+    config = make_config(
+        kind, output, base, model=model, data={"path": str(table), "validation_fraction": 0.4, "test_fraction": 0.0}
+    )
     task, trained = fit(kind, config)
     save_config(config, output / "config.yaml")
     (output / "record.json").write_text(json.dumps({"hftk": "0.1.0", "task": task.name}))
@@ -40,7 +42,18 @@ def finished(kind: str, base: str, output: Path, bits: int | None, **adapter: An
 @pytest.mark.parametrize("kind", ["bert", "t5", "marian", "gpt2"])
 def test_the_merged_model_computes_what_the_adapter_did(kind, bits, bases, tmp_path, tiny_runs, capsys):
     task, trained = finished(kind, bases(kind), tmp_path / "out", bits)
-    assert main(["export", str(tmp_path / "out"), "--output", str(tmp_path / "merged"), *(["--data", str(tmp_path / f"{kind}.jsonl")] if kind != "bert" else [])]) == 0
+    assert (
+        main(
+            [
+                "export",
+                str(tmp_path / "out"),
+                "--output",
+                str(tmp_path / "merged"),
+                *(["--data", str(tmp_path / f"{kind}.jsonl")] if kind != "bert" else []),
+            ]
+        )
+        == 0
+    )
     found = json.loads((tmp_path / "merged" / "export.json").read_text())
     assert json.loads((tmp_path / "merged" / "record.json").read_text())["export"] == found
     assert found["difference"] <= found["tolerance"] and found["rows"] == 8 and found.get("trained_in_bits") == bits
@@ -55,7 +68,14 @@ def test_the_merged_model_computes_what_the_adapter_did(kind, bits, bases, tmp_p
 def test_another_process_predicts_the_same(bases, tmp_path, tiny_runs):
     task, trained = finished("bert", bases("bert"), tmp_path / "out", 8)
     texts = splits_of("bert").validation["text"][:3]
-    command = [sys.executable, "-m", "hftk", "predict", str(tmp_path / "out"), *(w for t in texts for w in ("--prompt", t))]
+    command = [
+        sys.executable,
+        "-m",
+        "hftk",
+        "predict",
+        str(tmp_path / "out"),
+        *(w for t in texts for w in ("--prompt", t)),
+    ]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
     ended = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=110)
     assert ended.returncode == 0, ended.stderr[-3000:]

@@ -29,7 +29,9 @@ def quantized(bits: int | None, **more: Any) -> dict[str, Any]:
     return {"adapter": {"method": "lora"}, "quantization": {"bits": bits, **more}}
 
 
-@pytest.mark.parametrize(("auto_model", "architecture"), [(auto, kind) for auto, kinds in HEADS.items() for kind in kinds])
+@pytest.mark.parametrize(
+    ("auto_model", "architecture"), [(auto, kind) for auto, kinds in HEADS.items() for kind in kinds]
+)
 def test_heads_are_found_in_every_task(auto_model, architecture):
     import transformers
 
@@ -44,7 +46,9 @@ def test_heads_and_embeddings_are_not_quantized(kind, bits, bases, tmp_path):
     config = make_config(kind, tmp_path, bases(kind), model=quantized(bits))
     base = load(kind, config)[1].get_base_model()
     low = [name for name, p in base.named_parameters() if p.dtype in (torch.int8, torch.uint8)]
-    assert low and not any("head" in n or "classifier" in n or "embed" in n or "pooler" in n or "shared" in n for n in low)
+    assert low and not any(
+        "head" in n or "classifier" in n or "embed" in n or "pooler" in n or "shared" in n for n in low
+    )
     assert base.get_input_embeddings().weight.dtype == torch.bfloat16
 
 
@@ -57,7 +61,10 @@ def test_quantized_logits_stay_near_those_in_float32(kind, bits, bases, tmp_path
 
 
 def test_every_weight_counts_once_however_many_bits_it_has(bases, tmp_path):
-    models = {bits: load("llama", make_config("llama", tmp_path, bases("llama"), model=quantized(bits)))[1] for bits in (None, 8, 4)}
+    models = {
+        bits: load("llama", make_config("llama", tmp_path, bases("llama"), model=quantized(bits)))[1]
+        for bits in (None, 8, 4)
+    }
     assert len({count(model) for model in models.values()}) == 1
     assert len({count(model, trained=True) for model in models.values()}) == 1
     assert bytes_of(models[4]) < bytes_of(models[8]) < bytes_of(models[None]) == 4 * count(models[None])
@@ -67,7 +74,15 @@ def test_a_shape_as_usual_takes_a_third_and_a_quarter():
     """SmolLM2-135M's shape with two of its thirty layers' share of embeddings: 28 of 135 million weights."""
     from transformers import AutoModelForCausalLM
 
-    fields = {"hidden_size": 64, "intermediate_size": 171, "num_hidden_layers": 8, "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 1800, "tie_word_embeddings": True}
+    fields = {
+        "hidden_size": 64,
+        "intermediate_size": 171,
+        "num_hidden_layers": 8,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "vocab_size": 1800,
+        "tie_word_embeddings": True,
+    }
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **fields))
     share = model.get_input_embeddings().weight.numel() / count(model)
     assert 0.2 < share < 0.3
@@ -80,12 +95,18 @@ def test_a_shape_as_usual_takes_a_third_and_a_quarter():
 def test_halved_embeddings_compute_in_float32(bases):
     from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
-    for kind, auto in (("gpt2", AutoModelForCausalLM), ("t5", AutoModelForSeq2SeqLM), ("marian", AutoModelForSeq2SeqLM)):
+    for kind, auto in (
+        ("gpt2", AutoModelForCausalLM),
+        ("t5", AutoModelForSeq2SeqLM),
+        ("marian", AutoModelForSeq2SeqLM),
+    ):
         rounded, halved = (auto.from_pretrained(bases(kind), dtype=torch.float32).eval() for _ in range(2))
         weight = rounded.get_input_embeddings().weight
         weight.data = weight.data.to(torch.bfloat16).float()  # tied: the output layer too
         halve_embeddings(halved)
-        inputs = {"input_ids": torch.tensor([[3, 4, 5, 6]])} | ({} if kind == "gpt2" else {"decoder_input_ids": torch.tensor([[3, 4]])})
+        inputs = {"input_ids": torch.tensor([[3, 4, 5, 6]])} | (
+            {} if kind == "gpt2" else {"decoder_input_ids": torch.tensor([[3, 4]])}
+        )
         with torch.no_grad():
             one, other = rounded(**inputs).logits, halved(**inputs).logits
         assert other.dtype == torch.float32 and torch.allclose(one, other, atol=2e-2 if kind == "marian" else 1e-5)
@@ -107,7 +128,9 @@ def test_a_layer_that_is_not_there_is_named(bases, tmp_path):
 
 def test_four_bits_are_nf4_with_quantized_scales(bases, tmp_path):
     for more, kind, nested in (({}, "nf4", True), ({"quant_type": "fp4", "double_quant": False}, "fp4", False)):
-        base = load("llama", make_config("llama", tmp_path, bases("llama"), model=quantized(4, **more)))[1].get_base_model()
+        base = load("llama", make_config("llama", tmp_path, bases("llama"), model=quantized(4, **more)))[
+            1
+        ].get_base_model()
         state = base.model.layers[0].mlp.up_proj.weight.quant_state
         assert (state.quant_type, state.nested) == (kind, nested)
     assert compute_dtype(QuantizationConfig(bits=4, compute_dtype="bfloat16")) == torch.bfloat16
@@ -124,11 +147,17 @@ def test_gguf_weights_are_quantized_by_way_of_plain_ones(bases, tmp_path):
     asked: list[dict[str, Any]] = []
 
     def from_pretrained(cls: Any, name: str, *arguments: Any, **options: Any) -> Any:
-        asked.append({"name": name, "gguf": options.pop("gguf_file", None), "quantized": "quantization_config" in options})
+        asked.append(
+            {"name": name, "gguf": options.pop("gguf_file", None), "quantized": "quantization_config" in options}
+        )
         return original(cls, bases("llama") if asked[-1]["gguf"] else name, *arguments, **options)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", classmethod(lambda cls, *a, **o: from_pretrained(transformers.LlamaForCausalLM, *a, **o)))
+        patch.setattr(
+            transformers.AutoModelForCausalLM,
+            "from_pretrained",
+            classmethod(lambda cls, *a, **o: from_pretrained(transformers.LlamaForCausalLM, *a, **o)),
+        )
         config = ModelConfig(name=str(gguf), quantization=QuantizationConfig(bits=8))
         model, _ = load_weights(config, "AutoModelForCausalLM", made)
     assert [call["quantized"] for call in asked] == [False, True] and asked[0]["gguf"] == "model.gguf"
