@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from hftk.checks import check
     from hftk.config import (
+        AdapterConfig,
         DataConfig,
         EvalConfig,
         GenerationSettings,
         InputError,
         ModelConfig,
         PublishConfig,
+        QuantizationConfig,
         RunConfig,
         TrainConfig,
     )
@@ -39,7 +41,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "hftk.checks": ("check",),
-    "hftk.config": ("DataConfig", "EvalConfig", "GenerationSettings", "InputError", "ModelConfig", "PublishConfig", "RunConfig", "TrainConfig"),
+    "hftk.config": ("AdapterConfig", "DataConfig", "EvalConfig", "GenerationSettings", "InputError", "ModelConfig", "PublishConfig", "QuantizationConfig", "RunConfig", "TrainConfig"),
     "hftk.data.load": ("load_splits",),
     "hftk.evaluation": ("evaluate", "evaluate_baselines"),
     "hftk.generation": ("generate",),

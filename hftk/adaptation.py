@@ -39,9 +39,15 @@ class QuantizationConfig:
             yield Problem(setting="model.quantization.bits", message=f"expected 8, 4 or none, found {self.bits}")
         for name in _given(self, "bits"):
             if self.bits is None:
-                message, fix = "acts on quantized weights, and --model.quantization.bits is not set", "add --model.quantization.bits 4, or leave it out"
+                message, fix = (
+                    "acts on quantized weights, and --model.quantization.bits is not set",
+                    "add --model.quantization.bits 4, or leave it out",
+                )
             elif self.bits == 8 and name != "skip_modules":
-                message, fix = "acts on 4 bits, and --model.quantization.bits is 8", "use --model.quantization.bits 4, or leave it out"
+                message, fix = (
+                    "acts on 4 bits, and --model.quantization.bits is 8",
+                    "use --model.quantization.bits 4, or leave it out",
+                )
             else:
                 continue
             yield Problem(setting=f"model.quantization.{name}", message=message, fix=fix)
@@ -79,7 +85,11 @@ class AdapterConfig:
         if self.dropout is not None and not 0 <= self.dropout < 1:
             yield Problem(setting="model.adapter.dropout", message=f"expected 0 <= dropout < 1, found {self.dropout}")
         if self.targets is not None and (not self.targets or not all(self.targets)):
-            yield Problem(setting="model.adapter.targets", message="expected names of layers, found none", fix="leave it out for all-linear")
+            yield Problem(
+                setting="model.adapter.targets",
+                message="expected names of layers, found none",
+                fix="leave it out for all-linear",
+            )
         if self.method == "pissa" and self.initialization not in (None, "pissa"):
             yield Problem(setting="model.adapter.initialization", message=f"expected pissa for the method pissa, found {self.initialization}", fix="leave it out")  # fmt: skip
 

@@ -41,7 +41,11 @@ def find_problems(adapter: AdapterConfig, model: PreTrainedModel, auto_model: st
     if adapter.method == "none":
         return
     if importlib.util.find_spec("peft") is None:
-        yield Problem(setting="model.adapter.method", message=f"{adapter.method} comes from peft, which is not installed", fix='pip install "hftk[peft]"')
+        yield Problem(
+            setting="model.adapter.method",
+            message=f"{adapter.method} comes from peft, which is not installed",
+            fix='pip install "hftk[peft]"',
+        )
     task_type = TASK_TYPES.get(auto_model)
     if adapter.method == "prompt_tuning" and task_type not in PROMPTED:
         message = f"prompt_tuning is for decoders and classifiers, found {auto_model}"
@@ -57,11 +61,19 @@ def find_problems(adapter: AdapterConfig, model: PreTrainedModel, auto_model: st
         if wanted != ALL_LINEAR and not any(_matches(name, wanted) for name in layers):
             ends = list(dict.fromkeys(name.rpartition(".")[2] for name in layers if name not in head_layers(model)))
             message = f"no linear layer of {type(model).__name__} is called {wanted}; there are {', '.join(ends[:16])}"
-            yield Problem(setting="model.adapter.targets", message=message, fix="name some of these, or leave it out for all-linear")
+            yield Problem(
+                setting="model.adapter.targets",
+                message=message,
+                fix="name some of these, or leave it out for all-linear",
+            )
     if not adapter.targets and not targets(adapter, model):
         kind = "linear layer" if adapter.method != "ia3" else "layer with keys, values or feed-forward"
         message = f"{adapter.method} finds no {kind} in {type(model).__name__}"
-        yield Problem(setting="model.adapter.method", message=message, fix="use another method, or name layers by --model.adapter.targets")
+        yield Problem(
+            setting="model.adapter.method",
+            message=message,
+            fix="use another method, or name layers by --model.adapter.targets",
+        )
 
 
 def targets(adapter: AdapterConfig, model: PreTrainedModel) -> list[str]:
@@ -111,10 +123,16 @@ def add(
 
     saved = trained_besides(model, auto_model, new)
     chosen = [name for name in targets(adapter, model) if not any(name == s or name.startswith(f"{s}.") for s in saved)]
-    settings: dict[str, Any] = {"task_type": TASK_TYPES.get(auto_model), "base_model_name_or_path": base, "revision": revision}
+    settings: dict[str, Any] = {
+        "task_type": TASK_TYPES.get(auto_model),
+        "base_model_name_or_path": base,
+        "revision": revision,
+    }
     if len(new_tokens) and adapter.method not in LORA:
         message = f"the tokenizer has {len(new_tokens)} tokens that the model does not know, and {adapter.method} cannot train their embeddings"
-        raise InputError(Problem(setting="model.adapter.method", message=message, fix="use --model.adapter.method lora"))
+        raise InputError(
+            Problem(setting="model.adapter.method", message=message, fix="use --model.adapter.method lora")
+        )
     model.name_or_path = base  # which PEFT writes down
     with _quiet():
         made: Any = get_peft_model(model, _peft_config(adapter, model, chosen, saved, new_tokens, settings))
@@ -124,7 +142,9 @@ def add(
             parameter.data = parameter.data.float()
     _accept_other_types(made)
     _tell(adapter, made, chosen, saved, new_tokens)
-    return made.eval()  # as from_pretrained does: PEFT marks the outside alone as training, which hides that the inside is not
+    return (
+        made.eval()
+    )  # as from_pretrained does: PEFT marks the outside alone as training, which hides that the inside is not
 
 
 def _peft_config(
@@ -134,11 +154,15 @@ def _peft_config(
 
     if adapter.method == "prompt_tuning":
         tokens = adapter.virtual_tokens or VIRTUAL_TOKENS
-        return peft.PromptTuningConfig(num_virtual_tokens=tokens, modules_to_save=[*saved] or None, **_dimensions(model), **settings)
+        return peft.PromptTuningConfig(
+            num_virtual_tokens=tokens, modules_to_save=[*saved] or None, **_dimensions(model), **settings
+        )
     settings |= {"target_modules": chosen, "modules_to_save": [*saved] or None}
     if adapter.method == "ia3":
         layers = linear_layers(model)
-        return peft.IA3Config(feedforward_modules=[name for name in chosen if _is_second(name, layers[name])], **settings)
+        return peft.IA3Config(
+            feedforward_modules=[name for name in chosen if _is_second(name, layers[name])], **settings
+        )
     rank = adapter.rank or RANK
     # PiSSA starts from the weights' own part of that rank: with another scale it would be another part.
     alpha = adapter.alpha or (rank if starts_from_weights(adapter) else 2 * rank)
@@ -192,7 +216,9 @@ def _tell(adapter: AdapterConfig, model: Any, chosen: list[str], saved: list[str
         what = f"{rank.lstrip()} on {len(chosen)} linear layers".removeprefix(" ").removeprefix("of ")
     besides = [*saved, *([f"{len(new_tokens)} new tokens"] if len(new_tokens) else [])]
     beside = f", with {', '.join(besides)}" if besides else ""
-    note(f"adapter {adapter.method}: {what}{beside}; {share:.{max(1, 1 - math.floor(math.log10(share)))}f} % of the parameters are trained")
+    note(
+        f"adapter {adapter.method}: {what}{beside}; {share:.{max(1, 1 - math.floor(math.log10(share)))}f} % of the parameters are trained"
+    )
 
 
 def is_adapter(model: Any) -> bool:

@@ -59,16 +59,25 @@ def find_problems(frozen: Sequence[str], model: PreTrainedModel) -> Iterator[Pro
     chosen: set[str] = set()
     for wanted in frozen:
         if wanted.isdecimal() and int(wanted) > layers:
-            yield Problem(setting="model.frozen", message=f"expected at most {layers}, the layers of {type(model).__name__}, found {wanted}")
+            yield Problem(
+                setting="model.frozen",
+                message=f"expected at most {layers}, the layers of {type(model).__name__}, found {wanted}",
+            )
             continue
         found = _chosen(model, wanted)
         chosen |= found
         if not found:
             parts = dict.fromkeys(".".join(name.split(".")[:3]) for name, _ in model.named_parameters())
             message = f"no weight of {type(model).__name__} is called {wanted}; there are {', '.join(list(parts)[:12])}"
-            yield Problem(setting="model.frozen", message=message, fix="use embeddings, a number of lower layers, or a part of such a name")
+            yield Problem(
+                setting="model.frozen",
+                message=message,
+                fix="use embeddings, a number of lower layers, or a part of such a name",
+            )
     if chosen and chosen == {name for name, _ in model.named_parameters()}:
-        yield Problem(setting="model.frozen", message=f"nothing of {type(model).__name__} is left to train", fix="freeze less")
+        yield Problem(
+            setting="model.frozen", message=f"nothing of {type(model).__name__} is left to train", fix="freeze less"
+        )
 
 
 def freeze(frozen: Sequence[str], model: torch.nn.Module) -> None:

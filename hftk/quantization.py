@@ -29,12 +29,18 @@ def find_problems(config: QuantizationConfig, model: PreTrainedModel) -> Iterato
         return
     if importlib.util.find_spec("bitsandbytes") is None:
         message = f"{config.bits} bits come from bitsandbytes, which is not installed"
-        yield Problem(setting="model.quantization.bits", message=message, fix='pip install "hftk[quantize]", or leave it out')
+        yield Problem(
+            setting="model.quantization.bits", message=message, fix='pip install "hftk[quantize]", or leave it out'
+        )
     layers = linear_layers(model)
     for wanted in config.skip_modules:
         if not any(name == wanted or name.endswith(f".{wanted}") or name.startswith(f"{wanted}.") for name in layers):
             message = f"expected the name of a layer, found {wanted}; there are {', '.join(list(layers)[:12])} ..."
-            yield Problem(setting="model.quantization.skip_modules", message=message, fix="name one of these, or its end or beginning")
+            yield Problem(
+                setting="model.quantization.skip_modules",
+                message=message,
+                fix="name one of these, or its end or beginning",
+            )
     if not set(layers) - set(head_layers(model)):
         message = f"{type(model).__name__} has no linear layer that could be quantized"
         yield Problem(setting="model.quantization.bits", message=message, fix="leave it out")

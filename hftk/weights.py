@@ -30,7 +30,9 @@ def load_weights(
         options["attn_implementation"] = config.attention
 
     def load(name: str, **place: Any) -> Any:
-        return auto.from_pretrained(name, config=made, dtype=dtype_of(config), output_loading_info=True, **options, **place)
+        return auto.from_pretrained(
+            name, config=made, dtype=dtype_of(config), output_loading_info=True, **options, **place
+        )
 
     if config.quantization.bits is None:
         model, loading = load_named(config, load)
@@ -52,7 +54,9 @@ def load_weights(
     model, loading = load_named(config, load_quantized)
     setattr(made, adapter_files.QUANTIZATION, asdict(config.quantization))
     setattr(model.config, adapter_files.QUANTIZATION, asdict(config.quantization))
-    note(f"weights in {config.quantization.bits} bits: {quantization.bytes_of(model) / 2**20:.0f} MiB, heads and embeddings as they are")
+    note(
+        f"weights in {config.quantization.bits} bits: {quantization.bytes_of(model) / 2**20:.0f} MiB, heads and embeddings as they are"
+    )
     return model, loading
 
 
@@ -70,7 +74,9 @@ def load_adapted(config: ModelConfig, auto_model: str, *, quantized: bool = True
     if made is None:
         made = load_named(below, lambda name, **kw: transformers.AutoConfig.from_pretrained(name, **kw))
     elif rows is not None:
-        made.vocab_size = load_named(below, lambda name, **kw: transformers.AutoConfig.from_pretrained(name, **kw)).vocab_size
+        made.vocab_size = load_named(
+            below, lambda name, **kw: transformers.AutoConfig.from_pretrained(name, **kw)
+        ).vocab_size
     model = load_weights(below, auto_model, made, ignore_mismatched_sizes=True)[0]
     resized = rows is not None and rows > made.vocab_size
     if resized:

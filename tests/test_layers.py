@@ -32,10 +32,16 @@ def test_embeddings_lie_lowest_and_heads_highest():
 
 
 def test_a_decoder_lies_above_its_encoder():
-    config = AutoConfig.for_model("t5", num_layers=2, num_decoder_layers=1, d_model=8, d_kv=4, num_heads=2, d_ff=8, vocab_size=20)
+    config = AutoConfig.for_model(
+        "t5", num_layers=2, num_decoder_layers=1, d_model=8, d_kv=4, num_heads=2, d_ff=8, vocab_size=20
+    )
     found, layers = depths(AutoModelForSeq2SeqLM.from_config(config))
     assert layers == 3 and found["shared.weight"] == 0
-    assert {found[n] for n in found if n.startswith("encoder.block.1.")} == {2} == {found["encoder.final_layer_norm.weight"]}
+    assert (
+        {found[n] for n in found if n.startswith("encoder.block.1.")}
+        == {2}
+        == {found["encoder.final_layer_norm.weight"]}
+    )
     assert {found[n] for n in found if n.startswith("decoder.block.0.")} == {3}
     assert found["decoder.final_layer_norm.weight"] == 4
 
@@ -57,10 +63,14 @@ def test_a_number_freezes_embeddings_and_that_many_layers():
 
 
 def test_a_name_means_whole_parts_of_names():
-    model = AutoModelForSequenceClassification.from_config(AutoConfig.for_model("bert", **{**BERT, "num_hidden_layers": 11}))
+    model = AutoModelForSequenceClassification.from_config(
+        AutoConfig.for_model("bert", **{**BERT, "num_hidden_layers": 11})
+    )
     freeze(["encoder.layer.1", "embeddings"], model)
     assert not any(".layer.10." in name for name in frozen_names(model))
-    assert any(".layer.1." in name for name in frozen_names(model)) and "bert.embeddings.LayerNorm.bias" in frozen_names(model)
+    assert any(
+        ".layer.1." in name for name in frozen_names(model)
+    ) and "bert.embeddings.LayerNorm.bias" in frozen_names(model)
 
 
 def test_wrong_names_get_those_there_are():

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from hftk import choices
-from hftk.config import InputError, TrainConfig
+from hftk.config import AdapterConfig, InputError, ModelConfig, TrainConfig
 from hftk.optimization import (
     check_optimizer,
     decayed,
@@ -279,13 +279,19 @@ def test_lion_without_bitsandbytes_is_a_clear_error_before_anything_slow(monkeyp
         make_optimizer(Quadratic(), TrainConfig(optimizer="lion"), 0.1)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(InputError, match="lion comes from bitsandbytes"):
-        check_optimizer(TrainConfig(optimizer="lion"), pretrained=False)
+        check_optimizer(TrainConfig(optimizer="lion"), ModelConfig())
 
 
 def test_a_lowest_rate_above_the_default_peak_is_an_error() -> None:
     config = TrainConfig(min_learning_rate=1e-4)
-    check_optimizer(config, pretrained=False)
+    check_optimizer(config, ModelConfig(size="tiny"))
     with pytest.raises(InputError, match=r"at most the peak, which for pre-trained weights is 5e-05, found 0\.0001"):
-        check_optimizer(config, pretrained=True)
-    assert [peak_learning_rate(config, p) for p in (True, False)] == [5e-5, 1e-3]
-    assert peak_learning_rate(TrainConfig(learning_rate=0.2), True) == 0.2
+        check_optimizer(config, ModelConfig(name="m"))
+    assert [peak_learning_rate(config, m) for m in (ModelConfig(name="m"), ModelConfig(size="tiny"))] == [5e-5, 1e-3]
+    assert peak_learning_rate(TrainConfig(learning_rate=0.2), ModelConfig(name="m")) == 0.2
+
+
+def test_an_adapter_has_a_higher_rate_unless_one_is_given() -> None:
+    model = ModelConfig(name="m", adapter=AdapterConfig(method="dora"))
+    assert peak_learning_rate(TrainConfig(), model) == 10 * peak_learning_rate(TrainConfig(), ModelConfig(name="m"))
+    assert peak_learning_rate(TrainConfig(learning_rate=0.2), model) == 0.2

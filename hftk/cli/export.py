@@ -68,13 +68,17 @@ def export(given: Namespace) -> int:
             merged = model.merge_and_unload().eval()
             found = compare(unmerged, _logits(task, merged, tokenizer, rows))
     if found["difference"] > found["tolerance"]:
-        raise RuntimeError(f"the merged model computes something else: logits differ by {found['difference']:.3g}, {found['tolerance']:.3g} is allowed")
+        raise RuntimeError(
+            f"the merged model computes something else: logits differ by {found['difference']:.3g}, {found['tolerance']:.3g} is allowed"
+        )
     found = {"adapter": str(folder), "base": base_name(folder)[0], "rows": len(rows), "data": source, **found}
     bits = (vars(merged.config).pop(QUANTIZATION, None) or {}).get("bits")
     if bits:
         found["trained_in_bits"] = bits
     _write(merged, tokenizer, folder, output, found)
-    print(f"{output}: logits on {len(rows)} rows differ by at most {found['difference']:.2g} (float32; {found['tolerance']:.2g} is allowed)")
+    print(
+        f"{output}: logits on {len(rows)} rows differ by at most {found['difference']:.2g} (float32; {found['tolerance']:.2g} is allowed)"
+    )
     return 0
 
 
@@ -84,7 +88,12 @@ def compare(before: Any, after: Any) -> dict[str, Any]:
     largest = max(float(a.abs().max()) for a in before)
     same = sum(int((a.argmax(-1) == b.argmax(-1)).sum()) for a, b in zip(before, after, strict=True))
     count = sum(a[..., 0].numel() for a in before)
-    return {"difference": difference, "largest_logit": largest, "tolerance": TOLERANCE * max(1.0, largest), "same_choice": same / count}
+    return {
+        "difference": difference,
+        "largest_logit": largest,
+        "tolerance": TOLERANCE * max(1.0, largest),
+        "same_choice": same / count,
+    }
 
 
 def _logits(task: Any, model: Any, tokenizer: Any, rows: Any) -> list[Any]:
@@ -113,7 +122,10 @@ def _rows(given: Namespace, task: Any) -> tuple[Any, str]:
     try:
         splits = load_splits(replace(task.config.data, streaming=False), task)
     except InputError as error:
-        raise InputError(*error.problems, Problem(setting="data", message="the run's own rows cannot be read again", fix="add --data FILE")) from error
+        raise InputError(
+            *error.problems,
+            Problem(setting="data", message="the run's own rows cannot be read again", fix="add --data FILE"),
+        ) from error
     name, rows = splits.held_out or ("train", splits.train)
     return rows.select(range(min(ROWS, len(rows)))), f"the run's {name} split"
 
@@ -122,21 +134,36 @@ def _check_adapter(folder: Path) -> None:
     if not folder.is_dir():
         return  # check_model has said so
     if not has_adapter(folder):
-        raise wrong(f"expected an adapter in {folder}, found a whole model: there is nothing to merge", "use the folder as it is")
+        raise wrong(
+            f"expected an adapter in {folder}, found a whole model: there is nothing to merge",
+            "use the folder as it is",
+        )
     made = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
     if made.get("peft_type") == "PROMPT_TUNING":
-        raise wrong("the vectors of prompt_tuning stand before the input, and cannot be merged into weights", "use the folder as it is")
+        raise wrong(
+            "the vectors of prompt_tuning stand before the input, and cannot be merged into weights",
+            "use the folder as it is",
+        )
     name, _ = base_name(folder)
     settings = Path(name) / "config.json"
     below: Mapping[str, Any] = json.loads(settings.read_text(encoding="utf-8")) if settings.is_file() else {}
     if below.get("quantization_config"):
         message = f"the model below the adapter, {name}, is quantized itself: a merge would round the adapter away"
-        raise wrong(message, f"write the name of its full-precision original into base_model_name_or_path of {folder / 'adapter_config.json'}")
+        raise wrong(
+            message,
+            f"write the name of its full-precision original into base_model_name_or_path of {folder / 'adapter_config.json'}",
+        )
 
 
 def _check_output(folder: Path) -> None:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(Problem(setting="output", message=f"expected a new or empty folder, found something in {folder}", fix="choose another --output"))
+        raise InputError(
+            Problem(
+                setting="output",
+                message=f"expected a new or empty folder, found something in {folder}",
+                fix="choose another --output",
+            )
+        )
 
 
 def _write(model: Any, tokenizer: Any, source: Path, output: Path, found: Mapping[str, Any]) -> None:
@@ -153,7 +180,9 @@ def _write(model: Any, tokenizer: Any, source: Path, output: Path, found: Mappin
         record = staging / "record.json"
         if record.is_file():
             values = json.loads(record.read_text(encoding="utf-8"))
-            record.write_text(json.dumps({**values, "export": found}, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+            record.write_text(
+                json.dumps({**values, "export": found}, ensure_ascii=False, indent=1) + "\n", encoding="utf-8"
+            )
         (staging / EXPORT).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
         if output.is_dir():
             output.rmdir()

@@ -140,7 +140,7 @@ def load(name: str, auto_model: str = "AutoModelForCausalLM") -> tuple[Any, Any]
                 _near(Path(name))
                 or "name the --output folder of a run; for a Hub id check the spelling and the network"
             )
-            told = [replace(p, setting="", fix=fix) if p.setting == "model.name" else p for p in error.problems]
+            told = [replace(p, setting="", fix=p.fix if has_adapter(name) else fix) if p.setting == "model.name" else p for p in error.problems]
             raise InputError(*told) from error
     model, tokenizer = loaded
     device = torch.accelerator.current_accelerator(check_available=True)

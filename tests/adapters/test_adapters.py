@@ -73,7 +73,9 @@ def test_prompt_tuning_trains_vectors_before_the_input(kind, bases, tmp_path, ti
     names = trained_weights(trained.model)
     assert any(tuple(p.shape) == (4, 32) for p in names.values())
     again, tokenizer = load_trained(config.output, auto_model=task.auto_model)
-    assert np.allclose(judge(kind, task, again, tokenizer), judge(kind, task, trained.model, trained.tokenizer), atol=1e-5)
+    assert np.allclose(
+        judge(kind, task, again, tokenizer), judge(kind, task, trained.model, trained.tokenizer), atol=1e-5
+    )
 
 
 def test_an_adapter_trains_itself_and_the_new_head_alone(bases, tmp_path):
@@ -97,7 +99,11 @@ def test_targets_are_matched_by_the_end_of_their_names(bases, tmp_path):
 
 
 def test_ia3_scales_keys_values_and_the_second_feed_forward_layers(bases, tmp_path):
-    for kind, ends in (("bert", {"key", "value", "dense"}), ("marian", {"k_proj", "v_proj", "fc2"}), ("t5", {"k", "v", "wo"})):
+    for kind, ends in (
+        ("bert", {"key", "value", "dense"}),
+        ("marian", {"k_proj", "v_proj", "fc2"}),
+        ("t5", {"k", "v", "wo"}),
+    ):
         config = make_config(kind, tmp_path, bases(kind), model={"adapter": {"method": "ia3"}})
         names = [name for name in trained_weights(load(kind, config)[1]) if "ia3_l" in name]
         assert {name.split(".ia3_l")[0].rpartition(".")[2] for name in names} == ends
@@ -175,7 +181,13 @@ def test_the_best_weights_are_restored(bases, tmp_path, tiny_runs):
 
 def test_micro_batches_give_the_same_gradient(bases, tmp_path, tiny_runs):
     def run(rows: int) -> dict[str, torch.Tensor]:
-        train = {"max_steps": 2, "per_device_batch_size": rows, "optimizer": "sgd", "learning_rate": 0.5, "max_grad_norm": 0.0}
+        train = {
+            "max_steps": 2,
+            "per_device_batch_size": rows,
+            "optimizer": "sgd",
+            "learning_rate": 0.5,
+            "max_grad_norm": 0.0,
+        }
         config = make_config("bert", tmp_path / str(rows), bases("bert"), model=lora(), train=train)
         return trained_weights(fit("bert", config)[1].model)
 
@@ -220,7 +232,10 @@ def test_a_base_that_is_gone_is_named(bases, tmp_path, tiny_runs):
 def test_plain_peft_loads_it(bases, tmp_path, tiny_runs):
     from peft import AutoPeftModelForCausalLM, AutoPeftModelForSequenceClassification
 
-    for kind, auto, more in (("gpt2", AutoPeftModelForCausalLM, {}), ("bert", AutoPeftModelForSequenceClassification, {"num_labels": 3})):
+    for kind, auto, more in (
+        ("gpt2", AutoPeftModelForCausalLM, {}),
+        ("bert", AutoPeftModelForSequenceClassification, {"num_labels": 3}),
+    ):
         config = make_config(kind, tmp_path / kind, bases(kind), model=lora())
         task, trained = fit(kind, config)
         model = auto.from_pretrained(config.output, dtype=torch.float32, **more).eval()

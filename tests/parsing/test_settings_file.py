@@ -128,6 +128,8 @@ def other_value(item: Setting) -> Any:
             else {"run_name": "5"}
         )
     by_type = {int: 7, float: 0.3, bool: not item.value, str: "none"}
+    if item.is_list and item.name not in ("sizes", "adapter.targets"):
+        return ["q", "5"]
     choices = [choice for member in item.members for choice in getattr(member, "__args__", ()) if choice != item.value]
     return {"folder": Path("y"), "sizes": (7, 8), "adapter.targets": ["q", "5"]}.get(
         item.name, by_type.get(kind, choices[-1] if choices else None)
