@@ -97,8 +97,7 @@ def make_generation_config(
         bos_token_id=tokenizer.bos_token_id,
     )
     if model.config.is_encoder_decoder:
-        start = own.decoder_start_token_id
-        config.decoder_start_token_id = model.config.decoder_start_token_id if start is None else start
+        config.decoder_start_token_id = _start_token(model)
         for name in FRAME:
             setattr(config, name, getattr(own, name))
     return config
@@ -136,7 +135,7 @@ def why_not(model: Any, config: GenerationConfig) -> str:
         return "sampling of its own" if config.do_sample else "no cache"
     if any(getattr(adapter, "is_prompt_learning", False) for adapter in getattr(model, "peft_config", {}).values()):
         return "an adapter that changes the prompt"
-    if not isinstance(inner, GenerationMixin):
+    if GenerationMixin not in type(inner).__mro__:
         return "not a model of transformers"
     own = [name for name, method in vars(GenerationMixin).items() if inspect.getattr_static(inner, name) is not method]
     if own := [name for name in own if not name.startswith("__")]:
@@ -342,22 +341,23 @@ def margins(
         a, b = (text[shared] if shared < len(text) else None for text in (one, other))
         margin = math.nan
         if a is not None and b is not None:
+            inputs = _inputs(model, prompt, one[:shared])
             with _ready(model), torch.inference_mode():
-                chances = _next_token(model, prompt, one[:shared]).float().log_softmax(-1)
+                chances = model(**inputs, use_cache=False).logits[0, -1].float().log_softmax(-1)
             margin = float(chances[a] - chances[b])
         found.append(Difference(row=row, position=shared, tokens=(a, b), margin=margin))
     return found
 
 
-def _next_token(model: Any, prompt: Sequence[int], new: Sequence[int]) -> torch.Tensor:
-    """Logits, (vocabulary,), of the token after ``new``, without a cache."""
+def _inputs(model: Any, prompt: Sequence[int], new: Sequence[int]) -> dict[str, torch.Tensor]:
+    """One row, (1, tokens), whose last position has the logits of the token after ``new``."""
     device = next(model.parameters()).device
-    if model.config.is_encoder_decoder:
-        start = model.generation_config.decoder_start_token_id
-        start = model.config.decoder_start_token_id if start is None else start
-        begin = torch.tensor([[start, *new]], device=device)
-        inputs = {"input_ids": torch.tensor([list(prompt)], device=device), "decoder_input_ids": begin}
-    else:
-        inputs = {"input_ids": torch.tensor([[*prompt, *new]], device=device)}
-    logits: torch.Tensor = model(**inputs, use_cache=False).logits[0, -1]
-    return logits
+    if not model.config.is_encoder_decoder:
+        return {"input_ids": torch.tensor([[*prompt, *new]], device=device)}
+    begin = torch.tensor([[_start_token(model), *new]], device=device)
+    return {"input_ids": torch.tensor([list(prompt)], device=device), "decoder_input_ids": begin}
+
+
+def _start_token(model: Any) -> Any:
+    start = model.generation_config.decoder_start_token_id
+    return model.config.decoder_start_token_id if start is None else start
