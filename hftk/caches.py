@@ -15,6 +15,9 @@ BLOCK = 16
 class RoomyLayer(DynamicLayer):
     """As :class:`DynamicLayer`, with room behind the last token: ``keys`` and ``values`` are the front of larger tensors."""
 
+    keys: Any
+    values: Any
+
     def __init__(self) -> None:
         super().__init__()
         self._stores: list[torch.Tensor] = []  # keys and values, (rows, heads, room, size)

@@ -11,12 +11,21 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import DynamicCache, EncoderDecoderCache, GenerationConfig, GenerationMixin, LogitsProcessorList
+from transformers import (
+    DynamicCache,
+    EncoderDecoderCache,
+    GenerationConfig,
+    GenerationMixin,
+    LogitsProcessorList,
+    PreTrainedTokenizerBase,
+)
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from transformers.integrations.fsdp import is_fsdp_managed_module
 from transformers.modeling_outputs import BaseModelOutput
@@ -24,6 +33,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from hftk import constraints
 from hftk.beams import search
 from hftk.caches import make_cache
+from hftk.config import GenerationSettings
 from hftk.constraints import Constraints, RowSampling
 
 FIELDS = frozenset(constraints.FIELDS) | {
@@ -31,6 +41,8 @@ FIELDS = frozenset(constraints.FIELDS) | {
     "decoder_start_token_id", "do_sample", "use_cache", "transformers_version",
 }  # fmt: skip
 """Fields of a ``GenerationConfig`` that may be set."""
+FRAME = ("forced_bos_token_id", "forced_eos_token_id", "bad_words_ids", "suppress_tokens", "begin_suppress_tokens")
+"""What an encoder-decoder keeps of its checkpoint's generation config: which tokens it must and must not write."""
 DEFAULTS = {"num_beams": 1, "length_penalty": 1.0, "early_stopping": False}
 """What ``generate`` takes where these fields are None."""
 LEAVE = 0.1
@@ -62,6 +74,53 @@ def decode(
     return [row[:cut] for row, cut in zip(rows, cuts, strict=True)]
 
 
+def make_generation_config(
+    model: Any, tokenizer: PreTrainedTokenizerBase, settings: GenerationSettings
+) -> GenerationConfig:
+    """What ``generate`` is asked to do, with nothing of the checkpoint but the tokens that frame a decoder's output."""
+    own = model.generation_config
+    ends = _end_ids(model, tokenizer)
+    rows = vocabulary_size(model)
+    # Padding is masked, so any token will do; one that the tokenizer has and the embeddings lack would crash.
+    pads = [tokenizer.pad_token_id, *ends, 0]
+    config = GenerationConfig(
+        max_new_tokens=settings.max_new_tokens,
+        num_beams=settings.num_beams,
+        length_penalty=settings.length_penalty,
+        early_stopping=settings.early_stopping,
+        no_repeat_ngram_size=settings.no_repeat_ngram_size,
+        repetition_penalty=settings.repetition_penalty,
+        do_sample=False,
+        use_cache=True,
+        eos_token_id=ends or None,
+        pad_token_id=next(pad for pad in pads if pad is not None and pad < rows),
+        bos_token_id=tokenizer.bos_token_id,
+    )
+    if model.config.is_encoder_decoder:
+        config.decoder_start_token_id = _start_token(model)
+        for name in FRAME:
+            setattr(config, name, getattr(own, name))
+    return config
+
+
+def vocabulary_size(model: Any) -> int:
+    """Tokens that the model has embeddings for."""
+    rows: int = model.get_input_embeddings().weight.shape[0]
+    return rows
+
+
+def _end_ids(model: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Ids that end a text: the tokenizer's, and those of the model that are special tokens of this tokenizer too.
+
+    The condition keeps out a model class's default (2 for Llama), which is a letter to a tokenizer of one's own.
+    """
+    own = model.generation_config.eos_token_id
+    own = own if isinstance(own, list) else [own]
+    special = set(tokenizer.all_special_ids)
+    special |= {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return list(dict.fromkeys(i for i in [tokenizer.eos_token_id, *(i for i in own if i in special)] if i is not None))
+
+
 def why_not(model: Any, config: GenerationConfig) -> str:
     """Why :func:`decode` leaves this to ``model.generate``, in words; "" where it does not.
 
@@ -76,7 +135,7 @@ def why_not(model: Any, config: GenerationConfig) -> str:
         return "sampling of its own" if config.do_sample else "no cache"
     if any(getattr(adapter, "is_prompt_learning", False) for adapter in getattr(model, "peft_config", {}).values()):
         return "an adapter that changes the prompt"
-    if not isinstance(inner, GenerationMixin):
+    if GenerationMixin not in type(inner).__mro__:
         return "not a model of transformers"
     own = [name for name, method in vars(GenerationMixin).items() if inspect.getattr_static(inner, name) is not method]
     if own := [name for name in own if not name.startswith("__")]:
@@ -248,3 +307,57 @@ def _greedy(steps: Steps, config: GenerationConfig, sampling: RowSampling | None
                 sampling.keep(rows.tolist())
         logits = steps.next(tokens)
     return results
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """Where two texts for one prompt part."""
+
+    row: int
+    position: int
+    """New tokens before the first one that differs."""
+    tokens: tuple[int | None, int | None]
+    """The first token that differs, in either; None where the text had ended."""
+    margin: float
+    """Log-probability of the first one less that of the second, in nats, by the model handed over; nan where a text had ended."""
+
+
+def margins(
+    model: Any, prompts: Sequence[Sequence[int]], first: Sequence[Sequence[int]], second: Sequence[Sequence[int]]
+) -> list[Difference]:
+    """Each row in which two sets of outputs differ, with the model's preference at the first token that does.
+
+    ``prompts``, ``first`` and ``second`` are token ids, one list per row; the outputs are new tokens, as :func:`decode`
+    gives them. With greedy decoding a margin near 0 is a tie that rounding decided; in beam search the texts were compared
+    as wholes, and the margin says only how close the two tokens were.
+    """
+    found = []
+    for row, (prompt, one, other) in enumerate(zip(prompts, first, second, strict=True)):
+        if list(one) == list(other):
+            continue
+        shared = next(
+            (i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other))
+        )
+        a, b = (text[shared] if shared < len(text) else None for text in (one, other))
+        margin = math.nan
+        if a is not None and b is not None:
+            inputs = _inputs(model, prompt, one[:shared])
+            with _ready(model), torch.inference_mode():
+                chances = model(**inputs, use_cache=False).logits[0, -1].float().log_softmax(-1)
+            margin = float(chances[a] - chances[b])
+        found.append(Difference(row=row, position=shared, tokens=(a, b), margin=margin))
+    return found
+
+
+def _inputs(model: Any, prompt: Sequence[int], new: Sequence[int]) -> dict[str, torch.Tensor]:
+    """One row, (1, tokens), whose last position has the logits of the token after ``new``."""
+    device = next(model.parameters()).device
+    if not model.config.is_encoder_decoder:
+        return {"input_ids": torch.tensor([[*prompt, *new]], device=device)}
+    begin = torch.tensor([[_start_token(model), *new]], device=device)
+    return {"input_ids": torch.tensor([list(prompt)], device=device), "decoder_input_ids": begin}
+
+
+def _start_token(model: Any) -> Any:
+    start = model.generation_config.decoder_start_token_id
+    return model.config.decoder_start_token_id if start is None else start

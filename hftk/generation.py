@@ -34,15 +34,17 @@ from hftk.architectures import positions
 from hftk.batching import split_step
 from hftk.config import GenerationSettings, InputError, Problem
 from hftk.constraints import RowSampling
-from hftk.decoding import decode
+from hftk.decoding import decode, make_generation_config, vocabulary_size
 from hftk.tokenizers import join_wordpieces
 
 logger = logging.getLogger(__name__)
 
-FRAME = ("forced_bos_token_id", "forced_eos_token_id", "bad_words_ids", "suppress_tokens", "begin_suppress_tokens")
-"""What an encoder-decoder keeps of its checkpoint's generation config: which tokens it must and must not write."""
-TOKENS_PER_BATCH = 4096
-"""Tokens of one batch, prompt, padding and new ones, over all beams."""
+TOKENS_PER_BATCH = 32768
+"""Most tokens of one batch, prompt, padding and new ones, over all beams; 4096 where their cache would take more than ``CACHE_BYTES``."""
+CACHE_BYTES = 2**28
+"""Most memory for the keys and values of one batch of more than 4096 tokens."""
+LOGITS_BYTES = 2**26
+"""Most memory for the logits of one token of every row and beam of a batch."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +69,7 @@ def generate(
     prompts: Sequence[str],
     settings: GenerationSettings,
     *,
-    max_tokens_per_batch: int = TOKENS_PER_BATCH,
+    max_tokens_per_batch: int | None = None,
     max_prompt_tokens: int | None = None,
     batch_size: int | None = None,
     progress: bool = False,
@@ -76,7 +78,8 @@ def generate(
 
     ``model`` is decoder-only or encoder-decoder; it stays on its device, in its dtype and with its train/eval modes.
     Batches go from long prompts to short ones so that ``rows x beams x (longest prompt + max_new_tokens)`` stays
-    within ``max_tokens_per_batch``, with at most ``batch_size`` rows; neither changes any output.
+    within ``max_tokens_per_batch`` (default: by the size of the model's cache, at most 32768), with at most
+    ``batch_size`` rows (default: by the size of the vocabulary); neither changes any output.
 
     A prompt that does not fit into the context beside ``max_new_tokens`` is cut, and the output says so
     (``truncated``): a decoder-only model loses its start, an encoder-decoder its end; likewise one that is longer than
@@ -99,7 +102,7 @@ def stream(
     prompts: Sequence[str],
     settings: GenerationSettings,
     *,
-    max_tokens_per_batch: int = TOKENS_PER_BATCH,
+    max_tokens_per_batch: int | None = None,
     max_prompt_tokens: int | None = None,
     batch_size: int | None = None,
     progress: bool = False,
@@ -117,7 +120,7 @@ def generate_to_file(
     settings: GenerationSettings,
     *,
     columns: Mapping[str, Sequence[Any]] | None = None,
-    max_tokens_per_batch: int = TOKENS_PER_BATCH,
+    max_tokens_per_batch: int | None = None,
     batch_size: int | None = None,
     progress: bool = False,
     finish: Callable[[Generated], Generated] = lambda result: result,
@@ -158,7 +161,7 @@ def generate_keeping(
 ) -> list[Generated]:
     """As :func:`generate`, with the outputs kept in the file ``path`` as they come: the same call after an interruption continues
     from there. The caller removes the file, once the results are stored elsewhere."""
-    job = _prepare(model, tokenizer, prompts, settings, TOKENS_PER_BATCH, None, max_prompt_tokens)
+    job = _prepare(model, tokenizer, prompts, settings, None, None, max_prompt_tokens)
     return _go_on(job, Path(path), progress)
 
 
@@ -199,22 +202,30 @@ class _Job:
 
 def _prepare(
     model: Any, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], settings: GenerationSettings,
-    max_tokens: int, batch_size: int | None, max_prompt_tokens: int | None = None,
+    max_tokens: int | None, batch_size: int | None, max_prompt_tokens: int | None = None,
 ) -> _Job:  # fmt: skip
     room = min((most for most in (_check(model, prompts, settings), max_prompt_tokens) if most is not None), default=None)
-    config = _generation_config(model, tokenizer, settings)
+    config = make_generation_config(model, tokenizer, settings)
     inputs, truncated = _encode(model, tokenizer, prompts, room, config)
     costs = settings.num_beams * (np.array([len(ids) for ids in inputs], dtype=np.int64) + settings.max_new_tokens)
     batches: list[list[int]] = []
     if len(prompts):
-        pieces = split_step(
-            np.arange(len(prompts)), costs, processes=1, max_rows=batch_size or len(prompts), max_tokens=max_tokens
-        )[0]
+        most = batch_size or max(1, LOGITS_BYTES // (4 * vocabulary_size(model) * settings.num_beams))
+        tokens = max_tokens or _tokens_per_batch(model)
+        pieces = split_step(np.arange(len(prompts)), costs, processes=1, max_rows=most, max_tokens=tokens)[0]
         batches = [piece.tolist() for piece in pieces]
     return _Job(
         model=model, tokenizer=tokenizer, settings=settings, config=config,
         inputs=inputs, truncated=truncated, batches=batches,
     )  # fmt: skip
+
+
+def _tokens_per_batch(model: Any) -> int:
+    """As many tokens as have keys and values of ``CACHE_BYTES``, from 4096 to ``TOKENS_PER_BATCH``."""
+    config = model.config.get_text_config(decoder=True)
+    both = 2 if model.config.is_encoder_decoder else 1  # a source token has keys and values for the decoder too
+    each = 2 * both * (getattr(config, "num_hidden_layers", None) or 1) * (getattr(config, "hidden_size", None) or 1)
+    return min(TOKENS_PER_BATCH, max(4096, CACHE_BYTES // (4 * each)))
 
 
 def _check(model: Any, prompts: Sequence[str], settings: GenerationSettings) -> int | None:
@@ -245,46 +256,6 @@ def _check(model: Any, prompts: Sequence[str], settings: GenerationSettings) -> 
     return None if context is None else context - new
 
 
-def _generation_config(
-    model: Any, tokenizer: PreTrainedTokenizerBase, settings: GenerationSettings
-) -> GenerationConfig:
-    """What ``generate`` is asked to do, with nothing of the checkpoint but the tokens that frame a decoder's output."""
-    own = model.generation_config
-    ends = _end_ids(model, tokenizer)
-    rows = model.get_input_embeddings().weight.shape[0]
-    # Padding is masked, so any token will do; one that the tokenizer has and the embeddings lack would crash.
-    pads = [tokenizer.pad_token_id, *ends, 0]
-    config = GenerationConfig(
-        max_new_tokens=settings.max_new_tokens,
-        num_beams=settings.num_beams,
-        length_penalty=settings.length_penalty,
-        early_stopping=settings.early_stopping,
-        no_repeat_ngram_size=settings.no_repeat_ngram_size,
-        repetition_penalty=settings.repetition_penalty,
-        do_sample=False,
-        use_cache=True,
-        eos_token_id=ends or None,
-        pad_token_id=next(pad for pad in pads if pad is not None and pad < rows),
-        bos_token_id=tokenizer.bos_token_id,
-    )
-    if model.config.is_encoder_decoder:
-        start = own.decoder_start_token_id
-        config.decoder_start_token_id = model.config.decoder_start_token_id if start is None else start
-        for name in FRAME:
-            setattr(config, name, getattr(own, name))
-    return config
-
-
-def _end_ids(model: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Ids that end a text: the tokenizer's, and those of the model that are special tokens of this tokenizer too.
-
-    The condition keeps out a model class's default (2 for Llama), which is a letter to a tokenizer of one's own.
-    """
-    own = model.generation_config.eos_token_id
-    own = own if isinstance(own, list) else [own]
-    special = set(tokenizer.all_special_ids)
-    special |= {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
-    return list(dict.fromkeys(i for i in [tokenizer.eos_token_id, *(i for i in own if i in special)] if i is not None))
 
 
 def _encode(

@@ -37,7 +37,7 @@ ENCODER_DECODERS: dict[str, dict[str, Any]] = {
     "bart": _BART,
     "mbart": _BART,
     "pegasus": _BART,
-    "marian": {**_BART, "decoder_vocab_size": VOCABULARY},
+    "marian": _BART,
     "m2m_100": _BART,
     "bert2bert": {},
 }
@@ -53,9 +53,10 @@ DECODERS: dict[str, dict[str, Any]] = {
 KINDS = [*ENCODER_DECODERS, *DECODERS]
 
 
-def make(kind: str, seed: int = 0) -> PreTrainedModel:
-    """A random model in eval mode whose texts differ and end at different lengths."""
+def make(kind: str, seed: int = 0, *, vocabulary: int = VOCABULARY, end: int = END) -> PreTrainedModel:
+    """A random model in eval mode whose texts differ from row to row."""
     torch.manual_seed(seed)
+    own = {"vocab_size": vocabulary, "eos_token_id": end}
     model: Any
     if kind == "bert2bert":
         size = dict(
@@ -66,8 +67,13 @@ def make(kind: str, seed: int = 0) -> PreTrainedModel:
         model = EncoderDecoderModel(encoder=BertModel(BertConfig(**size)), decoder=decoder)
         model.generation_config.decoder_start_token_id, model.generation_config.eos_token_id = START, END
     elif kind in ENCODER_DECODERS:
-        model = AutoModelForSeq2SeqLM.from_config(CONFIG_MAPPING[kind](**ENCODER_DECODERS[kind]))
+        model = AutoModelForSeq2SeqLM.from_config(CONFIG_MAPPING[kind](**{**ENCODER_DECODERS[kind], **own}))
     else:
         settings = {name: value for name, value in DECODERS[kind].items() if value is not None}
-        model = AutoModelForCausalLM.from_config(CONFIG_MAPPING[kind](**settings))
+        model = AutoModelForCausalLM.from_config(CONFIG_MAPPING[kind](**{**settings, **own}))
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            # Random cross attention is nearly the same for every source: so every row would get the same text.
+            if any(part in name for part in ("encoder_attn.", "EncDecAttention", "crossattention")):
+                weight *= 3
     return model.eval()

@@ -132,3 +132,19 @@ def test_the_dictionary_of_a_config_has_every_field() -> None:
 def test_every_alternative_is_a_setting_that_can_be_unset() -> None:
     for group in ALTERNATIVES:
         assert all(setting(RunConfig(), name) is None for name in group)
+
+
+@pytest.mark.parametrize(
+    ("settings", "setting"),
+    [
+        ({"length_penalty": 2.0}, "generation.num_beams"),
+        ({"early_stopping": "never"}, "generation.num_beams"),
+        ({"no_repeat_ngram_size": -1}, "generation.no_repeat_ngram_size"),
+        ({"repetition_penalty": 0.0}, "generation.repetition_penalty"),
+    ],
+)
+def test_settings_of_generation_that_do_nothing_or_make_no_sense_are_found(
+    settings: dict[str, Any], setting: str
+) -> None:
+    assert [problem.setting for problem in GenerationSettings(**settings).problems()] == [setting]
+    assert not list(GenerationSettings(num_beams=4, length_penalty=2.0, early_stopping=True).problems())

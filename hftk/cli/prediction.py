@@ -80,7 +80,7 @@ def add_flags(parser: ArgumentParser) -> None:
         )
     how.add_argument(
         "--batch_size", type=int, metavar="INT",
-        help="Most prompts at a time; it changes no output. (default: as many as fit into 4096 tokens; classifiers: 64 rows)",
+        help="Most prompts at a time; it changes no output. (default: as many as fit into memory; classifiers: 64 rows)",
     )  # fmt: skip
 
 
