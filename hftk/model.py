@@ -100,17 +100,17 @@ def model_config(config: ModelConfig, task: Task) -> PretrainedConfig:
 
     if config.name is not None:
         made = _named(config, lambda name, **kw: AutoConfig.from_pretrained(name, **kw))
-        _lay_over(made, config.config)
+        lay_over(made, config.config)
     else:
         architecture = config.architecture or task.architecture
         size = _size(config, task.sizes(architecture))
         made = AutoConfig.for_model(architecture, **size)
-        _lay_over(made, config.config)
+        lay_over(made, config.config)
         # Made anew, so that a field which follows from others (Llama's head_dim from hidden_size) follows from the new ones.
         fields = {made.attribute_map.get(name, name): value for name, value in config.config.items()}
         made = AutoConfig.for_model(architecture, **{**size, **fields})
     if config.dropout is not None:
-        _set_dropout(made, config.dropout)
+        set_dropout(made, config.dropout)
     return made
 
 
@@ -128,7 +128,7 @@ def _size(config: ModelConfig, sizes: Mapping[str, Mapping[str, Any]]) -> Mappin
     )
 
 
-def _lay_over(made: PretrainedConfig, values: Mapping[str, Any]) -> None:
+def lay_over(made: PretrainedConfig, values: Mapping[str, Any]) -> None:
     """Set fields; InputError for those that the config does not have, and for values of another type."""
     known, problems = {*made.to_dict(), *made.attribute_map}, []
     for name, value in values.items():
@@ -305,7 +305,7 @@ def _initialize(model: PreTrainedModel, scheme: str) -> None:
             torch.nn.init.normal_(parameter, std=math.sqrt(2 / inputs))
 
 
-def _set_dropout(config: PretrainedConfig, value: float) -> None:
+def set_dropout(config: PretrainedConfig, value: float) -> None:
     """Every probability of dropout that the config has: fields called *dropout* or *_pdrop that hold a number or None."""
     names = [n for n, v in config.to_dict().items() if ("dropout" in n or n.endswith("pdrop")) and (v is None or isinstance(v, int | float)) and not isinstance(v, bool)]  # fmt: skip
     if not names:

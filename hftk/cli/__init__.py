@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from hftk import __version__
-from hftk.cli import classes, comparison, prediction
+from hftk.cli import classes, comparison, planning, prediction
 from hftk.cli.trained import all_at_once, check_model, check_output, load, say, takes_pairs, task_name, task_of, wrong
 from hftk.config import DataConfig, InputError, Problem
 
@@ -84,7 +84,9 @@ def _command(words: list[str]) -> int:
         near = difflib.get_close_matches(words[0], commands, n=1)
         fix = f"did you mean hftk {near[0]}?" if near else "hftk --help says what each does"
         raise wrong(f"expected one of the commands {', '.join(commands)}, found {words[0]}", fix)
-    words, dotted = _split_dotted(words) if words[0] == "evaluate" else (words, [])
+    dotted: list[str] = []
+    if words[0] in ("evaluate", "plan"):
+        words, dotted = (_split_dotted if words[0] == "evaluate" else planning.split_words)(words)
     given, unknown = parser.parse_known_args(words)
     if unknown:
         known = [name for action in commands[given.command]._actions for name in action.option_strings]
@@ -93,6 +95,8 @@ def _command(words: list[str]) -> int:
         return (classes if task_name(given.dir) == "classification" else prediction).predict(given)
     if given.command == "compare":
         return comparison.compare(given)
+    if given.command == "plan":
+        return planning.run_plan(given, dotted)
     return _evaluate(given, dotted) if given.command == "evaluate" else _report(given)
 
 
@@ -130,12 +134,17 @@ def _parsers() -> tuple[ArgumentParser, dict[str, ArgumentParser]]:
         description="Test on the same rows whether one run is better than another.",
     )  # fmt: skip
     comparison.add_flags(compare)
+    plan = commands.add_parser(
+        "plan", help="memory, time and cost of a run before anything is loaded", epilog=planning.EXAMPLES,
+        description="What a run will need: memory of each device, the largest batch that fits, operations, time and cost.",
+    )  # fmt: skip
+    planning.add_flags(plan)
     report = commands.add_parser(
         "report", help="make report.html anew from record.json", epilog=REPORT,
         description="Make report.html anew from the record.json of a run.",
     )  # fmt: skip
     report.add_argument("dir", metavar="DIR", help="output folder of a run")
-    return parser, {"predict": predict, "evaluate": evaluate, "compare": compare, "report": report}
+    return parser, {"predict": predict, "evaluate": evaluate, "compare": compare, "plan": plan, "report": report}
 
 
 def _add_evaluate(parser: ArgumentParser) -> None:
