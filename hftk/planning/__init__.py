@@ -160,6 +160,18 @@ def plan(config: RunConfig, task: Task, setup: Setup | None = None, *, precision
     return replace(made_plan, hints=tuple(compute.hints(made_plan, task)), assumptions=tuple(_assumptions(made_plan, config)))
 
 
+def foresee(
+    config: RunConfig, task: Task, made: PretrainedConfig, *, devices: int, precision: str
+) -> tuple[Footprint, int]:
+    """The count, and the most bytes that a device holds at once in a training step, for the model of ``made`` on ``devices`` that
+    share nothing out: what a run that is over is compared with. Raises as :func:`plan`."""
+    setup = Setup(devices=devices, sharding="ddp" if devices > 1 else "none")
+    shape, _, accumulation = batch_of(config, task, made, devices)
+    judged = _judged(config, made, shape, "loss" in task.judged_by)
+    found = _footprint(config, task, made, shape, setup, precision, judged, accumulation)
+    return found, max(_training(found, setup, precision)[1], found.weights + found.optimizer + found.judging_peak)
+
+
 def remedies(config: RunConfig, task: Task, setup: Setup) -> list[tuple[str, Plan]]:
     """Changes of settings, the mildest first, under which the run fits: what to type, and the plan with it; at most three."""
     changes: list[tuple[str, dict[str, Any], dict[str, Any]]] = []

@@ -9,7 +9,7 @@ and one number per row, as FlashAttention does: Dao et al. 2022, arXiv:2205.1413
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -163,45 +163,64 @@ def simulate(
     Raises:
         InputError: no model can be made of these settings; the adapter needs a package that is missing.
     """
-    from torch._subclasses.fake_tensor import FakeTensorMode
-    from transformers.initialization import no_init_weights
+    from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 
     vocabulary = int(getattr(made.get_text_config(decoder=True), "vocab_size", 0) or 0)
-    positions = shape.rows * (shape.target_length or shape.length)
-    live = LiveBytes(vocabulary if "loss" in task.judged_by else 0, positions)
+    live = LiveBytes(vocabulary if "loss" in task.judged_by else 0, shape.rows * (shape.target_length or shape.length))
     with torch.random.fork_rng(devices=[]), FakeTensorMode(allow_non_fake_inputs=True), live:
+        model = _make(config, task, made, dtype)
         try:
-            with no_init_weights():
-                model = _build(config, task, made, dtype)
-            model.tie_weights()
-            model = adapt(model, config.model, task.auto_model)
-        except (ValueError, TypeError, KeyError, AttributeError, ImportError, ZeroDivisionError) as error:
-            if isinstance(error, InputError):
-                raise
-            message = f"no {made.model_type} can be made of these settings: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
-            raise InputError(Problem(setting="model.config", message=message)) from error
-        with _steps(model, live):
-            live.stage = "optimizer"
-            optimizer = _with_state(model, config)
-            live.restart()
-            weights, states = live.live["weights"], live.live["optimizer"]
-            if accumulate:
-                live.stage = "gradients"
-                _give_gradients(model)
-            kept, forward, training = _step(task, model, shape, precision, live)
-            gradients = live.live["gradients"]
-            torch.nn.utils.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], config.train.max_grad_norm or 1.0)
-            if optimizer is not None:
-                optimizer.step()
-                optimizer.zero_grad()
-            peak, batch_peak = dict(live.peak), live.batch_peak
-            return Footprint(
-                parameters=sum(_count(p) for p in model.parameters()),
-                trained=sum(p.numel() for p in model.parameters() if p.requires_grad),
-                **_layers(model), weights=weights, gradients=gradients, optimizer=states or _state_bytes(model, config), peak=peak, batch_peak=batch_peak,
-                kept=kept, judging_peak=_judge(task, model, judged, live), tokens=shape.rows * (shape.length + shape.target_length),
-                flops_forward=forward, flops_training=training,
-            )  # fmt: skip
+            return _count_step(config, task, model, shape, judged, precision, accumulate, live)
+        except (DataDependentOutputException, DynamicOutputShapeException) as error:
+            message = f"{made.model_type} looks at the values of its tensors while it computes ({error}): it cannot be planned for"
+            raise InputError(Problem(setting="model.name", message=message, fix="run a few steps: --train.max_steps 3")) from error
+
+
+def _make(config: RunConfig, task: Task, made: PretrainedConfig, dtype: torch.dtype | None) -> Any:
+    """The model with everything that training adds to it; InputError where none can be made."""
+    from transformers.initialization import no_init_weights
+
+    try:
+        with no_init_weights():
+            model = _build(config, task, made, dtype)
+        model.tie_weights()
+        return adapt(model, config.model, task.auto_model)
+    except (ValueError, TypeError, KeyError, AttributeError, ImportError, ZeroDivisionError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        message = f"a {made.model_type} cannot be made of these settings: {reason}"
+        raise InputError(Problem(setting="model.config", message=message, fix="change or leave out the field that is named")) from error
+
+
+def _count_step(
+    config: RunConfig, task: Task, model: Any, shape: BatchShape, judged: BatchShape, precision: str, accumulate: bool,
+    live: LiveBytes,
+) -> Footprint:  # fmt: skip
+    """An optimizer's state, then one whole step, then one judged batch."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    with _gradients_booked(trained, live):
+        live.stage = "optimizer"
+        optimizer = _with_state(model, config, trained)
+        live.restart()
+        weights, states = live.live["weights"], live.live["optimizer"]
+        if accumulate:
+            live.stage = "gradients"
+            _give_gradients(trained)
+        kept, forward, training = _forward_backward(task, model, shape, precision, live)
+        gradients = live.live["gradients"]
+        if config.train.max_grad_norm and trained:
+            torch.nn.utils.clip_grad_norm_(trained, config.train.max_grad_norm)
+        if optimizer is not None:
+            optimizer.step()
+            optimizer.zero_grad()
+    peak, batch_peak = dict(live.peak), live.batch_peak
+    if config.train.optimizer == "lion":  # bitsandbytes' kernels take no fake tensors; it keeps one moment in float32
+        states = peak["optimizer"] = 4 * sum(p.numel() for p in trained)
+    return Footprint(
+        parameters=sum(_count(p) for p in model.parameters()), trained=sum(p.numel() for p in trained), **_layers(model),
+        weights=weights, gradients=gradients, optimizer=states, peak=peak, batch_peak=batch_peak, kept=kept,
+        judging_peak=_judge(task, model, judged, live), tokens=shape.rows * (shape.length + shape.target_length),
+        flops_forward=forward, flops_training=training,
+    )  # fmt: skip
 
 
 def _build(config: RunConfig, task: Task, made: PretrainedConfig, dtype: torch.dtype | None = None) -> PreTrainedModel:
@@ -216,13 +235,9 @@ def _build(config: RunConfig, task: Task, made: PretrainedConfig, dtype: torch.d
 
 
 @contextmanager
-def _steps(model: torch.nn.Module, live: LiveBytes) -> Iterator[None]:
+def _gradients_booked(trained: Sequence[torch.nn.Parameter], live: LiveBytes) -> Iterator[None]:
     """Inside, a gradient that is complete is booked as one."""
-    hooks = [
-        p.register_post_accumulate_grad_hook(lambda p: live.is_now(p.grad, "gradients"))
-        for p in model.parameters()
-        if p.requires_grad
-    ]
+    hooks = [p.register_post_accumulate_grad_hook(lambda p: live.is_now(p.grad, "gradients")) for p in trained]
     try:
         yield
     finally:
@@ -230,29 +245,23 @@ def _steps(model: torch.nn.Module, live: LiveBytes) -> Iterator[None]:
             hook.remove()
 
 
-def _give_gradients(model: torch.nn.Module) -> None:
-    for p in model.parameters():
-        if p.requires_grad:
-            p.grad = torch.empty_like(p)
+def _give_gradients(trained: Sequence[torch.nn.Parameter]) -> None:
+    for p in trained:
+        p.grad = torch.empty_like(p)
 
 
-def _with_state(model: torch.nn.Module, config: RunConfig) -> torch.optim.Optimizer | None:
-    """The run's optimizer after a first step, when it holds its state; None for one whose kernels take no fake tensors."""
-    if config.train.optimizer == "lion" or not any(p.requires_grad for p in model.parameters()):
+def _with_state(model: torch.nn.Module, config: RunConfig, trained: Sequence[torch.nn.Parameter]) -> torch.optim.Optimizer | None:
+    """The run's optimizer after a first step, when it holds its state; None for lion and where nothing is trained."""
+    if config.train.optimizer == "lion" or not trained:
         return None
     optimizer = make_optimizer(model, config.train, 1e-3)
-    _give_gradients(model)
+    _give_gradients(trained)
     optimizer.step()
     optimizer.zero_grad()
     return optimizer
 
 
-def _state_bytes(model: torch.nn.Module, config: RunConfig) -> int:
-    """Lion keeps one moment in float32."""
-    return 4 * sum(p.numel() for p in model.parameters() if p.requires_grad) if config.train.optimizer == "lion" else 0
-
-
-def _step(
+def _forward_backward(
     task: Task, model: Any, shape: BatchShape, precision: str, live: LiveBytes
 ) -> tuple[int, int, int]:
     """Forward and backward: bytes kept in between, operations of the first, operations of both."""
