@@ -70,13 +70,23 @@ def main() -> None:
     for name in asked.only or CASES:
         cases[name] = run([*CASES[name], "--train.max_steps", str(asked.steps)], asked.threads)
         print(json.dumps({name: cases[name]}), flush=True)
-    result = {"command": "python benchmarks/plan.py", "cases": {name: cases[name] for name in CASES if name in cases}, **environment()}
+    result = {
+        "command": "python benchmarks/plan.py",
+        "cases": {name: cases[name] for name in CASES if name in cases},
+        **environment(),
+    }
     RESULT.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
 def run(flags: list[str], threads: int) -> dict[str, Any]:
     """One case in a process of its own."""
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
+    env = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "OMP_NUM_THREADS": str(threads),
+        "HF_HUB_OFFLINE": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+    }
     command = [sys.executable, str(Path(__file__).resolve()), "--child", json.dumps(flags)]
     done = subprocess.run(command, env=env, capture_output=True, text=True)
     if done.returncode:
@@ -109,7 +119,9 @@ def measure(flags: list[str]) -> None:
         model, tokenizer = hftk.load_model(config.model, task, splits, seed=0)
         trained = fit(task, model, tokenizer, splits, config)
         after = peak_memory()
-    precision = next((c.split()[1] for c in trained.choices if c.startswith("train.precision: ")), config.train.precision)
+    precision = next(
+        (c.split()[1] for c in trained.choices if c.startswith("train.precision: ")), config.train.precision
+    )
     made = plan(config, task, precision=precision)
     print(json.dumps({
         "flags": flags, "precision": precision, "planned_bytes": made.peak, "measured_bytes": after - before,
@@ -136,7 +148,12 @@ def made_up_rows(path: Path) -> Path:
         for row in range(96):
             text = " ".join(chance.choices(words, k=1500))
             target = " ".join(chance.choices(words, k=58))
-            file.write(json.dumps({"text": text, "label": "even" if row % 2 == 0 else "odd", "document": text, "summary": target}) + "\n")
+            file.write(
+                json.dumps(
+                    {"text": text, "label": "even" if row % 2 == 0 else "odd", "document": text, "summary": target}
+                )
+                + "\n"
+            )
     return path
 
 

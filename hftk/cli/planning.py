@@ -30,8 +30,28 @@ examples:
 
 RECIPE is a recipe's name or file, and every setting that the recipe takes is taken too. Published models are known by their
 Hub id with no network: GPT-2, Llama 2 and 3, Mistral, Qwen 2.5, BERT, RoBERTa, T5, BART, NLLB and others."""
-_UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12, "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
-FLAGS = ("devices", "device", "device_memory", "sharding", "tokens", "tokens_per_second", "utilization", "price_per_hour")
+_UNITS = {
+    "": 1,
+    "b": 1,
+    "kb": 10**3,
+    "mb": 10**6,
+    "gb": 10**9,
+    "tb": 10**12,
+    "kib": 2**10,
+    "mib": 2**20,
+    "gib": 2**30,
+    "tib": 2**40,
+}
+FLAGS = (
+    "devices",
+    "device",
+    "device_memory",
+    "sharding",
+    "tokens",
+    "tokens_per_second",
+    "utilization",
+    "price_per_hour",
+)
 
 
 def add_flags(parser: ArgumentParser) -> None:
@@ -39,12 +59,36 @@ def add_flags(parser: ArgumentParser) -> None:
     add = parser.add_argument
     add("recipe", metavar="RECIPE", help="a recipe's name, such as gpt2_clm, or its file")
     add("--devices", type=int, default=1, metavar="N", help="devices, one process on each (default: 1)")
-    add("--device", metavar="NAME", help="kind of GPU, such as a100-80gb (an unknown name lists those there are). Default: what this machine has")
+    add(
+        "--device",
+        metavar="NAME",
+        help="kind of GPU, such as a100-80gb (an unknown name lists those there are). Default: what this machine has",
+    )
     add("--device_memory", metavar="SIZE", help="memory of each device, such as 80GB or 24GiB")
-    add("--sharding", default="none", metavar="WAY", help="none, ddp, fsdp, zero2 or zero3 (default: none; ddp on several devices)")
-    add("--tokens", type=float, metavar="N", help="tokens of the training split, such as 2e9, for the length of the run where --train.max_steps is not set")
-    add("--tokens_per_second", type=float, metavar="X", help="measured speed over all devices (in record.json of an earlier run)")
-    add("--utilization", type=float, metavar="SHARE", help="share of the peak of --device that training reaches (default: 0.4)")
+    add(
+        "--sharding",
+        default="none",
+        metavar="WAY",
+        help="none, ddp, fsdp, zero2 or zero3 (default: none; ddp on several devices)",
+    )
+    add(
+        "--tokens",
+        type=float,
+        metavar="N",
+        help="tokens of the training split, such as 2e9, for the length of the run where --train.max_steps is not set",
+    )
+    add(
+        "--tokens_per_second",
+        type=float,
+        metavar="X",
+        help="measured speed over all devices (in record.json of an earlier run)",
+    )
+    add(
+        "--utilization",
+        type=float,
+        metavar="SHARE",
+        help="share of the peak of --device that training reaches (default: 0.4)",
+    )
     add("--price_per_hour", type=float, metavar="Y", help="price of one device for an hour")
     add("--json", action="store_true", help="print the plan as JSON")
 
@@ -98,14 +142,20 @@ def load_recipe(name: str) -> ModuleType:
     if not path.is_file():
         known = sorted(p.stem for p in folder.glob("*.py")) if folder else []
         near = get_close_matches(path.stem, known, n=1)
-        raise wrong(f"expected a recipe, found none called {name}", f"did you mean {near[0]}?" if near else f"use {', '.join(known)}, or a recipe's file")
+        raise wrong(
+            f"expected a recipe, found none called {name}",
+            f"did you mean {near[0]}?" if near else f"use {', '.join(known)}, or a recipe's file",
+        )
     spec = importlib.util.spec_from_file_location(f"_recipe_{re.sub(r'[^0-9a-zA-Z]', '_', path.stem)}", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     missing = [part for part in ("TASK", "CONFIG") if not hasattr(module, part)]
     if missing:
-        raise wrong(f"expected {' and '.join(missing)} in {path}: it is no recipe", "begin from one: such as recipes/gpt2_clm.py")
+        raise wrong(
+            f"expected {' and '.join(missing)} in {path}: it is no recipe",
+            "begin from one: such as recipes/gpt2_clm.py",
+        )
     return module
 
 
@@ -158,18 +208,34 @@ def as_text(made: Plan, ways: Sequence[tuple[str, Plan]]) -> str:
     devices = "1 device" if setup.devices == 1 else f"{setup.devices} devices, {setup.sharding}"
     head = [
         f"model        {model['architecture']}, {model['parameters']:,} parameters, {model['parameters_trained']:,} trained",
-        f"devices      {devices}, {_gigabytes(made.device_memory)} each" + (f" ({setup.device})" if setup.device else ""),
-        f"micro-batch  {batch['per_device_rows']} rows, {batch['tokens']:,} tokens, {batch['precision']}" + (", gradient checkpointing" if batch["gradient_checkpointing"] else ""),
+        f"devices      {devices}, {_gigabytes(made.device_memory)} each"
+        + (f" ({setup.device})" if setup.device else ""),
+        f"micro-batch  {batch['per_device_rows']} rows, {batch['tokens']:,} tokens, {batch['precision']}"
+        + (", gradient checkpointing" if batch["gradient_checkpointing"] else ""),
         f"step         {batch['rows_per_step']} rows, {batch['tokens_per_step']:,} tokens, {batch['accumulation']} micro-batch{'es' if batch['accumulation'] > 1 else ''} on each device",
     ]
     memory = [(f"  {kind}", size) for kind, size in made.memory.items() if size >= 10**5]
     phases = [(phase, size) for phase, size in made.phases.items()]
     lines = ["memory of each device", *_rows([*memory, *phases])]
-    largest = "" if made.largest_batch is None else f"; the largest --train.per_device_batch_size is {made.largest_batch:,}"
+    largest = (
+        "" if made.largest_batch is None else f"; the largest --train.per_device_batch_size is {made.largest_batch:,}"
+    )
     verdict = ("it fits" if made.fits else f"IT DOES NOT FIT into {_gigabytes(made.device_memory)}") + largest
     if ways:
         verdict += "\nthese would fit:\n" + "\n".join(f"  {typed}  ({_gigabytes(other.peak)})" for typed, other in ways)
-    parts = [*head, "", *lines, verdict, "", *_time(made), "", *made.hints, *(f"assumed: {line}" for line in made.assumptions), "sources:", *(f"  {line}" for line in SOURCES)]
+    parts = [
+        *head,
+        "",
+        *lines,
+        verdict,
+        "",
+        *_time(made),
+        "",
+        *made.hints,
+        *(f"assumed: {line}" for line in made.assumptions),
+        "sources:",
+        *(f"  {line}" for line in SOURCES),
+    ]
     return "\n".join(parts)
 
 

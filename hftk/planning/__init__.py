@@ -58,16 +58,28 @@ class Setup:
             if value is not None and not value > 0:
                 yield Problem(setting=name, message=f"expected more than 0, found {value}")
         if self.utilization is not None and self.utilization > 1:
-            yield Problem(setting="utilization", message=f"expected a share of the peak, at most 1, found {self.utilization}")
+            yield Problem(
+                setting="utilization", message=f"expected a share of the peak, at most 1, found {self.utilization}"
+            )
         if self.price_per_hour is not None and self.price_per_hour < 0:
             yield Problem(setting="price_per_hour", message=f"expected 0 or more, found {self.price_per_hour}")
         if self.device is not None and self.device not in DEVICES:
             message = f"expected one of {', '.join(DEVICES)}, found {self.device}"
-            yield Problem(setting="device", message=message, fix="for another one give --device_memory, such as 80GB, and --tokens_per_second")
+            yield Problem(
+                setting="device",
+                message=message,
+                fix="for another one give --device_memory, such as 80GB, and --tokens_per_second",
+            )
         if self.sharding not in get_args(Sharding):
-            yield Problem(setting="sharding", message=f"expected one of {', '.join(get_args(Sharding))}, found {self.sharding}")
+            yield Problem(
+                setting="sharding", message=f"expected one of {', '.join(get_args(Sharding))}, found {self.sharding}"
+            )
         if self.devices == 1 and self.sharding in ("fsdp", "zero2", "zero3"):
-            yield Problem(setting="sharding", message=f"{self.sharding} shares out among several devices, found one", fix="add --devices 8")
+            yield Problem(
+                setting="sharding",
+                message=f"{self.sharding} shares out among several devices, found one",
+                fix="add --devices 8",
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,7 +169,9 @@ def plan(config: RunConfig, task: Task, setup: Setup | None = None, *, precision
     )  # fmt: skip
     run = compute.duration(made_plan, config)
     made_plan = replace(made_plan, run=run)
-    return replace(made_plan, hints=tuple(compute.hints(made_plan, task)), assumptions=tuple(_assumptions(made_plan, config)))
+    return replace(
+        made_plan, hints=tuple(compute.hints(made_plan, task)), assumptions=tuple(_assumptions(made_plan, config))
+    )
 
 
 def foresee(
@@ -179,7 +193,9 @@ def remedies(config: RunConfig, task: Task, setup: Setup) -> list[tuple[str, Pla
     if now.largest_batch and now.largest_batch < now.batch["per_device_rows"]:
         rows = now.batch["rows_per_step"]
         size = {"per_device_batch_size": now.largest_batch, "global_batch_size": rows, "global_batch_tokens": None}
-        changes.append((f"--train.per_device_batch_size {now.largest_batch} --train.global_batch_size {rows}", {"train": size}, {}))
+        changes.append(
+            (f"--train.per_device_batch_size {now.largest_batch} --train.global_batch_size {rows}", {"train": size}, {})
+        )
     if not config.train.gradient_checkpointing:
         changes.append(("--train.gradient_checkpointing", {"train": {"gradient_checkpointing": True}}, {}))
     if setup.devices > 1 and setup.sharding in ("none", "ddp"):
@@ -188,7 +204,9 @@ def remedies(config: RunConfig, task: Task, setup: Setup) -> list[tuple[str, Pla
         adapter = {"train": {"gradient_checkpointing": True}, "model": {"adapter": {"method": "lora"}}}
         changes.append(("--model.adapter.method lora --train.gradient_checkpointing", adapter, {}))
         adapter = {**adapter, "model": {"adapter": {"method": "lora"}, "quantization": {"bits": 4}}}
-        changes.append(("--model.quantization.bits 4 --model.adapter.method lora --train.gradient_checkpointing", adapter, {}))
+        changes.append(
+            ("--model.quantization.bits 4 --model.adapter.method lora --train.gradient_checkpointing", adapter, {})
+        )
     shorter = {"train": {"max_length": max(1, now.model["max_length"] // 2)}}
     changes.append((f"--train.max_length {shorter['train']['max_length']}", shorter, {}))
     found: list[tuple[str, Plan]] = []
@@ -212,10 +230,20 @@ def batch_of(config: RunConfig, task: Task, made: PretrainedConfig, devices: int
     length = train.max_length or default_length(made)
     target = (getattr(config, "max_target_length", None) or length) if "Seq2SeqLM" in task.auto_model else 0
     each = length + target
-    rows = train.global_batch_size or (max(1, round(train.global_batch_tokens / each)) if train.global_batch_tokens else train.per_device_batch_size * devices)
-    most = min(train.per_device_batch_size, max(1, (train.max_tokens_per_batch or each * train.per_device_batch_size) // each))
+    rows = train.global_batch_size or (
+        max(1, round(train.global_batch_tokens / each))
+        if train.global_batch_tokens
+        else train.per_device_batch_size * devices
+    )
+    most = min(
+        train.per_device_batch_size, max(1, (train.max_tokens_per_batch or each * train.per_device_batch_size) // each)
+    )
     accumulation = -(-rows // (devices * most))
-    return BatchShape(rows=-(-rows // (devices * accumulation)), length=length, target_length=target), rows, accumulation
+    return (
+        BatchShape(rows=-(-rows // (devices * accumulation)), length=length, target_length=target),
+        rows,
+        accumulation,
+    )
 
 
 def _judged(config: RunConfig, made: PretrainedConfig, shape: BatchShape, logits: bool) -> BatchShape:
@@ -239,7 +267,9 @@ def _footprint(
 
     half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
     dtype = half if setup.sharding in ("fsdp", "zero2", "zero3") and config.model.dtype in ("auto", "float32") else None
-    found = simulate(config, task, made, shape, precision=precision, judged=judged, accumulate=accumulation > 1, dtype=dtype)
+    found = simulate(
+        config, task, made, shape, precision=precision, judged=judged, accumulate=accumulation > 1, dtype=dtype
+    )
     if dtype is None:
         return found
     quantized = getattr(getattr(config.model, "quantization", None), "bits", None) is not None

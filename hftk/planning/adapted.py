@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -37,10 +39,23 @@ def adapt(model: PreTrainedModel, config: ModelConfig, auto_model: str) -> Any:
     import peft
 
     task_type = next((name for end, name in TASK_TYPES.items() if auto_model.endswith(end)), None)
-    return peft.get_peft_model(model, _peft_config(adapter, method, task_type))
+    with _where_they_are():
+        return peft.get_peft_model(model, _peft_config(adapter, method, task_type, quantized=bits is not None))
 
 
-def _peft_config(adapter: Any, method: str, task_type: str | None) -> Any:
+@contextmanager
+def _where_they_are() -> Iterator[None]:
+    """PEFT moves each new layer to the device and type of the one it belongs to, which weights without memory cannot do and need not:
+    they are on one device, and PEFT keeps an adapter in float32 in the end."""
+    found = torch.nn.Module.to
+    torch.nn.Module.to = lambda self, *args, **kwargs: self  # type: ignore[assignment,method-assign]
+    try:
+        yield
+    finally:
+        torch.nn.Module.to = found  # type: ignore[method-assign]
+
+
+def _peft_config(adapter: Any, method: str, task_type: str | None, *, quantized: bool) -> Any:
     """PEFT's settings of the same size: where an adapter starts changes no byte."""
     import peft
 
@@ -53,9 +68,12 @@ def _peft_config(adapter: Any, method: str, task_type: str | None) -> Any:
     rank = getattr(adapter, "rank", None) or 8
     if isinstance(targets, list) and targets == ["all-linear"]:
         targets = None
+    dora = (
+        method == "dora" and not quantized
+    )  # of quantized weights it takes the norms one layer at a time, and keeps nothing
     return peft.LoraConfig(
         task_type=task_type, r=rank, lora_alpha=getattr(adapter, "alpha", None) or 2 * rank, target_modules=targets or "all-linear",
-        lora_dropout=getattr(adapter, "dropout", None) or 0.0, use_dora=method == "dora",
+        lora_dropout=getattr(adapter, "dropout", None) or 0.0, use_dora=dora,
     )  # fmt: skip
 
 
@@ -70,7 +88,9 @@ class QuantizedLinear(torch.nn.Linear):
         packed.weights_held = size
         self.weight = packed
         self.register_buffer("scales", torch.empty(SCALE_BYTES[bits](outputs, size), dtype=torch.uint8))
-        self.register_parameter("bias", None if bias is None else torch.nn.Parameter(bias.detach(), requires_grad=False))
+        self.register_parameter(
+            "bias", None if bias is None else torch.nn.Parameter(bias.detach(), requires_grad=False)
+        )
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         out: torch.Tensor = _Product.apply(input, self.out_features, self.bits)

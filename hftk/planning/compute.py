@@ -69,7 +69,9 @@ def cache_bytes(made: PretrainedConfig, beams: int) -> int:
 def _text_shape(made: PretrainedConfig) -> dict[str, int]:
     """Layers, heads, key-value heads and width of a head of the text model (of an encoder-decoder: its decoder)."""
     text: Any = made.get_text_config(decoder=True)
-    layers = getattr(text, "decoder_layers", None) or getattr(text, "num_decoder_layers", None) or text.num_hidden_layers
+    layers = (
+        getattr(text, "decoder_layers", None) or getattr(text, "num_decoder_layers", None) or text.num_hidden_layers
+    )
     heads = getattr(text, "decoder_attention_heads", None) or text.num_attention_heads
     width = getattr(text, "head_dim", None) or getattr(text, "d_kv", None) or text.hidden_size // heads
     return {"layers": int(layers), "heads": int(heads), "kv_heads": int(getattr(text, "num_key_value_heads", None) or heads), "head_width": int(width)}  # fmt: skip
@@ -86,7 +88,9 @@ def duration(made: Plan, config: RunConfig) -> dict[str, float | None]:
     speed = setup.tokens_per_second
     if speed is None and setup.device is not None:
         each = made.flops["training_per_token"] or 1.0
-        speed = tokens_per_second(each, DEVICES[setup.device], setup.devices, setup.utilization or MODEL_FLOPS_UTILIZATION)
+        speed = tokens_per_second(
+            each, DEVICES[setup.device], setup.devices, setup.utilization or MODEL_FLOPS_UTILIZATION
+        )
     seconds = None if tokens is None or speed is None else tokens / speed
     hours = None if seconds is None else setup.devices * seconds / 3600
     cost = None if hours is None or setup.price_per_hour is None else hours * setup.price_per_hour

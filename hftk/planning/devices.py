@@ -54,7 +54,11 @@ def states_per_device(footprint: Footprint, sharding: Sharding, devices: int, pr
     Adam; zero2 shares out gradients and optimizer state, zero3 the weights too. So 16 bytes for each weight, as for float32 weights
     under autocast (4 + 4 + 8).
     """
-    whole = {"weights": float(footprint.weights), "gradients": float(footprint.gradients), "optimizer": float(footprint.optimizer)}
+    whole = {
+        "weights": float(footprint.weights),
+        "gradients": float(footprint.gradients),
+        "optimizer": float(footprint.optimizer),
+    }
     if sharding.startswith("zero") and precision != "fp32" and footprint.trained:
         frozen = footprint.parameters - footprint.trained
         frozen_bytes = max(0.0, footprint.weights - 4.0 * footprint.trained) if frozen else 0.0

@@ -22,7 +22,9 @@ def memory_level(model: Any) -> tuple[int, int]:
 
     if torch.cuda.is_available():
         return 0, 0
-    weights = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in (*model.parameters(), *model.buffers())}
+    weights = {
+        t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in (*model.parameters(), *model.buffers())
+    }
     return int(psutil.Process().memory_info().rss), sum(weights.values())
 
 
@@ -42,8 +44,12 @@ def held_against_plan(
         del made.quantization_config
     try:
         found, planned = foresee(config, task, made, devices=devices, precision=precision)
-    except Exception as error:  # whatever an unknown architecture raises: the weights of a finished run are worth more than a number
-        note(f"no plan of memory for {type(model).__name__}: {str(error).splitlines()[0] if str(error) else type(error).__name__}")
+    except (
+        Exception
+    ) as error:  # whatever an unknown architecture raises: the weights of a finished run are worth more than a number
+        note(
+            f"no plan of memory for {type(model).__name__}: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
+        )
         return {}
     points = [p for p in history if p.get("tokens") and p.get("seconds")]
     tokens = points[-1]["tokens"] if points else 0

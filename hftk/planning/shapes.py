@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from hftk.task import Task
 
 
-def _llama(width: int, layers: int, heads: int, inner: int, kv: int, vocabulary: int, context: int, **more: Any) -> dict[str, Any]:
+def _llama(
+    width: int, layers: int, heads: int, inner: int, kv: int, vocabulary: int, context: int, **more: Any
+) -> dict[str, Any]:
     return {
         "hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": heads, "intermediate_size": inner,
         "num_key_value_heads": kv, "vocab_size": vocabulary, "max_position_embeddings": context, **more,
@@ -109,7 +111,7 @@ def planned_config(config: ModelConfig, task: Task) -> PretrainedConfig:
         try:
             made = model_config(config, task)
             if config.name is None and (config.tokenizer or task.tokenizer) in SMALLEST_VOCABULARY:
-                made.vocab_size = max(config.vocab_size, config.config.get("vocab_size", 0))
+                _resize(made, max(config.vocab_size, config.config.get("vocab_size", 0)))
             return made
         except InputError as error:
             named = {p.setting for p in error.problems} & {"model.name", "model.size"}
@@ -119,7 +121,9 @@ def planned_config(config: ModelConfig, task: Task) -> PretrainedConfig:
                 raise
             hint = f"shapes that are known without a network: {', '.join(BY_SHORT_NAME[n] for n in near)} ..."
             problem = error.problems[0]
-            raise InputError(Problem(setting=problem.setting, message=problem.message, fix=f"{problem.fix}; {hint}")) from error
+            raise InputError(
+                Problem(setting=problem.setting, message=problem.message, fix=f"{problem.fix}; {hint}")
+            ) from error
     from transformers import AutoConfig
 
     kind, fields = SHAPES[name]
@@ -128,6 +132,16 @@ def planned_config(config: ModelConfig, task: Task) -> PretrainedConfig:
     if config.dropout is not None:
         set_dropout(made, config.dropout)
     return made
+
+
+def _resize(made: PretrainedConfig, entries: int) -> None:
+    """As many entries as a tokenizer trained on the spot may have, its special ones among them."""
+    made.vocab_size = entries
+    if hasattr(made, "decoder_vocab_size"):
+        made.decoder_vocab_size = entries
+    for name in ("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id", "forced_eos_token_id"):
+        if isinstance(getattr(made, name, None), int) and getattr(made, name) >= entries:
+            setattr(made, name, 0)
 
 
 def _short(name: str) -> str:

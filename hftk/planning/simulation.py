@@ -173,7 +173,9 @@ def simulate(
             return _count_step(config, task, model, shape, judged, precision, accumulate, live)
         except (DataDependentOutputException, DynamicOutputShapeException) as error:
             message = f"{made.model_type} looks at the values of its tensors while it computes ({error}): it cannot be planned for"
-            raise InputError(Problem(setting="model.name", message=message, fix="run a few steps: --train.max_steps 3")) from error
+            raise InputError(
+                Problem(setting="model.name", message=message, fix="run a few steps: --train.max_steps 3")
+            ) from error
 
 
 def _make(config: RunConfig, task: Task, made: PretrainedConfig, dtype: torch.dtype | None) -> Any:
@@ -185,10 +187,12 @@ def _make(config: RunConfig, task: Task, made: PretrainedConfig, dtype: torch.dt
             model = _build(config, task, made, dtype)
         model.tie_weights()
         return adapt(model, config.model, task.auto_model)
-    except (ValueError, TypeError, KeyError, AttributeError, ImportError, ZeroDivisionError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, ImportError, AssertionError, ArithmeticError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         message = f"a {made.model_type} cannot be made of these settings: {reason}"
-        raise InputError(Problem(setting="model.config", message=message, fix="change or leave out the field that is named")) from error
+        raise InputError(
+            Problem(setting="model.config", message=message, fix="change or leave out the field that is named")
+        ) from error
 
 
 def _count_step(
@@ -250,7 +254,9 @@ def _give_gradients(trained: Sequence[torch.nn.Parameter]) -> None:
         p.grad = torch.empty_like(p)
 
 
-def _with_state(model: torch.nn.Module, config: RunConfig, trained: Sequence[torch.nn.Parameter]) -> torch.optim.Optimizer | None:
+def _with_state(
+    model: torch.nn.Module, config: RunConfig, trained: Sequence[torch.nn.Parameter]
+) -> torch.optim.Optimizer | None:
     """The run's optimizer after a first step, when it holds its state; None for lion and where nothing is trained."""
     if config.train.optimizer == "lion" or not trained:
         return None
@@ -339,14 +345,18 @@ def _count(parameter: torch.Tensor) -> int:
     return int(getattr(parameter, "weights_held", parameter.numel()))
 
 
-def _attention_backward(grad: Any, query: Any, key: Any, value: Any, *args: Any, out_val: Any = None, **kwargs: Any) -> int:
+def _attention_backward(
+    grad: Any, query: Any, key: Any, value: Any, *args: Any, out_val: Any = None, **kwargs: Any
+) -> int:
     """Five products where the forward pass has two, as scores are computed again (Dao et al. 2022)."""
     return int(sdpa_flop_count(query.shape, key.shape, value.shape) * 5 // 2)
 
 
 FLOPS: dict[Any, Any] = {
     **flop_registry,
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: flop_registry[torch.ops.aten._scaled_dot_product_flash_attention],
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: flop_registry[
+        torch.ops.aten._scaled_dot_product_flash_attention
+    ],
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
 }
 """Operation to the function that counts its multiplications and additions, as torch's FlopCounterMode has it."""
