@@ -14,10 +14,13 @@ from hftk.config import InputError, Problem, RunConfig, override
 from hftk.planning import compute
 from hftk.planning.devices import (
     DEVICES,
+    HOLES,
     MODEL_FLOPS_UTILIZATION,
+    PROCESSOR_BYTES,
     USABLE,
     Sharding,
     buffers_per_device,
+    on_processor,
     states_per_device,
 )
 from hftk.planning.shapes import planned_config
@@ -288,6 +291,8 @@ def _training(found: Footprint, setup: Setup, precision: str) -> tuple[dict[str,
         # The batch's own peak may come at another moment than that of a whole model.
         batch["activations"] += max(0.0, found.batch_peak - sum(batch.values()))
         memory = {**states, "copies": 0.0, **batch, "buffers": buffers}
+    if on_processor(setup):
+        memory["allocator"] = PROCESSOR_BYTES + HOLES * sum(memory.values())
     return {kind: int(size) for kind, size in memory.items()}, int(sum(memory.values()))
 
 

@@ -48,7 +48,7 @@ def _where_they_are() -> Iterator[None]:
     """PEFT moves each new layer to the device and type of the one it belongs to, which weights without memory cannot do and need not:
     they are on one device, and PEFT keeps an adapter in float32 in the end."""
     found = torch.nn.Module.to
-    torch.nn.Module.to = lambda self, *args, **kwargs: self  # type: ignore[assignment,method-assign]
+    torch.nn.Module.to = lambda self, *args, **kwargs: self  # type: ignore[method-assign]
     try:
         yield
     finally:

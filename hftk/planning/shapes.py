@@ -46,7 +46,6 @@ def _bart(width: int, layers: int, heads: int, vocabulary: int, context: int = 1
 
 
 _ROBERTA = {"max_position_embeddings": 514, "type_vocab_size": 1, "pad_token_id": 1}
-_GATED = {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
 
 SHAPES: Mapping[str, tuple[str, dict[str, Any]]] = {
     "openai-community/gpt2": ("gpt2", _gpt2(768, 12, 12)),
@@ -83,11 +82,6 @@ SHAPES: Mapping[str, tuple[str, dict[str, Any]]] = {
     "google-t5/t5-base": ("t5", _t5(768, 12, 12, 3072)),
     "google-t5/t5-large": ("t5", _t5(1024, 24, 16, 4096)),
     "google-t5/t5-3b": ("t5", _t5(1024, 24, 32, 16384, d_kv=128)),
-    "google/flan-t5-base": ("t5", _t5(768, 12, 12, 2048, **_GATED)),
-    "google/flan-t5-large": ("t5", _t5(1024, 24, 16, 2816, **_GATED)),
-    "google/flan-t5-xl": ("t5", _t5(2048, 24, 32, 5120, **_GATED)),
-    "google/mt5-small": ("mt5", _t5(512, 8, 6, 1024, **{**_GATED, "vocab_size": 250112})),
-    "google/mt5-base": ("mt5", _t5(768, 12, 12, 2048, **{**_GATED, "vocab_size": 250112})),
     "facebook/bart-base": ("bart", _bart(768, 6, 12, 50265)),
     "facebook/bart-large": ("bart", _bart(1024, 12, 16, 50265)),
     "facebook/mbart-large-50": ("mbart", _bart(1024, 12, 16, 250054)),

@@ -68,7 +68,7 @@ def test_llama_2_7b_has_the_states_of_the_zero_paper_and_fits_on_8_devices_only_
     states = sum(llama_plan.memory[kind] for kind in ("weights", "gradients", "optimizer"))
     assert states == pytest.approx(16 * 6_738_415_616 / 8, rel=1e-3)
     assert llama_plan.fits
-    assert 16 * 6_738_415_616 > llama_plan.device_memory
+    assert llama_plan.device_memory < 16 * 6_738_415_616
 
 
 @pytest.mark.slow
@@ -93,8 +93,7 @@ def test_published_decoders_have_as_many_parameters_as_published(name: str, para
 
 @pytest.mark.parametrize(
     ("name", "parameters"),
-    [("t5-small", 60_506_624), ("t5-base", 222_903_552), ("t5-large", 737_668_096),
-     ("bart-base", 139_420_416), ("bart-large", 406_291_456), ("opus-mt-en-de", 74_410_496),
+    [("t5-small", 60_506_624), ("t5-base", 222_903_552), ("t5-large", 737_668_096),     ("bart-base", 139_420_416), ("bart-large", 406_291_456), ("opus-mt-en-de", 74_410_496),
      ("nllb-200-distilled-600m", 615_073_792)],
 )  # fmt: skip
 def test_published_encoder_decoders_have_as_many_parameters_as_published(name: str, parameters: int) -> None:
@@ -185,7 +184,7 @@ def test_the_largest_batch_fits_and_one_row_more_does_not() -> None:
 def test_what_does_not_fit_gets_three_changes_that_do() -> None:
     train = TrainConfig(per_device_batch_size=64, max_length=128, precision="fp32")
     task = causal(model=ModelConfig(size="tiny", vocab_size=512), train=train)
-    found = plan(task.config, task)
+    found = plan(task.config, task, Setup(device_memory=1e12))
     setup = Setup(device_memory=found.peak * 0.9)
     ways = remedies(task.config, task, setup)
     assert not plan(task.config, task, setup).fits
