@@ -144,18 +144,18 @@ def model_config(config: ModelConfig, task: Task) -> PretrainedConfig:
             fix = f"hftk export {config.name} --output MERGED, and --model.name MERGED"
             raise InputError(Problem(setting="model.name", message=message, fix=fix))
         made = read_config(config)
-        _lay_over(made, config.config)
+        lay_over(made, config.config)
     else:
         architecture = config.architecture or task.architecture
         size = _size(config, task.sizes(architecture))
         made = AutoConfig.for_model(architecture, **size)
-        _lay_over(made, config.config)
+        lay_over(made, config.config)
         # Made anew, so that a field which follows from others (Llama's head_dim from hidden_size) follows from the new ones.
         fields = {made.attribute_map.get(name, name): value for name, value in config.config.items()}
         made = AutoConfig.for_model(architecture, **{**size, **fields})
     if config.dropout is not None:
         for half in halves(made):
-            _set_dropout(half, config.dropout)
+            set_dropout(half, config.dropout)
     if config.adapter.method == "prompt_tuning":
         made.virtual_tokens = config.adapter.virtual_tokens or adapters.VIRTUAL_TOKENS
     return made
@@ -175,7 +175,7 @@ def _size(config: ModelConfig, sizes: Mapping[str, Mapping[str, Any]]) -> Mappin
     )
 
 
-def _lay_over(made: PretrainedConfig, values: Mapping[str, Any]) -> None:
+def lay_over(made: PretrainedConfig, values: Mapping[str, Any]) -> None:
     """Set fields; InputError for those that the config does not have, and for values of another type."""
     known, problems = {*made.to_dict(), *made.attribute_map}, []
     for name, value in values.items():
@@ -388,7 +388,7 @@ def _initialize(model: PreTrainedModel, scheme: str) -> None:
             torch.nn.init.normal_(parameter, std=math.sqrt(2 / inputs))
 
 
-def _set_dropout(config: PretrainedConfig, value: float) -> None:
+def set_dropout(config: PretrainedConfig, value: float) -> None:
     """Every probability of dropout that the config has: fields called *dropout* or *_pdrop that hold a number or None."""
     names = [n for n, v in config.to_dict().items() if ("dropout" in n or n.endswith("pdrop")) and (v is None or isinstance(v, int | float)) and not isinstance(v, bool)]  # fmt: skip
     if not names:

@@ -22,6 +22,7 @@ from hftk.config import InputError, Problem, RunConfig, to_dict
 from hftk.evaluation import collect, first_rows
 from hftk.launch import StopRequested, graceful, on_main
 from hftk.model import default_length, is_pretrained
+from hftk.planning.hindsight import held_against_plan, memory_level
 from hftk.quantization import bytes_of, count
 from hftk.task import Features, Splits, Task
 from hftk.trainer import STATE, ExactTrainer, Judged, make_arguments
@@ -61,6 +62,8 @@ class Trained:
     analysis: list[dict[str, Any]] = field(default_factory=list, repr=False)
     """What :meth:`hftk.task.Task.finish` found: sections for the report."""
     stopped_early: bool = False
+    plan: dict[str, Any] = field(default_factory=dict)
+    """Peak memory and seconds, planned and measured: :func:`hftk.planning.hindsight.held_against_plan`."""
 
 
 def fit(
@@ -77,6 +80,7 @@ def fit(
         TrainingDiverged: a loss or gradient is no finite number; the last checkpoint is kept.
     """
     _check_validation(splits, config)
+    level = memory_level(model)
     if config.resume == "never":
         on_main(_clear_checkpoints, config)
     checkpoint, told = on_main(checkpoints.choose, config.resume, config.output)
@@ -110,18 +114,24 @@ def fit(
     trainer.accelerator.wait_for_everyone()
     analysis = _finish(task, unwrapped, tokenizer, splits, config)
     on_main(save_trained, unwrapped, tokenizer, Path(config.output))
+    peak = peak_memory()
+    plan_held = on_main(
+        held_against_plan, config, task, unwrapped, precision=trainer.precision, devices=arguments.world_size, level=level,
+        peak=peak, seconds=trainer.seconds["train"], history=trainer.history,
+    )  # fmt: skip
     return Trained(
         model=unwrapped,
         tokenizer=tokenizer,
         history=trainer.history,
         seconds={k: round(v, 3) for k, v in trainer.seconds.items()},
         tokens_per_second=trainer.tokens / trainer.seconds["train"] if trainer.seconds["train"] else None,
-        peak_memory_bytes=peak_memory(),
+        peak_memory_bytes=peak,
         model_facts=_model_facts(unwrapped, tokenizer, config),
         choices=noted(),
         data_facts=facts,
         analysis=analysis,
         stopped_early=trainer.state.global_step < plan.total_steps,
+        plan=plan_held,
     )
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from hftk import __version__
-from hftk.cli import classes, comparison, export, prediction, publication, recipes
+from hftk.cli import classes, comparison, export, planning, prediction, publication, recipes
 from hftk.cli.trained import all_at_once, check_model, check_output, load, say, takes_pairs, task_name, task_of, wrong
 from hftk.config import DataConfig, InputError, Problem, ServiceError
 
@@ -87,7 +87,9 @@ def _command(words: list[str]) -> int:
         near = difflib.get_close_matches(words[0], commands, n=1)
         fix = f"did you mean hftk {near[0]}?" if near else "hftk --help says what each does"
         raise wrong(f"expected one of the commands {', '.join(commands)}, found {words[0]}", fix)
-    words, dotted = _split_dotted(words) if words[0] == "evaluate" else (words, [])
+    dotted: list[str] = []
+    if words[0] in ("evaluate", "plan"):
+        words, dotted = (_split_dotted if words[0] == "evaluate" else planning.split_words)(words)
     given, unknown = parser.parse_known_args(words)
     if unknown:
         known = [name for action in commands[given.command]._actions for name in action.option_strings]
@@ -98,6 +100,8 @@ def _command(words: list[str]) -> int:
         return comparison.compare(given)
     if given.command in _COMMANDS:
         return _COMMANDS[given.command](given)
+    if given.command == "plan":
+        return planning.run_plan(given, dotted)
     return _evaluate(given, dotted) if given.command == "evaluate" else _report(given)
 
 
@@ -143,6 +147,11 @@ def _parsers() -> tuple[ArgumentParser, dict[str, ArgumentParser]]:
         description="Merge an adapter into full-precision weights, checked on real rows.",
     )  # fmt: skip
     export.add_flags(merge)
+    plan = commands.add_parser(
+        "plan", help="memory, time and cost of a run before anything is loaded", epilog=planning.EXAMPLES,
+        description="What a run will need: memory of each device, the largest batch that fits, operations, time and cost.",
+    )  # fmt: skip
+    planning.add_flags(plan)
     report = commands.add_parser(
         "report", help="make report.html anew from record.json", epilog=REPORT,
         description="Make report.html anew from the record.json of a run.",
@@ -157,8 +166,8 @@ def _parsers() -> tuple[ArgumentParser, dict[str, ArgumentParser]]:
     recipes.add_flags(new)
     listed = commands.add_parser("recipes", help="list the recipes", description="List the recipes that come with hftk.")
     return parser, {
-        "predict": predict, "evaluate": evaluate, "compare": compare, "export": merge, "report": report, "push": push, "new": new,
-        "recipes": listed,
+        "predict": predict, "evaluate": evaluate, "compare": compare, "export": merge, "plan": plan, "report": report, "push": push,
+        "new": new, "recipes": listed,
     }  # fmt: skip
 
 

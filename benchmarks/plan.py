@@ -1,0 +1,161 @@
+"""Hold `hftk plan` against whole runs: planned bytes, and the rise of resident memory over the level after the imports.
+
+    python benchmarks/plan.py [--only NAME ...] [--threads 1]
+
+Each case is a process of its own on the CPU: it imports what a run imports, notes its resident memory, then runs a recipe's stages (data, model, training
+of a few steps, no judging) on rows that are as long as `train.max_length` allows, and reports the highest resident memory. Models are made on the spot
+in published sizes, so nothing is downloaded. Writes results/plan.json; a case that was run before is kept unless it is named again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULT = ROOT / "results" / "plan.json"
+SAME = ["--model.config.vocab_size", "8192", "--data.validation_fraction", "0", "--data.test_fraction", "0"]
+CAUSAL = ["gpt2_clm", "--packing", "concatenate", *SAME]
+BERT = ["bert_classification", *SAME]
+T5 = ["t5_summarization", "--model.architecture", "t5", "--max_target_length", "64", *SAME]
+GPT2_SMALL = ["--model.size", "small", "--train.max_length", "512"]
+BERT_BASE = ["--model.size", "base", "--train.max_length", "128"]
+T5_BASE = ["--model.size", "base", "--train.max_length", "128"]
+LORA = ["--model.adapter.method", "lora"]
+EIGHT_BITS = ["--model.quantization.bits", "8", *LORA]
+
+
+def rows(number: int) -> list[str]:
+    """Flags for micro-batches and steps of so many rows."""
+    return ["--train.per_device_batch_size", str(number), "--train.global_batch_size", str(number)]
+
+
+CASES: dict[str, list[str]] = {
+    "gpt2 full, 4 rows": [*CAUSAL, *GPT2_SMALL, *rows(4)],
+    "gpt2 full, 8 rows": [*CAUSAL, *GPT2_SMALL, *rows(8)],
+    "gpt2 full, 8 rows, gradient checkpointing": [*CAUSAL, *GPT2_SMALL, *rows(8), "--train.gradient_checkpointing"],
+    "gpt2 full, 8 rows, bf16": [*CAUSAL, *GPT2_SMALL, *rows(8), "--train.precision", "bf16"],
+    "gpt2 lora, 8 rows": [*CAUSAL, *GPT2_SMALL, *rows(8), *LORA],
+    "gpt2 8 bits + lora, 16 rows": [*CAUSAL, *GPT2_SMALL, *rows(16), *EIGHT_BITS],
+    "bert full, 16 rows": [*BERT, *BERT_BASE, *rows(16)],
+    "bert full, 32 rows": [*BERT, *BERT_BASE, *rows(32)],
+    "bert lora, 32 rows": [*BERT, *BERT_BASE, *rows(32), *LORA],
+    "bert 8 bits + lora, 64 rows": [*BERT, *BERT_BASE, *rows(64), *EIGHT_BITS],
+    "t5 full, 8 rows": [*T5, *T5_BASE, *rows(8)],
+    "t5 full, 16 rows": [*T5, *T5_BASE, *rows(16)],
+    "t5 lora, 16 rows": [*T5, *T5_BASE, *rows(16), *LORA],
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=list(CASES), metavar="NAME", help="run these cases alone")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--steps", type=int, default=2)
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    asked = parser.parse_args()
+    if asked.child:
+        measure(json.loads(asked.child))
+        return
+    from hftk.launch.environment import environment
+
+    cases = json.loads(RESULT.read_text(encoding="utf-8"))["cases"] if RESULT.exists() else {}
+    for name in asked.only or CASES:
+        cases[name] = run([*CASES[name], "--train.max_steps", str(asked.steps)], asked.threads)
+        print(json.dumps({name: cases[name]}), flush=True)
+    result = {
+        "command": "python benchmarks/plan.py",
+        "cases": {name: cases[name] for name in CASES if name in cases},
+        **environment(),
+    }
+    RESULT.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+
+
+def run(flags: list[str], threads: int) -> dict[str, Any]:
+    """One case in a process of its own."""
+    env = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "OMP_NUM_THREADS": str(threads),
+        "HF_HUB_OFFLINE": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+    }
+    command = [sys.executable, str(Path(__file__).resolve()), "--child", json.dumps(flags)]
+    done = subprocess.run(command, env=env, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"{' '.join(flags)} failed:\n{done.stderr[-4000:]}")
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def measure(flags: list[str]) -> None:
+    """Plan, then run in this process, and print both. Planning comes last, so that it cannot raise the level."""
+    import psutil
+
+    import hftk
+    from hftk.cli.planning import load_recipe
+    from hftk.launch import launcher
+    from hftk.parsing import parse
+    from hftk.planning import plan
+    from hftk.training import fit, peak_memory
+
+    launcher.keep_memory()
+    name, *rest = flags
+    recipe = load_recipe(name)
+    with tempfile.TemporaryDirectory() as folder:
+        data = made_up_rows(Path(folder) / "rows.jsonl")
+        config = parse(recipe.CONFIG, [*rest, "--data.path", str(data), "--output", str(Path(folder) / "out")])
+        task = recipe.TASK(config)
+        splits = hftk.load_splits(config.data, task)
+        warm_up()
+        before = psutil.Process().memory_info().rss
+        model, tokenizer = hftk.load_model(config.model, task, splits, seed=0)
+        trained = fit(task, model, tokenizer, splits, config)
+        after = peak_memory()
+    precision = next(
+        (c.split()[1] for c in trained.choices if c.startswith("train.precision: ")), config.train.precision
+    )
+    made = plan(config, task, precision=precision)
+    print(json.dumps({
+        "flags": flags, "precision": precision, "planned_bytes": made.peak, "measured_bytes": after - before,
+        "ratio": round(made.peak / (after - before), 4), "memory": made.memory,
+    }))  # fmt: skip
+
+
+def warm_up() -> None:
+    """Load what a run loads only at its first step: the Trainer, and the libraries behind matrix products."""
+    import torch
+    import transformers
+
+    assert transformers.Trainer
+    weight = torch.randn(64, 64, requires_grad=True)
+    (torch.randn(64, 64) @ weight).sum().backward()
+    torch.optim.AdamW([weight]).step()
+
+
+def made_up_rows(path: Path) -> Path:
+    """Rows of made-up words that a tokenizer of 8,192 entries knows whole: sources longer than any block here, targets of 58 words."""
+    chance = random.Random(0)
+    words = ["".join(chance.choices("abcdefghijklmnopqrstuvwxyz", k=6)) for _ in range(800)]
+    with path.open("w", encoding="utf-8") as file:
+        for row in range(96):
+            text = " ".join(chance.choices(words, k=1500))
+            target = " ".join(chance.choices(words, k=58))
+            file.write(
+                json.dumps(
+                    {"text": text, "label": "even" if row % 2 == 0 else "odd", "document": text, "summary": target}
+                )
+                + "\n"
+            )
+    return path
+
+
+if __name__ == "__main__":
+    main()
