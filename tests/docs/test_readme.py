@@ -27,7 +27,7 @@ def python_blocks(path):
 def test_both_languages_show_the_same_commands_and_code():
     assert commands(READMES[0]) == commands(READMES[1])
     assert python_blocks(READMES[0]) == python_blocks(READMES[1])
-    assert len(commands(READMES[0])) == 18 and len(python_blocks(READMES[0])) == 1
+    assert len(commands(READMES[0])) == 23 and len(python_blocks(READMES[0])) == 1
 
 
 @pytest.mark.parametrize("command", [c for c in commands(READMES[0]) if "recipes/" in c])
