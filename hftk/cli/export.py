@@ -99,14 +99,16 @@ def compare(before: Any, after: Any) -> dict[str, Any]:
 def _logits(task: Any, model: Any, tokenizer: Any, rows: Any) -> list[Any]:
     """The logits of each row, as the task runs the model: tensors of (1, ..., outputs)."""
     from hftk.model import default_length
+    from hftk.tasks.vocabulary import whole_logits
 
     features = task.encode(rows, tokenizer, max_length=default_length(model.config), training=False)
     collate = task.collator(tokenizer, model, training=False)
     seen: list[Any] = []
     handle = model.register_forward_hook(lambda module, inputs, output: seen.append(output.logits.float()))
     try:
-        for number in range(min(len(features), ROWS)):
-            task.outputs(model, collate([features[number]]))
+        with whole_logits(model):
+            for number in range(min(len(features), ROWS)):
+                task.outputs(model, collate([features[number]]))
     finally:
         handle.remove()
     return seen
@@ -132,7 +134,7 @@ def _rows(given: Namespace, task: Any) -> tuple[Any, str]:
 
 def _check_adapter(folder: Path) -> None:
     if not folder.is_dir():
-        return  # check_model has said so
+        raise wrong(f"expected the output folder of a run with an adapter, found no folder {folder}", "check the spelling")
     if not has_adapter(folder):
         raise wrong(
             f"expected an adapter in {folder}, found a whole model: there is nothing to merge",

@@ -29,6 +29,9 @@ FEWEST_POSITIONS = 256
 TRIED_ON = (2, 16)
 """Rows and positions of the first batch on which a model is tried."""
 
+AFTER_THE_HEAD = ("final_logit_softcapping", "logit_scale", "logits_scaling")
+"""Fields of configs whose models do more to their logits, for models without weights, of which nothing can be found out."""
+
 _in_pieces: WeakKeyDictionary[torch.nn.Module, bool] = WeakKeyDictionary()
 """Model to whether its loss may be computed in pieces."""
 
@@ -45,7 +48,7 @@ def summed_nats(
         with _loss_instead_of_logits(model, labels, label_smoothing, summed=True):
             total: torch.Tensor = model(**inputs, use_cache=False)
         return total
-    logits = model(**inputs, use_cache=False).logits
+    logits = _behind_virtual_tokens(model(**inputs, use_cache=False).logits, labels)
     return cross_entropy(
         logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED, reduction="sum", label_smoothing=label_smoothing
     )
@@ -58,8 +61,14 @@ def token_nats(model: Any, inputs: Mapping[str, torch.Tensor], labels: torch.Ten
             with _loss_instead_of_logits(model, labels, 0.0, summed=False):
                 nats: torch.Tensor = model(**inputs, use_cache=False)
             return nats
-        flat = model(**inputs, use_cache=False).logits.flatten(0, 1).float()  # five times as fast as with the classes in the middle
+        logits = _behind_virtual_tokens(model(**inputs, use_cache=False).logits, labels)
+        flat = logits.flatten(0, 1).float()  # five times as fast as with the classes in the middle
         return cross_entropy(flat, labels.flatten(), ignore_index=IGNORED, reduction="none").view(labels.shape)
+
+
+def _behind_virtual_tokens(values: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """``values`` of the positions that have a label: prompt tuning puts others before them."""
+    return values[:, -labels.shape[1] :]
 
 
 class SummedNats(torch.autograd.Function):
@@ -94,7 +103,7 @@ class SummedNats(torch.autograd.Function):
                 # An even share of every entry: all pieces' at once, since it is the same for every position.
                 column, states = weight.float().sum(0), hidden.float().sum(0)
                 count = len(labels)
-                shift = 0.0 if bias is None else float(bias.float().sum())
+                shift = 0.0 if bias is None else bias.float().sum()
                 picked = _picked(hidden, matrix, bias, labels)
                 total += smoothing * picked - even * (states @ column + count * shift)
                 if from_hidden is not None:
@@ -204,13 +213,16 @@ def _loss_instead_of_logits(model: Any, labels: torch.Tensor, smoothing: float, 
         bias, extra = head.bias, getattr(plain, "final_logits_bias", None)
         if extra is not None:
             bias = extra[0] if bias is None else bias + extra[0]
-        counted = labels != IGNORED
+        # Tensors without values (hftk.planning) cannot say which labels count: all of them.
+        counted = slice(None) if _has_no_values(labels) else labels.flatten() != IGNORED
+        hidden = _behind_virtual_tokens(hidden, labels)
+        states, targets = hidden.flatten(0, 1)[counted], labels.flatten()[counted]
         if summed:
-            total: torch.Tensor = SummedNats.apply(hidden[counted], head.weight, bias, labels[counted], smoothing)
+            total: torch.Tensor = SummedNats.apply(states, head.weight, bias, targets, smoothing)
             return total
-        nats = hidden.new_zeros(labels.shape, dtype=torch.float32)
-        nats[counted] = _each(hidden[counted], head.weight, bias, labels[counted])
-        return nats
+        nats = hidden.new_zeros(labels.numel(), dtype=torch.float32)
+        nats[counted] = _each(states, head.weight, bias, targets)
+        return nats.view(labels.shape)
 
     shadowed = vars(plain).get("forward")
     plain.forward = forward
@@ -235,10 +247,30 @@ def _can_be_in_pieces(model: Any, inputs: Mapping[str, torch.Tensor]) -> bool:
     """Whether the loss in pieces is the model's: found out on the corner of its first batch, and remembered."""
     plain = _plain(model)
     known = _in_pieces.get(plain)
+    if known is None and _has_no_values(next(iter(inputs.values()))):
+        return _head(plain) is not None and not any(getattr(plain.config, name, None) for name in AFTER_THE_HEAD)
     if known is None:
         compiled = hasattr(model, "_orig_mod") or hasattr(plain, "_orig_mod")  # torch.compile keeps the forward that it has seen
         known = _in_pieces[plain] = not compiled and _head(plain) is not None and _hands_out_projections(model, inputs)
     return known
+
+
+@contextmanager
+def whole_logits(model: Any) -> Iterator[None]:
+    """Inside, the loss of ``model`` is computed from whole logits, for those who look at them."""
+    plain = _plain(model)
+    known = _in_pieces.get(plain)
+    _in_pieces[plain] = False
+    try:
+        yield
+    finally:
+        del _in_pieces[plain]
+        if known is not None:
+            _in_pieces[plain] = known
+
+
+def _has_no_values(tensor: torch.Tensor) -> bool:
+    return hasattr(tensor, "fake_mode") or tensor.is_meta
 
 
 def _hands_out_projections(model: Any, inputs: Mapping[str, torch.Tensor]) -> bool:

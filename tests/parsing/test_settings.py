@@ -70,7 +70,7 @@ def test_help_breaks_no_word_at_a_hyphen(columns: int, monkeypatch: pytest.Monke
 def test_optional_settings_show_one_default() -> None:
     shown = flat(format_help(RunConfig()))
     assert "Passes over the training split (fractions allowed). (default: none)" in shown
-    assert "1e-3 for a model made on the spot. --train.min_learning_rate" in shown
+    assert "3e-2 (prompt_tuning). --train.min_learning_rate" in shown
 
 
 def test_an_optional_section_is_an_error_of_the_recipe_s_author() -> None:

@@ -138,6 +138,17 @@ def test_an_adapter_under_a_frozen_head_gets_its_gradient():
         assert torch.allclose(after[name], gradient, rtol=1e-3, atol=1e-5 * gradient.abs().max())
 
 
+@pytest.mark.parametrize("kind", ["llama", "gemma2"])
+def test_virtual_tokens_before_the_text_have_no_loss(kind):
+    peft = pytest.importorskip("peft")
+    model = peft.get_peft_model(make(kind), peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3))
+    inputs, labels = batch_for(model)
+    logits = model(**inputs, use_cache=False).logits[:, 3:]
+    expected = cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="sum")
+    assert summed_nats(model, inputs, labels).item() == pytest.approx(expected.item(), rel=1e-5)
+    assert token_nats(model, inputs, labels).sum().item() == pytest.approx(expected.item(), rel=1e-5)
+
+
 @pytest.mark.parametrize("kind", ["gpt2", "gemma2", "bart", "t5"])
 def test_the_nats_of_each_position_add_up(kind):
     model = make(kind).eval()
@@ -148,6 +159,29 @@ def test_the_nats_of_each_position_add_up(kind):
     assert torch.allclose(nats, expected, rtol=1e-4, atol=1e-5)
     assert not nats.requires_grad
     assert torch.all(nats[labels == IGNORED] == 0)
+
+
+def test_those_who_look_at_logits_can_have_them_whole():
+    model = make("gpt2")
+    inputs, labels = batch_for(model)
+    before = token_nats(model, inputs, labels)
+    seen = []
+    handle = model.register_forward_hook(lambda module, arguments, output: seen.append(output.logits))
+    with vocabulary.whole_logits(model):
+        assert torch.allclose(token_nats(model, inputs, labels), before, atol=1e-5)
+    handle.remove()
+    assert seen[0].shape == (*labels.shape, V)
+    assert vocabulary._in_pieces[model]
+
+
+def test_tensors_without_values_have_a_loss_in_pieces_too():
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with FakeTensorMode():
+        model = make("marian")
+        inputs, labels = batch_for(model)
+        assert summed_nats(model, inputs, labels, label_smoothing=0.1).shape == ()
+        assert token_nats(model, inputs, labels).shape == labels.shape
 
 
 def test_a_batch_without_a_single_target_gives_0_and_no_gradient():
