@@ -1,6 +1,6 @@
 """Time the classification recipe beside Hugging Face's run_classification.py: same model, same data, same cores.
 
-    python benchmarks/run_classification.py --script FILE --model DIR --data DIR [--seeds 0 1 2] [--timed_rows N] [--rows N]
+    python benchmarks/run_classification.py --script FILE --model DIR --data DIR [--seeds 0 1 2] [--timed_rows N] [--keep SYSTEM] [--rows N]
 
 FILE of --script is examples/pytorch/text-classification/run_classification.py of github.com/huggingface/transformers; DIR of
 --model holds a BERT encoder with its tokenizer, such as MiniLM; DIR of --data holds train.jsonl, validation.jsonl and test.jsonl
@@ -9,7 +9,8 @@ padding; only `evaluate`, which would download its metric, is replaced by scikit
 Throughput is non-padding tokens (special tokens included) per second of training; the machine's matrix products are measured
 before every seed. GPUs are hidden. The script at its defaults takes half an hour a seed on two cores: with --timed_rows it is
 timed on the first N training rows for one epoch, and its accuracy is that with dynamic padding, which makes the same updates (apart from the
-draws of dropout). Writes results/run_classification.json; with --rows (the first N training rows, a trial) it only prints.
+draws of dropout). With --keep the runs of a system are taken over from the stored result, if script, data and seeds are the
+same, after a change to the recipe for instance. Writes results/run_classification.json; with --rows (the first N training rows, a trial) it only prints.
 """
 
 from __future__ import annotations
@@ -67,6 +68,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--timed_rows", type=int, help="time the script at its defaults on so many rows (default: all, three epochs)")
+    parser.add_argument("--keep", choices=SYSTEMS, nargs="+", default=[], help="systems whose stored runs are taken over")
     parser.add_argument("--rows", type=int, help="first training rows, for a trial (default: all)")
     asked = parser.parse_args()
     for path in (asked.script, asked.model / "config.json", *(asked.data / f"{split}.jsonl" for split in SPLITS)):
@@ -76,9 +78,10 @@ def main() -> None:
         os.environ.pop(name, None)
     os.environ |= {"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
     path = HERE.parent / "results" / "run_classification.json"
+    kept = stored(path, asked.keep, asked.script, asked.seeds) if asked.keep else {}
     with tempfile.TemporaryDirectory() as folder:
         for result in measure(
-            asked.script.resolve(), asked.model.resolve(), asked.data, asked.seeds, asked.rows, asked.timed_rows, Path(folder)
+            asked.script.resolve(), asked.model.resolve(), asked.data, asked.seeds, asked.rows, asked.timed_rows, Path(folder), kept
         ):
             text = json.dumps(result, indent=1, ensure_ascii=False) + "\n"
             if not asked.rows:
@@ -87,9 +90,21 @@ def main() -> None:
     print(text + "a trial: nothing written" if asked.rows else f"written to {path}")
 
 
+def stored(path: Path, names: list[str], script: Path, seeds: list[int]) -> dict[str, list[dict[str, Any]]]:
+    """Runs of ``names`` in an earlier result of the same script and seeds."""
+    earlier = json.loads(path.read_text(encoding="utf-8"))
+    runs = {name: earlier["systems"][name]["per_seed"] for name in names}
+    if earlier["script_sha256"] != hashlib.sha256(script.read_bytes()).hexdigest():
+        sys.exit(f"{path} is of another script")
+    if any([run["seed"] for run in of] != seeds for of in runs.values()):
+        sys.exit(f"{path} has other seeds")
+    return runs
+
+
 def measure(
-    script: Path, model: Path, data: Path, seeds: list[int], limit: int | None, timed: int | None, folder: Path
-) -> Iterator[dict[str, Any]]:
+    script: Path, model: Path, data: Path, seeds: list[int], limit: int | None, timed: int | None, folder: Path,
+    kept: dict[str, list[dict[str, Any]]],
+) -> Iterator[dict[str, Any]]:  # fmt: skip
     """The result so far, after every seed: it is hours to the last one."""
     rows = prepare(data, limit, folder)
     texts = [row["text"] for row in rows["train"]]
@@ -101,6 +116,9 @@ def measure(
         peaks.append(time_products(hidden))
         print(f"seed {seed}: " + ", ".join(f"{k} {v:.0f} GFLOP/s" for k, v in peaks[-1].items()), flush=True)
         for name in SYSTEMS:
+            if name in kept:
+                runs[name].append(kept[name][len(runs[name])])
+                continue
             if name == "hftk":
                 run = run_recipe(model, seed, folder)
             elif name == "script_default" and timed:
@@ -111,7 +129,7 @@ def measure(
             runs[name].append({"seed": seed, **run})
             judged = f"test accuracy {run['test_accuracy']:.4f}, " if "test_accuracy" in run else ""
             print(f"seed {seed}: {name} {run['tokens_per_second']:,.0f} tokens/s, {judged}{run['minutes_of_training']:.2f} min of training", flush=True)
-        flags = (f" --timed_rows {timed}" if timed else "") + (f" --rows {limit}" if limit else "")
+        flags = (f" --timed_rows {timed}" if timed else "") + (f" --keep {' '.join(kept)}" if kept else "") + (f" --rows {limit}" if limit else "")
         yield describe(script, flags, rows, tokens, weights, peaks, runs)
 
 
@@ -129,7 +147,7 @@ def describe(
     return {
         "command": "python benchmarks/run_classification.py --script FILE --model DIR --data DIR --seeds " + " ".join(str(run["seed"]) for run in runs["hftk"]) + flags,
         "what": "run_classification.py of Hugging Face at its defaults (8 rows a step, all padded to 128 tokens, learning rate 5e-5, linear, 3 epochs), "
-        "the same with dynamic padding, and recipes/bert_classification.py with configs/sst2_minilm.yaml (32 rows of similar length a step, learning rate 1.5e-4, 2 epochs, no dropout); all cores of one machine, one after the other",
+        "the same with dynamic padding, and recipes/bert_classification.py with configs/sst2_minilm.yaml (32 rows of similar length a step; the rest is in that file); all cores of one machine, one after the other",
         "counted": "non-padding tokens, special tokens included, per second of training; the script's train_runtime, checkpoints off; "
         "hftk's training time without evaluation and saving, which the script does after training",
         "script_sha256": hashlib.sha256(script.read_bytes()).hexdigest(),
