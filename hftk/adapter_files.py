@@ -64,7 +64,8 @@ def base_name(folder: str | Path) -> tuple[str, str | None]:
     if not name:
         raise InputError(Problem(setting="model.name", message=f"{path / ADAPTER} does not say which model it belongs to", fix="write the name into its base_model_name_or_path"))  # fmt: skip
     inside = [parent / BASE for parent in (path, *path.resolve().parents[:2])] if Path(name).name == BASE else []
-    for place in (*inside, Path(name).expanduser()):
+    own = [place for place in inside if place.parent.name == Path(name).parent.name]
+    for place in (*own, Path(name).expanduser(), *inside):
         if place.exists():
             return str(place), revision
     if name.count("/") > 1 or name.startswith((".", "/", "~")):

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from hftk.adaptation import ALL_LINEAR, LORA, AdapterConfig, starts_from_weights
+from hftk.architectures import kind_of
 from hftk.choices import note
 from hftk.heads import head_layers, linear_layers
 from hftk.problems import InputError, Problem
@@ -51,6 +52,10 @@ def find_problems(adapter: AdapterConfig, model: PreTrainedModel, auto_model: st
         message = f"prompt_tuning is for decoders and classifiers, found {auto_model}"
         yield Problem(setting="model.adapter.method", message=message, fix="use --model.adapter.method lora or ia3")
     if adapter.method == "prompt_tuning":
+        if task_type == "SEQ_CLS" and kind_of(model.config) != "encoder":
+            # It reads the last token, which it does not find where vectors are given in place of tokens.
+            message = f"prompt_tuning of a classifier needs an encoder such as BERT, found {model.config.model_type}"
+            yield Problem(setting="model.adapter.method", message=message, fix="use --model.adapter.method lora or ia3")
         most = (getattr(model.config, "max_position_embeddings", None) or 2**31) // 2
         if (adapter.virtual_tokens or VIRTUAL_TOKENS) > most:
             message = f"expected at most {most}, half of the model's context, found {adapter.virtual_tokens or VIRTUAL_TOKENS}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from hftk.choices import note
@@ -26,7 +27,7 @@ def check(config: RunConfig, task: Task) -> int:
             f"a trial: an untrained {kind} ({config.model.size}) on the sample {config.data.sample}; for your own data and a real model "
             "type --data.path FILE_OR_FOLDER --model.name HUB_ID_OR_FOLDER"
         )
-    problems, context = [*config.problems(), *_metric_problems(config, task), *push_problems(config.publish)], 0
+    problems, context = [*config.problems(), *_metric_problems(config, task), *push_problems(config.publish), *_base_problems(config)], 0
     try:
         made = check_model(config.model, task, config.train.max_length)
         context = default_length(made)
@@ -54,6 +55,16 @@ def push_problems(settings: PublishConfig) -> Iterator[Problem]:
         yield Problem(setting="publish.repo", message="HF_HUB_OFFLINE=1 forbids the network", fix="unset it, or leave --publish.repo out and push later: hftk push")  # fmt: skip
     if get_token() is None:
         yield Problem(setting="publish.repo", message="expected a token of the Hub, found none", fix="log in with `hf auth login`, or set HF_TOKEN")  # fmt: skip
+
+
+def _base_problems(config: RunConfig) -> Iterator[Problem]:
+    """An adapter that is published needs a base that others can load."""
+    publish, name = config.publish, config.model.name
+    if publish.repo is None or config.model.adapter.method == "none" or publish.base_model is not None:
+        return
+    if name is None or Path(name).expanduser().exists():
+        message = f"an adapter is published, and others cannot load its base, {name or 'a model made on the spot'}"
+        yield Problem(setting="publish.base_model", message=message, fix="name the base on the Hub: --publish.base_model HUB_ID")
 
 
 def _metric_problems(config: RunConfig, task: Task) -> Iterator[Problem]:

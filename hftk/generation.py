@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 import torch
 from tqdm import tqdm
-from transformers import GenerationConfig, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PretrainedConfig, PreTrainedTokenizerBase
 
 from hftk.architectures import positions
 from hftk.batching import split_step
@@ -211,7 +211,7 @@ def _prepare(
     batches: list[list[int]] = []
     if len(prompts):
         most = batch_size or max(1, LOGITS_BYTES // (4 * vocabulary_size(model) * settings.num_beams))
-        tokens = max_tokens or _tokens_per_batch(model)
+        tokens = max_tokens or tokens_per_batch(model.config)
         pieces = split_step(np.arange(len(prompts)), costs, processes=1, max_rows=most, max_tokens=tokens)[0]
         batches = [piece.tolist() for piece in pieces]
     return _Job(
@@ -220,10 +220,10 @@ def _prepare(
     )  # fmt: skip
 
 
-def _tokens_per_batch(model: Any) -> int:
+def tokens_per_batch(made: PretrainedConfig) -> int:
     """As many tokens as have keys and values of ``CACHE_BYTES``, from 4096 to ``TOKENS_PER_BATCH``."""
-    config = model.config.get_text_config(decoder=True)
-    both = 2 if model.config.is_encoder_decoder else 1  # a source token has keys and values for the decoder too
+    config = made.get_text_config(decoder=True)
+    both = 2 if made.is_encoder_decoder else 1  # a source token has keys and values for the decoder too
     each = 2 * both * (getattr(config, "num_hidden_layers", None) or 1) * (getattr(config, "hidden_size", None) or 1)
     return min(TOKENS_PER_BATCH, max(4096, CACHE_BYTES // (4 * each)))
 

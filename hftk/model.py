@@ -71,7 +71,12 @@ def check_model(config: ModelConfig, task: Task, max_length: int | None = None) 
         problems += _quantized_problems(config, made)
     else:
         problems += _tokenizer_problems(config, task)
-    if config.name is None or config.attention != "auto" or _is_adapted(config):
+    joined = config.name is not None and _from_encoder(task, made)
+    if joined and (config.quantization.bits or config.adapter.method != "none"):
+        message = f"{made.model_type} becomes both halves of an encoder-decoder, whose new weights no adapter keeps"
+        fix = "train all weights first and name that --output, or use T5, BART or Marian"
+        problems.append(Problem(setting="model.adapter.method", message=message, fix=fix))
+    elif not joined and (config.name is None or config.attention != "auto" or _is_adapted(config)):
         problems += _build_problems(config, task, made)
     if problems:
         raise InputError(*problems)

@@ -78,6 +78,8 @@ def compute_dtype(config: QuantizationConfig) -> torch.dtype:
 class WideningLinear(torch.nn.Linear):
     """A linear layer that is held in bfloat16 and computes in the type of its input."""
 
+    is_projection = True  # nothing but a product with its weight, for a loss that does without the whole logits
+
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         bias = None if self.bias is None else self.bias.to(input.dtype)
         return torch.nn.functional.linear(input, self.weight.to(input.dtype), bias)

@@ -311,7 +311,7 @@ def _model_facts(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, con
     facts = {
         "architecture": type(base).__name__,
         "origin": config.model.name or f"made on the spot ({config.model.size})",
-        "commit": getattr(model.config, "_commit_hash", None),  # of the Hub; None for local folders
+        "from_hub": config.model.name is not None and not Path(config.model.name).expanduser().exists(),
         "pretrained": is_pretrained(config.model),
         "parameters": count(model),
         "parameters_trained": count(model, trained=True),

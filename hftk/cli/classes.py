@@ -6,19 +6,20 @@ import contextlib
 import json
 import sys
 from argparse import Namespace
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hftk.cli.prediction import read_prompts, use_utf8
 from hftk.cli.trained import all_at_once, check_model, check_output, load, say, takes_pairs, task_of
-from hftk.config import DataConfig, InputError, Problem
+from hftk.config import DataConfig, GenerationSettings, InputError, Problem
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 CHUNK = 10_000
 """Rows that are encoded and written at a time."""
-GENERATING = ("max_new_tokens", "do_sample", "temperature", "top_k", "top_p", "num_beams", "seed")
+GENERATING = tuple(field.name for field in fields(GenerationSettings))
 
 
 def predict(given: Namespace) -> int:

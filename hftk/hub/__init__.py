@@ -112,8 +112,14 @@ def plan_push(record: RunRecord, folder: Path, settings: PublishConfig) -> Plan:
         files=files,
         left_out=left_out(folder),
         card=text,
-        samples=len(shown.samples),
+        samples=len(shown.samples) + _rows_shown(shown),
     )
+
+
+def _rows_shown(record: RunRecord) -> int:
+    """Rows of the data that the record's analysis quotes; one that stands in two tables counts twice."""
+    tables = sum(len(section.get("rows") or ()) for section in record.analysis if section.get("kind") == "examples")
+    return tables + sum(2 * len(found.get("examples", ())) for found in (record.data.get("conflicts") or {}).values())
 
 
 def finishing_command(folder: Path, settings: PublishConfig) -> str:

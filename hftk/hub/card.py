@@ -88,8 +88,8 @@ def base_model(record: RunRecord, folder: Path, settings: PublishConfig) -> str 
         return None
     if over:  # an adapter's base is looked up on the Hub by this name
         return name
-    if "commit" in record.model:
-        return name if record.model["commit"] else None
+    if "from_hub" in record.model:
+        return name if record.model["from_hub"] else None
     return name if "/" in name else None  # a record of an earlier version does not say where the model came from
 
 

@@ -29,7 +29,7 @@ SENT = (
 )  # fmt: skip
 """Files that are sent byte by byte."""
 SCRUBBED = (
-    "config.json", "generation_config.json", ADAPTER, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+    "config.json", "generation_config.json", ADAPTER, "base_config.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
     "chat_template.json",
 )  # fmt: skip
 """JSON files that are sent without paths of this machine."""
@@ -166,7 +166,9 @@ def _set_base(values: dict[str, Any], folder: Path, base_model: str | None) -> l
     if base_model and base_model != values.get("base_model_name_or_path"):
         values |= {"base_model_name_or_path": base_model, "revision": None}
     base = str(values.get("base_model_name_or_path") or "")
-    if not base or is_absolute(base) or base.startswith(".") or Path(base).is_dir() or (folder / base).is_dir():
+    made_here = Path(base).name == "base" and (folder / "base").is_dir()
+    elsewhere = is_absolute(base) or base.startswith(".") or base.count("/") > 1
+    if not base or made_here or elsewhere or Path(base).is_dir() or (folder / base).is_dir():
         message = f"the adapter's base is a folder of this machine, which nobody else can load: {base or 'none'}"
         return [
             Problem(

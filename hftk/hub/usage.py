@@ -100,11 +100,15 @@ def _causal_lm(record: RunRecord, folder: Path) -> list[str]:
     prompt = _sample(record, "prompt", "source", "text") if record.samples else repr(PROMPT)
     context = _context(record, folder)
     new = min((record.config.get("generation") or {}).get("max_new_tokens") or NEW_TOKENS, context // 2)
+    frame = (record.data.get("training") or {}).get("prompt")
+    if frame:  # of a task that turns one text into another
+        prompt = f"{frame!r}.replace('{{source}}', {prompt})"
+    start = "[inputs.input_ids.shape[1]:]" if frame else ""
     cut = f", truncation=True, max_length={context - new}" if context < SHORT_CONTEXT else ""
     return [
         f"inputs = tokenizer({prompt}, return_tensors='pt', return_token_type_ids=False{cut})",
         f"output = model.generate(**inputs, max_new_tokens={new}{_settings(record)})",
-        "print(tokenizer.decode(output[0], skip_special_tokens=True))",
+        f"print(tokenizer.decode(output[0]{start}, skip_special_tokens=True))",
     ]
 
 

@@ -169,11 +169,16 @@ def run(main: Callable[[Any], Any], config: RunConfig, argv: Sequence[str] | Non
         finally:
             if current.folder is not None and _is_main():
                 with contextlib.suppress(OSError):
-                    settle_output(current.folder, keep_new=code != 2)
+                    settle_output(current.folder, keep_new=code != 2 or _has_weights(current.folder))
                 release_output(current.folder)
     if code:
         sys.stdout.flush()
         sys.exit(code)
+
+
+def _has_weights(folder: Path) -> bool:
+    """Whether this run has trained: what an earlier run left is set aside, so these are not its weights."""
+    return any(folder.glob("*.safetensors")) or any((folder / "checkpoints").glob("checkpoint-*"))
 
 
 class _Inside:

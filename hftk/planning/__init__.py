@@ -136,6 +136,7 @@ def plan(config: RunConfig, task: Task, setup: Setup | None = None, *, precision
     if setup.devices > 1 and setup.sharding == "none":
         setup = replace(setup, sharding="ddp")
     made = planned_config(config.model, task)
+    task = type(task).of_model(config, made)
     precision = precision or _precision(config, setup)
     shape, rows, accumulation = batch_of(config, task, made, setup.devices)
     judged = _judged(config, made, shape, "loss" in task.judged_by)
@@ -214,7 +215,10 @@ def remedies(config: RunConfig, task: Task, setup: Setup) -> list[tuple[str, Pla
     changes.append((f"--train.max_length {shorter['train']['max_length']}", shorter, {}))
     found: list[tuple[str, Plan]] = []
     for typed, values, of_setup in changes:
-        other = plan(override(config, values), task, replace(setup, **of_setup))
+        try:
+            other = plan(override(config, values), task, replace(setup, **of_setup))
+        except InputError:  # a change that this run cannot make
+            continue
         if other.fits:
             found.append((typed, other))
         if len(found) == 3:

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from hftk import layers
 from hftk.config import InputError, ModelConfig, Problem
+from hftk.quantization import halve_embeddings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -32,6 +34,8 @@ def adapt(model: PreTrainedModel, config: ModelConfig, auto_model: str) -> Any:
     method = getattr(adapter, "method", "none")
     if bits is not None:
         _quantize(model, int(bits))
+    if config.frozen:
+        layers.freeze(config.frozen, model)
     if method == "none":
         return model
     if importlib.util.find_spec("peft") is None:
@@ -127,6 +131,7 @@ def _quantize(model: PreTrainedModel, bits: int) -> None:
         inputs, outputs = module.weight.shape if type(module).__name__ == "Conv1D" else module.weight.shape[::-1]
         parent, _, last = name.rpartition(".")
         setattr(model.get_submodule(parent), last, QuantizedLinear(int(inputs), int(outputs), module.bias, bits))
+    halve_embeddings(model)
 
 
 def _in_a_layer(name: str) -> bool:

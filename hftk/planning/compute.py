@@ -59,11 +59,11 @@ def formula_activations(made: PretrainedConfig, shape: BatchShape) -> float | No
 def cache_bytes(made: PretrainedConfig, beams: int) -> int:
     """Bytes of keys and values of one batch of generation in float32, for as many tokens as such a batch has over all beams;
     encoder-decoders keep those of the source too."""
-    from hftk.generation import TOKENS_PER_BATCH
+    from hftk.generation import tokens_per_batch
 
     text = _text_shape(made)
     sides = 2 if made.is_encoder_decoder else 1
-    return int(2 * 4 * sides * text["layers"] * text["kv_heads"] * text["head_width"] * max(TOKENS_PER_BATCH, beams))
+    return int(2 * 4 * sides * text["layers"] * text["kv_heads"] * text["head_width"] * max(tokens_per_batch(made), beams))
 
 
 def _text_shape(made: PretrainedConfig) -> dict[str, int]:

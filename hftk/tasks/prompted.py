@@ -112,7 +112,7 @@ class Prompted:
         facts = {
             "tokens": int(sum(map(len, inputs))), "truncated_rows": int((lost > 0).sum()), "tokens_lost": int(lost.sum()),
             "longest": int(max((len(ids) + n for ids, n in zip(inputs, lost, strict=True)), default=0)), "max_length": most,
-            "truncation": "head",
+            "truncation": "head", "prompt": frame.around(SOURCE),
         }  # fmt: skip
         return columns, facts
 

@@ -186,7 +186,7 @@ def _head(plain: Any) -> torch.nn.Linear | None:
     """The last projection, where it is a plain one: a quantized or adapted one has more to do."""
     find = getattr(plain, "get_output_embeddings", None)
     head = find() if find else None
-    return head if type(head) is torch.nn.Linear else None
+    return head if type(head) is torch.nn.Linear or getattr(head, "is_projection", False) else None
 
 
 @contextmanager
