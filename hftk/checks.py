@@ -34,7 +34,7 @@ def check(config: RunConfig, task: Task) -> int:
     except InputError as error:
         problems += error.problems
     else:
-        problems += [*_length_problems(config, context), *_target_problems(config, made)]
+        problems += [*_length_problems(config, context), *_target_problems(config, task, made)]
     for find in (_check_precision, _check_optimizer):
         try:
             find(config)
@@ -77,10 +77,14 @@ def _metric_problems(config: RunConfig, task: Task) -> Iterator[Problem]:
         yield Problem(setting="train.metric_for_best_model", message=message, fix="use --eval.generate_rows 100")
 
 
-def _target_problems(config: RunConfig, made: Any) -> Iterator[Problem]:
+def _target_problems(config: RunConfig, task: Task, made: Any) -> Iterator[Problem]:
     """Targets longer than the positions that the decoder has; T5's relative ones have no end."""
     most = getattr(config, "max_target_length", None)
     positions = decoder_positions(made)
+    new = config.generation.max_new_tokens
+    if "generation" in task.judged_by and positions is not None and new >= positions:
+        message = f"expected less than {positions}, the positions of the model's decoder, found {new}"
+        yield Problem(setting="generation.max_new_tokens", message=message, fix="use --generation.max_new_tokens 0: as many as the training targets need")
     if most is not None and positions is not None and most > positions:
         message = f"expected at most {positions}, the positions of the model's decoder, found {most}"
         fix = f"use --max_target_length {positions}"

@@ -61,7 +61,7 @@ def decode(
     config = copy.copy(config)
     for name, value in DEFAULTS.items():
         setattr(config, name, value if getattr(config, name) is None else getattr(config, name))
-    with _ready(model), torch.inference_mode():
+    with _ready(model), torch.no_grad():
         if why_not(model, config):
             rows = _generate(model, ids, mask, config, sampling)
         elif config.num_beams > 1:
@@ -145,8 +145,7 @@ def why_not(model: Any, config: GenerationConfig) -> str:
     accepted = inspect.signature(inner.forward).parameters
     if inner.main_input_name != "input_ids" or not {"attention_mask", "past_key_values", "use_cache"} <= set(accepted):
         return "inputs of its own"
-    weight = next(inner.parameters())
-    if is_fsdp_managed_module(inner) or hasattr(weight, "full_tensor") or hasattr(weight, "ds_id"):
+    if is_sharded(inner):
         return "weights spread over processes"
     if len(set(getattr(inner, "hf_device_map", {}).values())) > 1:
         return "weights spread over devices"
@@ -154,6 +153,12 @@ def why_not(model: Any, config: GenerationConfig) -> str:
     if any(type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers):
         return "a cache of its own"
     return ""
+
+
+def is_sharded(model: Any) -> bool:
+    """Whether the weights are spread over processes (FSDP, DeepSpeed ZeRO-3), which then meet in every forward pass."""
+    weight = next(model.parameters())
+    return is_fsdp_managed_module(model) or hasattr(weight, "full_tensor") or hasattr(weight, "ds_id")
 
 
 def _inner(model: Any) -> Any:
@@ -342,7 +347,7 @@ def margins(
         margin = math.nan
         if a is not None and b is not None:
             inputs = _inputs(model, prompt, one[:shared])
-            with _ready(model), torch.inference_mode():
+            with _ready(model), torch.no_grad():
                 chances = model(**inputs, use_cache=False).logits[0, -1].float().log_softmax(-1)
             margin = float(chances[a] - chances[b])
         found.append(Difference(row=row, position=shared, tokens=(a, b), margin=margin))

@@ -18,6 +18,7 @@ import torch
 from hftk.batching import fill_batches, sort_rows
 from hftk.choices import note
 from hftk.config import EvalConfig, GenerationSettings
+from hftk.decoding import is_sharded
 from hftk.generation import generate, generate_keeping
 from hftk.launch import on_main
 from hftk.launch.output import PREDICTIONS, write_atomically
@@ -134,17 +135,19 @@ def _generate(
         kept = {name: getattr(settings, name) for name in ("max_new_tokens", "no_repeat_ngram_size", "repetition_penalty")}
         settings = GenerationSettings(**kept)
     sources, _ = task.prompts(rows["source"][:], tokenizer, max_length=max_length, new=settings.max_new_tokens)
-    mine = list(range(process, len(sources), processes))
+    # Sharded weights are gathered in every forward pass: then all processes write all rows, in step.
+    together = processes > 1 and is_sharded(model)
+    mine = list(range(len(sources))) if together else list(range(process, len(sources), processes))
     prompts = [sources[i] for i in mine]
     if output is None:
-        found = generate(model, tokenizer, prompts, settings, max_prompt_tokens=max_length)
+        found = generate(model, tokenizer, prompts, settings, max_prompt_tokens=max_length, numbers=mine)
     else:
         path = Path(output) / f"{GENERATED}{process}"
         path.parent.mkdir(parents=True, exist_ok=True)
-        found = generate_keeping(path, model, tokenizer, prompts, settings, max_prompt_tokens=max_length, progress=process == 0)
+        found = generate_keeping(path, model, tokenizer, prompts, settings, max_prompt_tokens=max_length, progress=process == 0, numbers=mine)  # fmt: skip
     own = list(zip(mine, (g.text.strip() for g in found), strict=True))
     parts: list[Any] = [own]
-    if processes > 1:
+    if processes > 1 and not together:
         parts = [None] * processes
         torch.distributed.all_gather_object(parts, own)
     return [text for _, text in sorted(pair for part in parts for pair in part)]

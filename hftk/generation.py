@@ -73,6 +73,7 @@ def generate(
     max_prompt_tokens: int | None = None,
     batch_size: int | None = None,
     progress: bool = False,
+    numbers: Sequence[int] | None = None,
 ) -> list[Generated]:
     """One output per prompt, in data order.
 
@@ -84,14 +85,15 @@ def generate(
     A prompt that does not fit into the context beside ``max_new_tokens`` is cut, and the output says so
     (``truncated``): a decoder-only model loses its start, an encoder-decoder its end; likewise one that is longer than
     ``max_prompt_tokens``, special tokens included. An empty prompt starts from the beginning-of-text token where the
-    tokenizer puts one before every text, else from the end-of-text token. ``progress`` shows a bar on stderr.
+    tokenizer puts one before every text, else from the end-of-text token. ``progress`` shows a bar on stderr. A row that is
+    sampled draws by its number: ``numbers``, where the prompts are a part of more, else its place among ``prompts``.
 
     Raises:
         InputError: contradictory settings, ``max_new_tokens`` that leave no room for a prompt, prompts not text.
     """
     results = stream(
         model, tokenizer, prompts, settings, max_tokens_per_batch=max_tokens_per_batch,
-        max_prompt_tokens=max_prompt_tokens, batch_size=batch_size, progress=progress,
+        max_prompt_tokens=max_prompt_tokens, batch_size=batch_size, progress=progress, numbers=numbers,
     )  # fmt: skip
     return sorted(results, key=lambda result: result.index)
 
@@ -106,9 +108,10 @@ def stream(
     max_prompt_tokens: int | None = None,
     batch_size: int | None = None,
     progress: bool = False,
+    numbers: Sequence[int] | None = None,
 ) -> Iterator[Generated]:
     """As :func:`generate`, but handed out batch by batch as they finish, long prompts first. Errors come at once."""
-    job = _prepare(model, tokenizer, prompts, settings, max_tokens_per_batch, batch_size, max_prompt_tokens)
+    job = _prepare(model, tokenizer, prompts, settings, max_tokens_per_batch, batch_size, max_prompt_tokens, numbers)
     return (result for batch in _shown(job.batches, progress) for result in _run(job, batch))
 
 
@@ -158,10 +161,11 @@ def generate_keeping(
     *,
     max_prompt_tokens: int | None = None,
     progress: bool = False,
+    numbers: Sequence[int] | None = None,
 ) -> list[Generated]:
     """As :func:`generate`, with the outputs kept in the file ``path`` as they come: the same call after an interruption continues
     from there. The caller removes the file, once the results are stored elsewhere."""
-    job = _prepare(model, tokenizer, prompts, settings, None, None, max_prompt_tokens)
+    job = _prepare(model, tokenizer, prompts, settings, None, None, max_prompt_tokens, numbers)
     return _go_on(job, Path(path), progress)
 
 
@@ -198,11 +202,13 @@ class _Job:
     truncated: list[bool]
     batches: list[list[int]]
     """Rows of each batch, from the longest prompts to the shortest."""
+    numbers: list[int]
+    """Of each row: by which number it draws."""
 
 
 def _prepare(
     model: Any, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], settings: GenerationSettings,
-    max_tokens: int | None, batch_size: int | None, max_prompt_tokens: int | None = None,
+    max_tokens: int | None, batch_size: int | None, max_prompt_tokens: int | None = None, numbers: Sequence[int] | None = None,
 ) -> _Job:  # fmt: skip
     room = min((most for most in (_check(model, prompts, settings), max_prompt_tokens) if most is not None), default=None)
     config = make_generation_config(model, tokenizer, settings)
@@ -216,7 +222,7 @@ def _prepare(
         batches = [piece.tolist() for piece in pieces]
     return _Job(
         model=model, tokenizer=tokenizer, settings=settings, config=config,
-        inputs=inputs, truncated=truncated, batches=batches,
+        inputs=inputs, truncated=truncated, batches=batches, numbers=list(range(len(prompts)) if numbers is None else numbers),
     )  # fmt: skip
 
 
@@ -314,7 +320,7 @@ def _run(job: _Job, batch: list[int]) -> list[Generated]:
         ids[position, place] = torch.tensor(job.inputs[row])
         mask[position, place] = 1
     device = next(job.model.parameters()).device
-    sampling = RowSampling(job.settings, batch) if job.settings.do_sample else None
+    sampling = RowSampling(job.settings, [job.numbers[row] for row in batch]) if job.settings.do_sample else None
     rows = decode(job.model, ids.to(device), mask.to(device), job.config, sampling)
     return [_result(job, row, new) for row, new in zip(batch, rows, strict=True)]
 
@@ -346,7 +352,7 @@ def _decode(job: _Job, row: int, new: list[int]) -> str:
 def _fingerprint(job: _Job) -> str:
     """What the outputs depend on: settings, prompts, batches and up to 256 or so values of every weight."""
     digest = hashlib.blake2b(digest_size=16)
-    digest.update(repr((asdict(job.settings), job.config.to_dict(), job.inputs, job.batches)).encode())
+    digest.update(repr((asdict(job.settings), job.config.to_dict(), job.inputs, job.batches, job.numbers)).encode())
     for name, weight in job.model.named_parameters():
         values = weight.detach().flatten()
         digest.update(f"{name}{tuple(weight.shape)}{weight.dtype}".encode())

@@ -22,7 +22,7 @@ from hftk.launch import on_main
 from hftk.origins import load_named, read_config, reason
 from hftk.task import Splits, Task
 from hftk.tokenizers import SMALLEST_VOCABULARY, train_tokenizer
-from hftk.warm_start import freeze_unread, half_problems, warm_start
+from hftk.warm_start import freeze_unread, half_problems, joined_config, warm_start
 from hftk.weights import (
     dtype_of,
     existing_tokenizer,
@@ -76,7 +76,7 @@ def check_model(config: ModelConfig, task: Task, max_length: int | None = None) 
         message = f"{made.model_type} becomes both halves of an encoder-decoder, whose new weights no adapter keeps"
         fix = "train all weights first and name that --output, or use T5, BART or Marian"
         problems.append(Problem(setting="model.adapter.method", message=message, fix=fix))
-    elif not joined and (config.name is None or config.attention != "auto" or _is_adapted(config)):
+    elif (config.name is None or config.attention != "auto" or _is_adapted(config)):
         problems += _build_problems(config, task, made)
     if problems:
         raise InputError(*problems)
@@ -213,8 +213,7 @@ def default_length(config: PretrainedConfig) -> int:
 
 def decoder_positions(config: PretrainedConfig) -> int | None:
     """Most tokens that a decoder can write, its start token included; None where positions are relative and have no end."""
-    positions = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
-    return positions if isinstance(positions, int) and positions > 0 else None
+    return positions(config.get_text_config(decoder=True))
 
 
 def load_model(
@@ -372,6 +371,7 @@ def _from_config(config: ModelConfig, task: Task, made: PretrainedConfig) -> Pre
     import transformers
 
     attention = {} if config.attention == "auto" else {"attn_implementation": config.attention}
+    made = joined_config(made) if _from_encoder(task, made) else made
     model: PreTrainedModel = getattr(transformers, task.auto_model).from_config(made, dtype=dtype_of(config), **attention)
     return model
 

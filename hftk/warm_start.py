@@ -59,7 +59,7 @@ def warm_start(
 
     ``load(auto_class, config)`` gives a model of the checkpoint and transformers' loading info.
     """
-    from transformers import AutoModel, AutoModelForCausalLM, EncoderDecoderConfig, EncoderDecoderModel
+    from transformers import AutoModel, AutoModelForCausalLM, EncoderDecoderModel
 
     start, end = frame_tokens(tokenizer)
     with _quiet():
@@ -68,7 +68,7 @@ def warm_start(
     for half in (encoder, decoder):
         if len(tokenizer) > half.get_input_embeddings().weight.shape[0]:
             half.resize_token_embeddings(len(tokenizer))
-    config: Any = EncoderDecoderConfig.from_encoder_decoder_configs(encoder.config, decoder.config)
+    config = joined_config(encoder.config, decoder.config)
     config.decoder_start_token_id, config.eos_token_id, config.pad_token_id = start, end, tokenizer.pad_token_id
     config.vocab_size = decoder.config.vocab_size
     model: Any = EncoderDecoderModel(config=config, encoder=encoder, decoder=decoder)
@@ -108,6 +108,15 @@ def _quiet() -> Iterator[None]:
         yield
     finally:
         logging.set_verbosity(before)
+
+
+def joined_config(made: PretrainedConfig, decoder: PretrainedConfig | None = None) -> Any:
+    """The config of an encoder-decoder whose halves are ``made`` and ``decoder`` (default: ``made`` as a decoder)."""
+    from transformers import EncoderDecoderConfig
+
+    config: Any = EncoderDecoderConfig.from_encoder_decoder_configs(made, decoder or _decoder_config(made))
+    config.vocab_size, config.pad_token_id = made.vocab_size, made.pad_token_id
+    return config
 
 
 def _decoder_config(made: PretrainedConfig) -> Any:

@@ -19,10 +19,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
+from hftk.architectures import kind_of
 from hftk.config import InputError, Problem, RunConfig
 from hftk.optimization import make_optimizer
 from hftk.planning.adapted import adapt
 from hftk.task import Task
+from hftk.warm_start import joined_config
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -232,6 +234,8 @@ def _build(config: RunConfig, task: Task, made: PretrainedConfig, dtype: torch.d
 
     asked = torch.float32 if config.model.dtype == "auto" else getattr(torch, config.model.dtype)
     attention = "eager" if config.model.attention == "eager" else None
+    if task.auto_model == "AutoModelForSeq2SeqLM" and kind_of(made) == "encoder":
+        made = joined_config(made)
     model: PreTrainedModel = getattr(transformers, task.auto_model).from_config(
         made, dtype=dtype or asked, **({"attn_implementation": attention} if attention else {})
     )

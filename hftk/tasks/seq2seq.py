@@ -138,12 +138,14 @@ class Seq2Seq(ABC):
         """Derive how long an output may become from the training targets; it is saved with the model."""
         self.set_languages(model, tokenizer)
         most = self.way.start(model, tokenizer, self.config.train.max_length)
-        targets = list(splits.train["target"][:TARGETS_LOOKED_AT])
+        every = max(1, -(-len(splits.train) // TARGETS_LOOKED_AT))
+        targets = list(splits.train["target"])[::every]
         longest = max((len(ids) for ids in self.way.answers(targets, tokenizer)), default=1)
         config: Any = model.generation_config
         config.max_new_tokens, config.max_length = math.ceil(longest * MARGIN), None
         config.max_new_tokens = min(config.max_new_tokens, most or config.max_new_tokens)
-        note(f"outputs have at most {config.max_new_tokens} tokens: the longest training target has {longest}")
+        looked_at = "training target" if every == 1 else f"one of every {every} training targets"
+        note(f"outputs have at most {config.max_new_tokens} tokens: the longest {looked_at} has {longest}")
 
     @abstractmethod
     def set_languages(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -19,6 +19,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch.nn.functional import cross_entropy
+from torch.nn.parallel import DistributedDataParallel
 
 IGNORED = -100
 """Label of a position that is not trained and not counted (torch's and transformers' convention)."""
@@ -186,6 +187,8 @@ def _head(plain: Any) -> torch.nn.Linear | None:
     """The last projection, where it is a plain one: a quantized or adapted one has more to do."""
     find = getattr(plain, "get_output_embeddings", None)
     head = find() if find else None
+    if hasattr(getattr(head, "weight", None), "ds_id"):
+        return None  # DeepSpeed gathers it for the layer's own forward pass alone
     return head if type(head) is torch.nn.Linear or getattr(head, "is_projection", False) else None
 
 
@@ -246,12 +249,13 @@ def _each(hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None,
 def _can_be_in_pieces(model: Any, inputs: Mapping[str, torch.Tensor]) -> bool:
     """Whether the loss in pieces is the model's: found out on the corner of its first batch, and remembered."""
     plain = _plain(model)
+    if hasattr(model, "_orig_mod") or hasattr(plain, "_orig_mod"):
+        return False  # torch.compile keeps the forward that it has seen
     known = _in_pieces.get(plain)
     if known is None and _has_no_values(next(iter(inputs.values()))):
         return _head(plain) is not None and not any(getattr(plain.config, name, None) for name in AFTER_THE_HEAD)
     if known is None:
-        compiled = hasattr(model, "_orig_mod") or hasattr(plain, "_orig_mod")  # torch.compile keeps the forward that it has seen
-        known = _in_pieces[plain] = not compiled and _head(plain) is not None and _hands_out_projections(model, inputs)
+        known = _in_pieces[plain] = _head(plain) is not None and _hands_out_projections(model, inputs)
     return known
 
 
@@ -283,17 +287,19 @@ def _hands_out_projections(model: Any, inputs: Mapping[str, torch.Tensor]) -> bo
         put.append(torch.linspace(-100, 100, projected.numel(), device=projected.device).view(projected.shape).to(projected.dtype))
         return put[-1]
 
+    # Not through DistributedDataParallel, whose forward pass is a meeting of processes: one of them may find out alone.
+    inner = model.module if isinstance(model, DistributedDataParallel) else model
     head, training = _head(plain), model.training
     assert head is not None
     hook = head.register_forward_hook(replace)
     model.eval()
     try:
         with torch.no_grad():
-            logits = model(**corner, use_cache=False).logits
+            logits = inner(**corner, use_cache=False).logits
     except (AttributeError, IndexError, RuntimeError, TypeError):  # a model that is put together in another way
         return False
     finally:
         hook.remove()
         model.train(training)
     extra = getattr(plain, "final_logits_bias", None)
-    return len(put) == 1 and torch.equal(logits, put[0] if extra is None else put[0] + extra)
+    return len(put) == 1 and torch.equal(logits.float(), (put[0] if extra is None else put[0] + extra).float())
