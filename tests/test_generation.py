@@ -264,6 +264,15 @@ def test_the_seed_decides_and_rows_with_the_same_prompt_differ() -> None:
     assert len(set(first)) >= 4 and len({*first, *other, *negative}) >= 12
 
 
+def test_a_part_of_the_rows_draws_as_it_would_among_all_of_them() -> None:
+    every = [result.text for result in generate(gpt2(), letters(), PROMPTS, SAMPLING)]
+    for process in range(3):
+        mine = list(range(process, len(PROMPTS), 3))
+        found = generate(gpt2(), letters(), [PROMPTS[i] for i in mine], SAMPLING, numbers=mine)
+        assert [result.text for result in found] == [every[i] for i in mine]
+        assert [result.index for result in found] == list(range(len(mine)))
+
+
 def test_the_global_random_state_is_neither_read_nor_changed() -> None:
     model, tokenizer = CASES["gpt2, pad = eos"]
     torch.manual_seed(1)
