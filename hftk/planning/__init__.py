@@ -6,7 +6,7 @@ devices that there are. Every number is an upper bound in one respect: each row 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -29,6 +29,9 @@ from hftk.task import Task
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
+
+COUNTABLE_LOGITS = 2**27
+"""Logits of a batch that are counted within a few seconds."""
 
 DEFAULT_EPOCHS = 3.0
 """As :func:`hftk.training.fit` takes them where neither epochs nor steps are set."""
@@ -152,11 +155,14 @@ def plan(config: RunConfig, task: Task, setup: Setup | None = None, *, precision
     }
     if "generation" not in task.judged_by and "CausalLM" not in task.auto_model:
         del phases["generation"]
-    half = replace(shape, rows=max(1, shape.rows // 2) if shape.rows > 1 else 2)
-    other = _footprint(config, task, made, half, setup, precision, judged, accumulation)
-    per_row = (training - _training(other, setup, precision)[1]) / (shape.rows - half.rows)
-    room = USABLE * capacity - training
-    largest = max(0, int(shape.rows + room // per_row)) if per_row > 0 else None
+
+    def bytes_of(count: int) -> int:
+        other = _footprint(config, task, made, replace(shape, rows=count), setup, precision, judged, accumulation)
+        return _training(other, setup, precision)[1]
+
+    # The loss is counted piece by piece, which takes long for more logits than this.
+    countable = COUNTABLE_LOGITS // (max(shape.length, shape.target_length) * (getattr(made, "vocab_size", None) or 1))
+    largest = _largest_batch(bytes_of, shape.rows, training, USABLE * capacity, max(8 * shape.rows, countable))
     per_step = rows * (shape.length + shape.target_length)
     per_step = config.train.global_batch_tokens or per_step
     made_plan = Plan(
@@ -176,6 +182,24 @@ def plan(config: RunConfig, task: Task, setup: Setup | None = None, *, precision
     return replace(
         made_plan, hints=tuple(compute.hints(made_plan, task)), assumptions=tuple(_assumptions(made_plan, config))
     )
+
+
+def _largest_batch(bytes_of: Callable[[int], int], rows: int, now: int, room: float, countable: int) -> int | None:
+    """Most rows of a micro-batch that fit into ``room`` bytes, where ``rows`` take ``now``; None where rows cost nothing. More than
+    ``countable`` are not counted but estimated.
+
+    Bytes are nearly linear in the rows: a straight line through two sizes, and a second one through what it leads to.
+    """
+    largest, other = rows, max(1, rows // 2) if rows > 1 else 2
+    for _ in range(2):
+        per_row = (bytes_of(other) - now) / (other - rows)
+        if per_row <= 0:
+            return None
+        largest = max(0, int(rows + (room - now) // per_row))
+        if largest in (0, rows, other):
+            break
+        other = min(largest, countable)
+    return largest
 
 
 def foresee(

@@ -120,7 +120,7 @@ class LiveBytes(TorchDispatchMode):
             return
         kind = self.stage
         if kind in ("activations", "temporary"):
-            if tensor.numel() == self._logits[0] and tensor.shape[-1] == self._logits[1]:
+            if tensor.dim() > 1 and tensor.shape[-1] == self._logits[1] and tensor.numel() <= self._logits[0]:
                 kind = "logits"
             elif func is torch.ops.aten._to_copy.default and self.kind_of(args[0]) == "weights":
                 kind = "copies"
@@ -358,6 +358,7 @@ def _attention_backward(
 
 FLOPS: dict[Any, Any] = {
     **flop_registry,
+    torch.ops.aten.addmm_: flop_registry[torch.ops.aten.addmm],
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: flop_registry[
         torch.ops.aten._scaled_dot_product_flash_attention
     ],

@@ -265,7 +265,7 @@ WRONG: dict[str, tuple[list[str], list[str]]] = {
     "a misspelt flag": (["predict", "RUN", "--prompt", "a", "--temprature", "2"], ["--temprature", "did you mean --temperature?"]),
     "an abbreviated flag": (["predict", "RUN", "--prom", "a"], ["does not take --prom", "did you mean --prompt?"]),
     "no folder at all": (["predict"], ["required: DIR", "hftk predict --help"]),
-    "an unknown command": (["predcit", "RUN"], ["expected one of the commands predict, evaluate, compare, report", "did you mean hftk predict?"]),
+    "an unknown command": (["predcit", "RUN"], ["expected one of the commands predict, evaluate, compare, export", "did you mean hftk predict?"]),
     "no weights to judge": (["evaluate", "TMP/full", "--data", "TMP/prompts.txt"], ["hftk: 1 problem", "found notes.txt"]),
     "scores in no folder": (["evaluate", "RUN", "--data", "TMP/prompts.txt", "--output", "TMP/x/y"], ["TMP/x does not exist"]),
     "no data": (["evaluate", "RUN"], ["--data: expected the rows to judge", "add --data FILE"]),

@@ -104,10 +104,10 @@ def test_a_base_model_is_named_only_where_it_came_from_the_hub(tmp_path: Path, m
 
     monkeypatch.chdir(tmp_path)
     assert (
-        base("openai-community/gpt2", commit="607a30d") == "openai-community/gpt2"
-        and base("gpt2", commit="607a30d") == "gpt2"
+        base("openai-community/gpt2", from_hub=True) == "openai-community/gpt2"
+        and base("gpt2", from_hub=True) == "gpt2"
     )
-    assert base("out/gpt2", commit=None) is None, "a folder that looks like an id"
+    assert base("out/gpt2", from_hub=False) is None, "a folder that looks like an id"
     assert (
         base("my_model") is None
         and base("/models/gpt2") is None

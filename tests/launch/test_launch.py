@@ -455,7 +455,7 @@ def test_two_processes_share_results_and_errors_and_one_of_them_speaks(tmp_path)
     assert second["unpicklable error"] == "RuntimeError: Unpicklable: 1 2"
     assert code == 1  # accelerate's, whatever the children return
     assert (told["state"], told["exit_code"], told["processes"]) == ("wrong input", 2, 2)
-    assert err.count("expected a file, found none") == 1 and out.count("output: out") == 1
+    assert err.count("expected a file, found none") == 1 and out.count("all settings: out") == 1
 
 
 @pytest.mark.launch

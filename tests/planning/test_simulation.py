@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 import torch
 
-from hftk.config import ModelConfig, TrainConfig
+from hftk.config import ModelConfig, TrainConfig, override
 from hftk.planning import simulation
 from hftk.planning.adapted import QuantizedLinear
 from hftk.planning.shapes import planned_config
 from hftk.planning.simulation import BatchShape, Footprint, LiveBytes, simulate
+from hftk.tasks import vocabulary
 from hftk.tasks.causal_lm import CausalLM, CausalLMConfig
 from hftk.tasks.classification import Classification, ClassificationConfig
 from hftk.tasks.summarization import Summarization, SummarizationConfig
@@ -54,6 +55,7 @@ def test_real_tensors_take_what_the_count_says(architecture: str, precision: str
     live = LiveBytes()
     with live:
         model = simulation._make(task.config, task, made, None)
+        vocabulary._in_pieces[model] = True  # a real model would be tried first, a fake one cannot be
         real = simulation._count_step(task.config, task, model, shape, shape, precision, False, live)
     assert (real.weights, real.gradients, real.optimizer) == (found.weights, found.gradients, found.optimizer)
     assert real.flops_training == found.flops_training
@@ -75,9 +77,10 @@ def test_other_optimizers_hold_what_they_hold(optimizer: str, each: int) -> None
 
 
 def test_forward_operations_are_two_for_each_weight_and_token_beside_attention() -> None:
-    """GPT-2 tiny by hand: 4 layers of width 128 with 12 x 128^2 weights in matrices, a head of 300 x 128, 24 tokens of context."""
+    """GPT-2 tiny by hand: 4 layers of width 128 with 12 x 128^2 weights in matrices, 24 tokens of context, and a head of 300 x 128 whose two
+    gradients are computed with the loss."""
     found = counted(task_of("gpt2"))
-    per_token = 2 * (4 * 12 * 128**2 + 300 * 128) + 4 * 4 * 128 * 24
+    per_token = 2 * (4 * 12 * 128**2 + 3 * 300 * 128) + 4 * 4 * 128 * 24
     assert found.flops_forward == per_token * found.tokens
 
 
@@ -114,7 +117,12 @@ def test_logits_are_told_from_activations() -> None:
     task = task_of("gpt2")
     made = planned_config(task.config.model, task)
     found = simulate(task.config, task, made, replace(SHAPE, rows=64), judged=SHAPE, precision="fp32")
-    assert found.peak["logits"] >= 2 * 4 * 64 * 24 * 300  # logits or their gradient, and the softmax, in float32
+    assert found.peak["logits"] == 4 * 64 * 24 * 300  # in float32; softmax and gradient take their place
+    with_many = override(task.config, {"model": {"vocab_size": 30_000}})
+    made = planned_config(with_many.model, CausalLM(with_many))
+    shape = replace(SHAPE, rows=64)
+    found = simulate(with_many, CausalLM(with_many), made, shape, judged=SHAPE, precision="fp32")
+    assert 0 < found.peak["logits"] < 4 * 64 * 24 * 30_000 / 2, "the loss is computed in pieces"
 
 
 def test_storages_are_counted_once_and_until_they_die() -> None:
@@ -157,7 +165,7 @@ def test_adapters_train_little_and_quantization_shrinks_the_rest(method: str) ->
     sizes = {}
     for bits in (None, 8, 4):
         config: Any = SimpleNamespace(
-            adapter=SimpleNamespace(method=method, rank=4), quantization=SimpleNamespace(bits=bits)
+            adapter=SimpleNamespace(method=method, rank=4), quantization=SimpleNamespace(bits=bits), frozen=None
         )
         with FakeTensorMode(allow_non_fake_inputs=True):
             model = adapt(simulation._build(task.config, task, made), config, task.auto_model)
