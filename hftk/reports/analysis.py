@@ -161,7 +161,8 @@ def _examples(section: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _facts(section: Mapping[str, Any]) -> dict[str, Any]:
-    return {"shape": "facts", "facts": dict(section["facts"].items())}
+    facts = section["facts"].items()
+    return {"shape": "facts", "facts": {k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in facts}}
 
 
 def _anything(section: Mapping[str, Any]) -> dict[str, Any]:

@@ -215,7 +215,8 @@ def sample_view(sample: Mapping[str, Any]) -> dict[str, Any]:
     fields.sort(key=lambda f: order.index(f["role"]))
     said = next((f["text"] for f in fields if f["role"] == "output"), None)
     wanted = next((f["text"] for f in fields if f["role"] == "reference"), None)
-    short = said is not None and wanted is not None and len(said) <= 40 and "prompt" not in sample
+    written = bool({"prompt", "source"} & set(sample))  # a text can be right in other words
+    short = said is not None and wanted is not None and len(said) <= 40 and not written
     groups = {"inputs": ("input",), "outputs": ("output", "before", "reference"), "others": ("other",)}
     parts = {name: [f for f in fields if f["role"] in roles] for name, roles in groups.items()}
     return {**parts, "fields": fields, "match": said == wanted if short else None}
