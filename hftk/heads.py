@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from hftk.choices import note
@@ -52,6 +53,21 @@ def start_around(model: PreTrainedModel, mean: float, spread: float) -> None:
         head.weight.mul_(spread)
         if head.bias is not None:
             head.bias.fill_(mean)
+
+
+def start_at_frequencies(model: PreTrainedModel, frequencies: Sequence[float]) -> None:
+    """Let the head's biases be the log-odds of ``frequencies``, (labels,) shares of rows that have each label; in place.
+
+    Of many labels a row has few: from 1/2 for each, the first hundreds of steps go into unlearning that, and on the way a
+    pre-trained encoder forgets what it knew (Lin et al. 2017, *Focal Loss for Dense Object Detection*, section 3.3).
+    """
+    import torch
+
+    head: Any = last_layer(model)
+    if head.bias is None:
+        return
+    with torch.no_grad():
+        head.bias.copy_(torch.logit(torch.tensor(frequencies, dtype=head.bias.dtype), eps=1e-4))
 
 
 def trained_labels(config: Any) -> list[str] | None:

@@ -225,8 +225,11 @@ class Classification:
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, splits: Splits, new: Collection[str]
     ) -> None:
         """A new head for regression begins with the mean and the spread of the training labels: from prices or years of 2,000 on,
-        small steps would never get there."""
-        if judgement.labels_in(splits.train).problem_type == REGRESSION and heads.is_new(model, new):
+        small steps would never get there. One for several labels begins with how frequent each label is."""
+        labels = judgement.labels_in(splits.train)
+        if labels.problem_type == MULTI and heads.is_new(model, new):
+            heads.start_at_frequencies(model, judgement.truth(splits.train, labels).mean(0).tolist())
+        if labels.problem_type == REGRESSION and heads.is_new(model, new):
             numbers = np.array(list(splits.train["label"]), np.float64)
             heads.start_around(model, float(numbers.mean()), float(numbers.std()) or 1.0)
 

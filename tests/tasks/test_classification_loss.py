@@ -177,3 +177,15 @@ def test_only_training_is_weighted_and_smoothed() -> None:
     with torch.no_grad():
         outputs = task.outputs(model, batch)
     torch.testing.assert_close(outputs["loss"], functional.cross_entropy(outputs["logits"], TRUE, reduction="none"))
+
+
+def test_a_new_head_for_several_labels_starts_at_their_frequencies() -> None:
+    from transformers import BertConfig, BertForSequenceClassification
+
+    from hftk.heads import start_at_frequencies
+
+    config = BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, vocab_size=9, num_labels=3)
+    model = BertForSequenceClassification(config)
+    start_at_frequencies(model, [0.5, 0.02, 0.0])
+    start = torch.sigmoid(model.classifier.bias)
+    assert torch.allclose(start, torch.tensor([0.5, 0.02, 1e-4]), atol=1e-6), "no label starts without any odds"
