@@ -21,7 +21,6 @@ TOKENS_PER_PARAMETER = 20
 SOURCES = (
     "memory: one step of the run itself on tensors without memory, every storage counted from birth to death",
     "states of mixed-precision Adam, 16 bytes per parameter, and their shards: Rajbhandari et al. 2020 (ZeRO), arXiv:1910.02054",
-    "check of activations, 34 bytes x tokens x width per 16-bit layer: Korthikanti et al. 2022, arXiv:2205.05198",
     "check of operations, 6 N + 12 x layers x width x tokens: Kaplan et al. 2020, arXiv:2001.08361; Chowdhery et al. 2022 (PaLM), arXiv:2204.02311, appendix B",
     "tokens per parameter: Hoffmann et al. 2022 (Chinchilla), arXiv:2203.15556",
 )
@@ -45,15 +44,6 @@ def formula_flops(parameters: int, made: PretrainedConfig, length: int) -> float
         return None
     shape = _text_shape(made)
     return 6.0 * parameters + 12.0 * shape["layers"] * shape["heads"] * shape["head_width"] * length
-
-
-def formula_activations(made: PretrainedConfig, shape: BatchShape) -> float | None:
-    """Bytes that the layers keep for the backward pass in 16 bits with dropout, without attention scores: 34 s b h L (Korthikanti et al.
-    2022, equation 2, less its 5 a s / h for the scores). None for encoder-decoders."""
-    if made.is_encoder_decoder:
-        return None
-    text = _text_shape(made)
-    return 34.0 * shape.length * shape.rows * text["layers"] * made.get_text_config().hidden_size
 
 
 def cache_bytes(made: PretrainedConfig, beams: int) -> int:
