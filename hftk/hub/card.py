@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hftk.adapter_files import ADAPTER
 from hftk.config import PublishConfig
-from hftk.hub.folder import ADAPTER
 from hftk.hub.usage import head_of, read_json, usage
 from hftk.records import RunRecord
 from hftk.reports import wording

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
+from hftk.adapter_files import ADAPTER, BASE, BASE_CONFIG
 from hftk.config import InputError, Problem
 from hftk.launch.environment import redact
 from hftk.records import RECORD, RunRecord, plain
@@ -21,7 +22,6 @@ from hftk.reports import REPORT, render_html
 
 CARD = "README.md"
 SETTINGS = "config.yaml"
-ADAPTER = "adapter_config.json"
 WEIGHTS = ("*.safetensors",)
 SENT = (
     *WEIGHTS, "*.safetensors.index.json", "tokenizer.json", "vocab.json", "vocab.txt", "merges.txt", "bpe.codes", "*.spm",
@@ -29,7 +29,7 @@ SENT = (
 )  # fmt: skip
 """Files that are sent byte by byte."""
 SCRUBBED = (
-    "config.json", "generation_config.json", ADAPTER, "base_config.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+    "config.json", "generation_config.json", ADAPTER, BASE_CONFIG, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
     "chat_template.json",
 )  # fmt: skip
 """JSON files that are sent without paths of this machine."""
@@ -166,7 +166,7 @@ def _set_base(values: dict[str, Any], folder: Path, base_model: str | None) -> l
     if base_model and base_model != values.get("base_model_name_or_path"):
         values |= {"base_model_name_or_path": base_model, "revision": None}
     base = str(values.get("base_model_name_or_path") or "")
-    made_here = Path(base).name == "base" and (folder / "base").is_dir()
+    made_here = Path(base).name == BASE and (folder / BASE).is_dir()
     elsewhere = is_absolute(base) or base.startswith(".") or base.count("/") > 1
     if not base or made_here or elsewhere or Path(base).is_dir() or (folder / base).is_dir():
         message = f"the adapter's base is a folder of this machine, which nobody else can load: {base or 'none'}"

@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterator, Sequence
 from json import JSONDecodeError
 from typing import Any, TypeVar
 
+from hftk.adapter_files import ADAPTER
 from hftk.config import InputError, Problem, PublishConfig, ServiceError
-from hftk.hub.folder import ADAPTER, WEIGHTS, File, matches
+from hftk.hub.folder import WEIGHTS, File, matches
 from hftk.launch.environment import private
 
 T = TypeVar("T")

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from hftk.hub.folder import ADAPTER
+from hftk.adapter_files import ADAPTER
 from hftk.records import RunRecord
 
 PROMPT = "Once upon a time"

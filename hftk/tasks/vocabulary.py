@@ -21,8 +21,8 @@ import torch
 from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 
-IGNORED = -100
-"""Label of a position that is not trained and not counted (torch's and transformers' convention)."""
+from hftk.tasks.decoders import IGNORED
+
 LOGITS_AT_ONCE = {"cpu": 2**21, "cuda": 2**26}
 """Logits of one piece: on a CPU they fit into the cache, on a GPU they keep it busy."""
 FEWEST_POSITIONS = 256
