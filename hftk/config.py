@@ -14,6 +14,7 @@ from typing import Any, Literal
 from hftk.adaptation import AdapterConfig as AdapterConfig
 from hftk.adaptation import QuantizationConfig as QuantizationConfig
 from hftk.adaptation import starts_from_weights
+from hftk.problems import DiskError as DiskError
 from hftk.problems import InputError as InputError
 from hftk.problems import Problem as Problem
 from hftk.problems import ServiceError as ServiceError

@@ -37,3 +37,10 @@ class ServiceError(Exception):
 
     The message says what happened and what to type next; it is shown without a traceback, and the exit code is 1.
     """
+
+
+class DiskError(Exception):
+    """A disk is full or cannot be written; what was whole before is still there.
+
+    The message says what is kept and what to type next; it is shown without a traceback, and the exit code is 1.
+    """

@@ -8,9 +8,7 @@ what the model happens to count, and for most classic models by nothing: https:/
 from __future__ import annotations
 
 import functools
-import json
 import math
-import shutil
 import tempfile
 import time
 from contextlib import AbstractContextManager, nullcontext
@@ -20,10 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 import accelerate.optimizer
 import torch
-from accelerate.utils import gather_object
 from transformers import PrinterCallback, Trainer, TrainingArguments
 
-from hftk import adapter_files, adapters, checkpoints, optimization
+from hftk import checkpoints, optimization
 from hftk.batching import Plan, StepLoader, StreamPlan
 from hftk.choices import note
 from hftk.conductor import Conductor
@@ -32,14 +29,12 @@ from hftk.dropout import fast_dropout
 from hftk.evaluation import collect, scores_of_text
 from hftk.launch import on_main, stop_requested
 from hftk.precision import autocast, choose_precision
+from hftk.saving import Saver
 from hftk.task import Features, Task
-from hftk.weights import no_progress_bars
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-STATE = "hftk.json"
-"""What a checkpoint of ours holds besides Trainer's files: history, counters, automatic choices, and what the run trains on."""
 CURVES = ("loss", "learning_rate", "grad_norm")
 """What the history keeps of Trainer's logs, beside evaluations."""
 CHECK_STEPS = 100
@@ -94,7 +89,7 @@ class ExactTrainer(Trainer):
         self, task: Task, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, arguments: TrainingArguments,
         config: RunConfig, loader: StepLoader, validation: Judged | None, run: dict[str, Any], state: dict[str, Any],
     ) -> None:  # fmt: skip
-        """``run`` is :func:`hftk.training.fingerprint`, ``state`` what :data:`STATE` of the checkpoint holds that the run continues from."""
+        """``run`` is :func:`hftk.training.fingerprint`, ``state`` what :data:`hftk.saving.STATE` of the checkpoint holds that the run continues from."""
         use_cache = getattr(model.config, "use_cache", None)
         # No processing_class: with one, Trainer writes the tokenizer's ids into the model's config (align_special_tokens).
         self._conductor = Conductor(self)
@@ -120,8 +115,10 @@ class ExactTrainer(Trainer):
         self.stopped = False
         self._losses: list[torch.Tensor] = []
         self.stop_asked = False
+        self.saving_failed = False
+        """Whether the last checkpoint could not be sealed: the end of this step will say so."""
         self._clock = time.perf_counter()
-        self._staging: Path | None = None
+        self.saver = Saver(self)
         loader.tokens = state.get("tokens", 0)
 
     @property
@@ -133,8 +130,7 @@ class ExactTrainer(Trainer):
 
     def begin(self, step: int) -> None:
         """Make ready for the steps after ``step``; Trainer has loaded its own state."""
-        # What a run left that was killed while it saved would be sealed with the next checkpoint of the same step.
-        on_main(shutil.rmtree, self.folder / checkpoints.STAGING, ignore_errors=True)
+        self.saver.begin()
         self.loader.start = step
         if self.unlogged is not None:
             self._tr_loss += self.unlogged[0]
@@ -187,9 +183,15 @@ class ExactTrainer(Trainer):
     def train(self, *args: Any, **kwargs: Any) -> Any:
         _search_for_lomo_once()
         try:
-            return super().train(*args, **kwargs)
+            result = super().train(*args, **kwargs)
+            self.saver.finish()
+        except BaseException:
+            self.saver.settle()
+            raise
         finally:
             self._conductor.close()
+        self.tick("save")
+        return result
 
     # The exact loss -------------------------------------------------------------------------------------------------------
 
@@ -201,13 +203,15 @@ class ExactTrainer(Trainer):
                 for term, items in self.task.items(batch).items():
                     totals[term] = totals.get(term, 0.0) + (0.0 if batch.get("filler") else float(items))
         if self.args.world_size > 1:
-            # One reduction for all terms, and for the wish to stop, on which the processes must agree.
-            values = torch.tensor([*totals.values(), float(stop_requested())], dtype=torch.float64, device=device)
+            # One reduction for all terms, and for the reasons to stop, on which the processes must agree.
+            asked = [float(stop_requested()), float(self.saver.failed)]
+            values = torch.tensor([*totals.values(), *asked], dtype=torch.float64, device=device)
             torch.distributed.all_reduce(values)
-            totals = dict(zip(totals, values.tolist()[:-1], strict=True))
-            self.stop_asked = bool(values[-1] > 0)
+            *sums, stop, failed = values.tolist()
+            totals = dict(zip(totals, sums, strict=True))
+            self.stop_asked, self.saving_failed = stop > 0, failed > 0
         else:
-            self.stop_asked = stop_requested()
+            self.stop_asked, self.saving_failed = stop_requested(), self.saver.failed
         return totals
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
@@ -317,6 +321,7 @@ class ExactTrainer(Trainer):
         ways += [] if train.warmup else ["--train.warmup 0.05"]
         ways += [] if 0 < train.max_grad_norm <= 1 else ["--train.max_grad_norm 1"]
         ways += ["--train.precision bf16 or fp32"] if self.precision == "fp16" else []
+        on_main(self.saver.settle)
         saved = checkpoints.checkpoints(self.config.output)
         kept = f"; {saved[-1]} is kept: its weights are a start for a new run by --model.name" if saved else ""
         return TrainingDiverged(f"training diverged: {what}. Try {', '.join(ways)}{kept}")
@@ -331,37 +336,37 @@ class ExactTrainer(Trainer):
             self.history[-1].update({k: v for k, v in logs.items() if k in CURVES or k.startswith("eval_")})
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """Trainer's own files into a staging folder, then sealed and renamed (see :mod:`hftk.checkpoints`)."""
         self.tick("train")
-        root = self.folder
-        self._staging = root / checkpoints.STAGING
-        name = f"checkpoint-{self.state.global_step}"
-        self.unlogged = (self.accelerator.gather(self._tr_loss).mean().item(), self._globalstep_last_logged)
-        best, self.state.best_global_step = self.state.best_global_step, None  # ours is best_step()
-        with no_progress_bars():
-            super()._save_checkpoint(model, trial)
-        self.state.best_global_step = best
-        staged, self._staging = self._staging / name, None
-        self.accelerator.wait_for_everyone()
-        on_main(self._seal, staged, root / name)
+        self.saver.save()
         self.tick("save")
 
-    def _seal(self, staged: Path, final: Path) -> None:
-        (staged / "training_args.bin").unlink(missing_ok=True)  # a pickle that nothing reads
-        state = {
-            "history": self.history, "unlogged": self.unlogged, "tokens": self.tokens, "seconds": self.seconds,
-            "precision": self.precision, "run": self.run, "higher_is_better": self.higher_is_better,
+    def write_files(self) -> None:
+        """Trainer's own files of a checkpoint, into the saver's staging folder."""
+        best, self.state.best_global_step = self.state.best_global_step, None  # ours is best_step()
+        try:
+            super()._save_checkpoint(self.model, None)
+        finally:
+            self.state.best_global_step = best
+
+    def gather_losses(self) -> None:
+        """Sum up over the processes what was not logged yet, for :meth:`run_state`."""
+        self.unlogged = (self.accelerator.gather(self._tr_loss).mean().item(), self._globalstep_last_logged)
+
+    def run_state(self) -> dict[str, Any]:
+        """What :data:`hftk.saving.STATE` keeps, as it is now."""
+        return {
+            "history": [dict(point) for point in self.history], "unlogged": self.unlogged, "tokens": self.tokens,
+            "seconds": dict(self.seconds), "precision": self.precision, "run": self.run, "higher_is_better": self.higher_is_better,
         }  # fmt: skip
-        self.tokenizer.save_pretrained(staged)
-        if adapters.is_adapter(self.plain):
-            adapter_files.save_config(self.plain, staged)
-        (staged / STATE).write_text(json.dumps(state), encoding="utf-8")
-        checkpoints.seal(staged, final, {"step": self.state.global_step, "processes": self.args.world_size})
-        staged.parent.rmdir()
-        checkpoints.rotate(final.parent.parent, self.config.train.keep_checkpoints, self.best_step())
+
+    def state_bytes(self) -> int:
+        """About how many bytes a checkpoint takes up: weights and the optimizer's state, as this process holds them."""
+        states = self.optimizer.state.values() if self.optimizer is not None else ()
+        tensors = [*self.plain.parameters(), *(t for state in states for t in state.values() if isinstance(t, torch.Tensor))]
+        return sum(tensor.nbytes for tensor in tensors)
 
     def _get_output_dir(self, trial: Any) -> str:
-        return str(self._staging or self.args.output_dir)
+        return str(self.saver.staging or self.args.output_dir)
 
     def load_weights(self, step: int) -> None:
         """Take the weights of the checkpoint of ``step``; RuntimeError if it is not whole (Trainer would only warn)."""
@@ -372,14 +377,16 @@ class ExactTrainer(Trainer):
         self.state.best_model_checkpoint = str(folder)
         self._load_best_model()
 
-    def _save_rng_state(self, output_dir: str) -> None:
-        """Every process has a random state of its own; the main one writes them all."""
+    def random_states(self) -> list[tuple[str, bytes]]:
+        """Name and content of Trainer's file of this process's random state."""
         with tempfile.TemporaryDirectory() as folder:
             super()._save_rng_state(folder)
-            own = [(path.name, path.read_bytes()) for path in Path(folder).iterdir()]
-        for name, content in gather_object(own):
-            if self.args.should_save:
-                (Path(output_dir) / name).write_bytes(content)
+            return [(path.name, path.read_bytes()) for path in Path(folder).iterdir()]
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        """Every process has a random state of its own; the main one writes them all."""
+        if self.args.should_save:
+            self.saver.write_random_states(output_dir)
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
         """Weights that a checkpoint lacks are an error. Trainer warns, and of tied weights too, which are saved once."""

@@ -24,8 +24,9 @@ from hftk.launch import StopRequested, graceful, on_main
 from hftk.model import default_length, is_pretrained
 from hftk.planning.hindsight import held_against_plan, memory_level
 from hftk.quantization import bytes_of, count
+from hftk.saving import STATE
 from hftk.task import Features, Splits, Task
-from hftk.trainer import STATE, ExactTrainer, Judged, make_arguments
+from hftk.trainer import ExactTrainer, Judged, make_arguments
 from hftk.weights import no_progress_bars
 
 if TYPE_CHECKING:
