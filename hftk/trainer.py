@@ -344,7 +344,7 @@ class ExactTrainer(Trainer):
         """Trainer's own files of a checkpoint, into the saver's staging folder."""
         best, self.state.best_global_step = self.state.best_global_step, None  # ours is best_step()
         try:
-            super()._save_checkpoint(self.model, None)
+            super()._save_checkpoint(self.plain, None)
         finally:
             self.state.best_global_step = best
 
