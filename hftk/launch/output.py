@@ -167,10 +167,13 @@ def _check_contents(folder: Path, config: RunConfig) -> None:
 
 
 def _continues(config: RunConfig, folder: Path) -> bool:
-    """Whether the run goes on with what the folder holds: --resume auto, or the path of a checkpoint inside of it."""
+    """Whether the run goes on with what the folder holds: --resume auto, or the path of a checkpoint inside of it, or of one
+    that was saved elsewhere because this folder's disk was full (its manifest tells)."""
     if config.resume in ("auto", "never"):
         return config.resume == "auto"
-    return Path(config.resume).expanduser().resolve().is_relative_to(folder.resolve())
+    path = Path(config.resume).expanduser().resolve()
+    here = folder.resolve()
+    return path.is_relative_to(here) or (_read_json(path / "manifest.json") or {}).get("output") == str(here)
 
 
 def _check_removable(folder: Path, foreign: list[str], earlier: str | None) -> None:
