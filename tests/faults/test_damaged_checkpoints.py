@@ -78,7 +78,7 @@ def test_damage_to_any_file_is_found_and_the_checkpoint_before_is_chosen(run: An
         HARM[harm](path)
         chosen, (told,) = checkpoints.choose("auto", config.output)
         assert chosen == before
-        assert str(newest) in told and (name in told or path.name == checkpoints.MANIFEST and "manifest" in told)
+        assert str(newest) in told and (name in told or (path.name == checkpoints.MANIFEST and "manifest" in told))
         assert any(reason in told for reason in REASONS), told
         with pytest.raises(InputError, match=f"use --resume {before}"):
             checkpoints.choose(str(newest), config.output)
