@@ -37,18 +37,18 @@ def seal(staged: Path, final: Path, facts: dict[str, Any]) -> None:
     files = sorted(p for p in staged.rglob("*") if p.is_file())
     listed = {str(p.relative_to(staged).as_posix()): {"bytes": p.stat().st_size, "sha256": _sha256(p)} for p in files}
     for path in files:
-        _sync(path)
+        sync(path)
     manifest = staged / MANIFEST
     manifest.write_bytes(_manifest({**facts, "files": listed}))
-    _sync(manifest)
+    sync(manifest)
     for folder in sorted((p for p in staged.rglob("*") if p.is_dir()), reverse=True):
-        _sync(folder)
-    _sync(staged)
+        sync(folder)
+    sync(staged)
     if final.exists() and damage(final):
         os.replace(final, _unused(final.with_name(f"damaged-{final.name}")))
     replaced = _set_aside(final) if final.exists() else None
     os.replace(staged, final)
-    _sync(final.parent)
+    sync(final.parent)
     if replaced:
         _delete(replaced)
 
@@ -191,7 +191,7 @@ def _digest(file: Any) -> str:  # Python 3.10
     return digest.hexdigest()
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
     """fsync a file or a folder; Windows cannot open folders, and needs no sync of them."""
     if path.is_dir() and os.name == "nt":
         return

@@ -233,7 +233,7 @@ class Saver:
         free = ""
         with contextlib.suppress(OSError):
             free = f" ({shutil.disk_usage(self._output).free / 1e6:,.0f} MB free, {self._trainer.state_bytes() / 1e6:,.0f} MB needed)"
-        return f"a checkpoint could not be written to {self._folder}: {_in_words(failure)}{free}; {older}; {told}"
+        return f"a checkpoint could not be written to {self._folder}: {in_words(failure)}{free}; {older}; {told}"
 
 
 def _place_with_room(size: int) -> Path | None:
@@ -249,7 +249,7 @@ def _place_with_room(size: int) -> Path | None:
 def _raise_together(failure: Exception | None) -> None:
     """Raise on every process what kept one of them from writing its files."""
     unwritten = isinstance(failure, (OSError, SafetensorError)) or bool(failure and UNWRITTEN.search(str(failure)))
-    told = gather_object([(unwritten, _in_words(failure)) if failure else None])
+    told = gather_object([(unwritten, in_words(failure)) if failure else None])
     first = next((words for words in told if words), None)
     if first is None:
         return
@@ -258,7 +258,8 @@ def _raise_together(failure: Exception | None) -> None:
     raise (DiskError if first[0] else RuntimeError)(first[1])
 
 
-def _in_words(failure: Exception) -> str:
+def in_words(failure: Exception) -> str:
+    """One line about what kept a file from being written."""
     if isinstance(failure, OSError) and failure.strerror:
         return failure.strerror + (f" ({failure.filename})" if failure.filename else "")
     return (str(failure).splitlines() or [type(failure).__name__])[0]

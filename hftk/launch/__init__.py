@@ -50,8 +50,10 @@ __all__ = ["Launch", "StopRequested", "graceful", "launched", "on_main", "run", 
 
 P = ParamSpec("P")
 T = TypeVar("T")
-DISK_REFUSES = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
-"""No room (for anybody, for this user, in one file), read-only, not allowed, broken."""
+FROM_OUTSIDE = frozenset(
+    (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ENOENT, errno.ESTALE)
+)
+"""No room (for anybody, for this user, in one file), read-only, not allowed, broken, gone, gone from a network disk."""
 PEER_SECONDS = 2.0
 """How long a failed peer waits for the main process to say the same before it speaks itself."""
 
@@ -308,20 +310,20 @@ def _meaning(error: BaseException) -> tuple[str, int, str]:
         return "done", 0, ""
     if isinstance(error, (ServiceError, DiskError)):
         return "failed", 1, str(error)
-    if isinstance(error, OSError) and error.errno in DISK_REFUSES:
-        return "failed", 1, _of_disk(error)
+    if isinstance(error, OSError) and error.errno in FROM_OUTSIDE:
+        return "failed", 1, _of_system(error)
     message = f"{type(error).__name__}: {error}"
     if _processes() > 1 and re.search(r"Connection (closed|reset) by peer", message):
         message = f"another process of this run ended without a word (killed, or out of memory?); {message}"
     return "failed", 1, message
 
 
-def _of_disk(error: OSError) -> str:
-    """What to say of a disk that is full or refuses to be written."""
+def _of_system(error: OSError) -> str:
+    """What to say of a disk that is full or refuses to be written, and of a file that is gone."""
     where = f": {error.filename}" if error.filename else ""
     return (
-        f"{error.strerror}{where}; what was written whole before is kept. Once the disk lets itself be written again, the same "
-        "command with --resume auto goes on"
+        f"{error.strerror}{where}. What was written whole before is kept; once this is mended, the same command with "
+        "--resume auto goes on"
     )
 
 
