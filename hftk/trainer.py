@@ -25,6 +25,8 @@ from hftk.batching import Plan, StepLoader, StreamPlan
 from hftk.choices import note
 from hftk.conductor import Conductor
 from hftk.config import RunConfig
+from hftk.divergence import Guard
+from hftk.divergence import TrainingDiverged as TrainingDiverged
 from hftk.dropout import fast_dropout
 from hftk.evaluation import collect, scores_of_text
 from hftk.launch import on_main, stop_requested
@@ -37,8 +39,6 @@ if TYPE_CHECKING:
 
 CURVES = ("loss", "learning_rate", "grad_norm")
 """What the history keeps of Trainer's logs, beside evaluations."""
-CHECK_STEPS = 100
-"""Most steps between two looks at the losses: on a GPU each look waits for the device."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,10 +49,6 @@ class Judged:
     features: Features
     max_length: int
     """Context in tokens."""
-
-
-class TrainingDiverged(RuntimeError):
-    """A loss or gradient that is no finite number; what was saved before is kept."""
 
 
 def make_arguments(config: RunConfig, plan: Plan | StreamPlan) -> TrainingArguments:
@@ -113,7 +109,7 @@ class ExactTrainer(Trainer):
         self.unlogged: tuple[float, int] | None = state.get("unlogged")
         """Sum of the losses since the last logged step, and that step, at the checkpoint that the run continues from."""
         self.stopped = False
-        self._losses: list[torch.Tensor] = []
+        self.guard = Guard(self, state.get("skipped", []))
         self.stop_asked = False
         self.saving_failed = False
         """Whether the last checkpoint could not be sealed: the end of this step will say so."""
@@ -218,20 +214,36 @@ class ExactTrainer(Trainer):
         """One optimizer step's gradient: forward and backward over this process's micro-batches."""
         if not self.plain.training:
             model.train()
-        total = torch.zeros((), device=self.args.device)
+        return self.guard.watch(functools.partial(self._forward_backward, model, inputs, num_items_in_batch))
+
+    def _forward_backward(self, model: Any, inputs: Any, totals: Any) -> list[torch.Tensor]:
+        """The losses of this process's micro-batches."""
+        losses = []
         for number, batch in enumerate(inputs):
             last = number == len(inputs) - 1
             self.accelerator.gradient_state._set_sync_gradients(last)
             # Around the backward pass too, where gradient checkpointing drops the same elements again.
             with self._dropout(), nullcontext() if last else self._no_sync(model):
-                loss = self._loss(model, self._prepare_inputs(batch), num_items_in_batch)
+                loss = self._loss(model, self._prepare_inputs(batch), totals)
                 if last and self.config.train.l1_penalty:
                     weights = optimization.decayed(self.plain.named_parameters())
                     loss = loss + self.config.train.l1_penalty * torch.stack([w.abs().sum() for w in weights]).sum()
                 self.accelerator.backward(loss)
-            total += loss.detach()
-        self._losses.append(total)
-        return total
+            losses.append(loss.detach())
+        return losses
+
+    def _clip_grad_norm(self, model: Any) -> Any:
+        self.guard.remember()
+        return super()._clip_grad_norm(model)
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        if grad_norm is None:
+            self.guard.remember()
+        return self.guard.before_update(super()._get_grad_norm(model, grad_norm=grad_norm))
+
+    def leave_out_of_curve(self) -> None:
+        """The step being done has no loss: the mean at the next point of the curve is over the others."""
+        self._globalstep_last_logged += 1
 
     def _dropout(self) -> AbstractContextManager[Any]:
         return nullcontext() if self.args.torch_compile else fast_dropout(self.args.device)
@@ -270,7 +282,7 @@ class ExactTrainer(Trainer):
             self.higher_is_better = any(self.metric == f"eval_{s.name}" and s.higher_is_better for s in scores)
         self.tick("evaluate")
         if not math.isfinite(metrics["eval_loss"]):
-            raise self._diverged(f"eval_loss is {metrics['eval_loss']} after step {self.state.global_step}")
+            raise self.guard.diverged(f"eval_loss is {metrics['eval_loss']} after step {self.state.global_step}")
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         self.control.should_save |= self.restore_best and self.best_step() == self.state.global_step
@@ -299,34 +311,13 @@ class ExactTrainer(Trainer):
 
     def _maybe_log_save_evaluate(self, tr_loss: Any, grad_norm: Any, *args: Any, **kwargs: Any) -> None:
         control = self.control
-        if control.should_log or control.should_evaluate or control.should_save or len(self._losses) >= CHECK_STEPS:
-            self._check_finite(grad_norm)
+        if control.should_log or control.should_evaluate or control.should_save or self.guard.due():
+            self.guard.check(grad_norm)
         super()._maybe_log_save_evaluate(tr_loss, grad_norm, *args, **kwargs)
 
-    def _check_finite(self, grad_norm: Any) -> None:
-        """Raise before anything is logged or saved that is not finite. All processes see the same numbers."""
-        step = self.state.global_step
-        if self._losses:
-            losses = self.accelerator.gather(torch.stack(self._losses)).view(self.args.world_size, -1).mean(0).tolist()
-            self._losses.clear()
-            for number, loss in enumerate(losses, step - len(losses) + 1):
-                if not math.isfinite(loss):
-                    raise self._diverged(f"the loss of step {number} is {loss}")
-        if grad_norm is not None and not self.accelerator.optimizer_step_was_skipped and not math.isfinite(grad_norm):
-            raise self._diverged(f"the gradient of step {step} has the norm {float(grad_norm)}")
-
-    def _diverged(self, what: str) -> TrainingDiverged:
-        train = self.config.train
-        ways = [f"a lower --train.learning_rate (it was {self.learning_rate:g})"]
-        ways += [] if train.warmup else ["--train.warmup 0.05"]
-        ways += [] if 0 < train.max_grad_norm <= 1 else ["--train.max_grad_norm 1"]
-        ways += ["--train.precision bf16 or fp32"] if self.precision == "fp16" else []
-        on_main(self.saver.settle)
-        saved = checkpoints.checkpoints(self.config.output)
-        kept = f"; {saved[-1]} is kept: its weights are a start for a new run by --model.name" if saved else ""
-        return TrainingDiverged(f"training diverged: {what}. Try {', '.join(ways)}{kept}")
-
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs:
+            self.guard.check_curve(logs["loss"])
         super().log(logs, start_time)
         if "loss" in logs or "eval_loss" in logs:
             if not self.history or self.history[-1]["step"] != self.state.global_step:
@@ -357,6 +348,7 @@ class ExactTrainer(Trainer):
         return {
             "history": [dict(point) for point in self.history], "unlogged": self.unlogged, "tokens": self.tokens,
             "seconds": dict(self.seconds), "precision": self.precision, "run": self.run, "higher_is_better": self.higher_is_better,
+            "skipped": list(self.guard.skipped),
         }  # fmt: skip
 
     def state_bytes(self) -> int:

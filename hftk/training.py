@@ -80,7 +80,7 @@ def fit(
         InputError: settings that do not fit the data or the checkpoint.
         StopRequested: SIGTERM or SIGINT; a checkpoint was saved first.
         DiskError: a checkpoint or the trained model could not be written; the message says what is kept, and where.
-        TrainingDiverged: a loss or gradient is no finite number; the last checkpoint is kept.
+        TrainingDiverged: a loss or gradient is no finite number; the message holds a diagnosis, the last checkpoint is kept.
     """
     _check_validation(splits, config)
     level = memory_level(model)
@@ -131,7 +131,7 @@ def fit(
         peak_memory_bytes=peak,
         model_facts=_model_facts(unwrapped, tokenizer, config),
         choices=noted(),
-        data_facts=facts,
+        data_facts=facts | ({"skipped_steps": trainer.guard.skipped} if trainer.guard.skipped else {}),
         analysis=analysis,
         stopped_early=trainer.state.global_step < plan.total_steps,
         plan=plan_held,

@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 from hftk import choices
-from hftk.config import DiskError, InputError, RunConfig, ServiceError, override, to_dict
+from hftk.config import InputError, PlainError, RunConfig, override, to_dict
 from hftk.launch import launcher
 from hftk.launch.environment import command_line, private, redact
 from hftk.launch.output import (
@@ -308,7 +308,7 @@ def _meaning(error: BaseException) -> tuple[str, int, str]:
         return "stopped", 3, f"stopped on request ({error or 'SIGINT'})"
     if isinstance(error, SystemExit) and not error.code:
         return "done", 0, ""
-    if isinstance(error, (ServiceError, DiskError)):
+    if isinstance(error, PlainError):
         return "failed", 1, str(error)
     if isinstance(error, OSError) and error.errno in FROM_OUTSIDE:
         return "failed", 1, _of_system(error)
@@ -334,7 +334,7 @@ def _print_ending(error: BaseException, state: str, message: str, folder: Path |
         text = "\n".join(lines)
     elif state == "stopped":
         text = f"hftk: {message}" + ("; --resume auto goes on from the last checkpoint" if folder else "")
-    elif isinstance(error, (ServiceError, DiskError)):
+    elif isinstance(error, PlainError):
         text = f"hftk: failed: {message}"
     elif state == "failed":
         traceback.print_exception(error)

@@ -25,11 +25,12 @@ from hftk.launch.environment import private
 STATUS = "status.json"
 PREDICTIONS = "predictions.jsonl"
 LOCK = "run.lock"
+DIVERGENCE = "divergence.json"
 OURS = (
     "*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json", "adapter_config.json", "base_config.json", "base",
     "training_args.bin", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
     "vocab.json", "vocab.txt", "merges.txt", "*.spm", "spiece.model", "sentencepiece.bpe.model", "tokenizer.model",
-    "chat_template.json*", "chat_template.jinja", "README.md", "report.html", "report.md", PREDICTIONS,
+    "chat_template.json*", "chat_template.jinja", "README.md", "report.html", "report.md", PREDICTIONS, DIVERGENCE,
     ".generated.jsonl*", "checkpoints", ".saving", ".replaced", f"{PREDICTIONS}.partial", ".*.tmp", LOCK, "record.json", "config.yaml", STATUS,
 )  # fmt: skip
 """Names that a run leaves in its output folder, and that ``--overwrite`` removes; the last ones tell whose folder it is."""
