@@ -53,6 +53,7 @@ class Conductor(TrainerCallback):
         if trainer.stop_asked and not last:
             trainer.stopped = True
             control.should_save = control.should_training_stop = True
+        control.should_save |= trainer.saving_failed  # which raises what went wrong
         control.should_training_stop |= last
         self.bar.update(1)
 

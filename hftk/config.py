@@ -14,7 +14,9 @@ from typing import Any, Literal
 from hftk.adaptation import AdapterConfig as AdapterConfig
 from hftk.adaptation import QuantizationConfig as QuantizationConfig
 from hftk.adaptation import starts_from_weights
+from hftk.problems import DiskError as DiskError
 from hftk.problems import InputError as InputError
+from hftk.problems import PlainError as PlainError
 from hftk.problems import Problem as Problem
 from hftk.problems import ServiceError as ServiceError
 from hftk.publication import PublishConfig as PublishConfig
@@ -226,6 +228,8 @@ class TrainConfig:
     """Seed of initialization, data order and dropout."""
     deterministic: bool = False
     """Allow only deterministic algorithms, also on GPUs (slower)."""
+    on_non_finite: Literal["stop", "skip"] = "stop"
+    """What a step is to do whose loss or gradient is nan or infinite. stop: end the run with a diagnosis and the last checkpoint; skip: leave the weights as they are and go on, which the record counts (ten such steps in a row end the run)."""
     extra: dict[str, Any] = field(default_factory=dict)
     """Any other field of transformers.TrainingArguments by its name, such as --train.extra.neftune_noise_alpha 5."""
 

@@ -32,8 +32,16 @@ class InputError(Exception):
         super().__init__("\n".join(str(p) for p in self.problems))
 
 
-class ServiceError(Exception):
-    """A server or the network failed; nothing is wrong with the input and nothing is lost.
+class PlainError(Exception):
+    """What ended the run is no defect of the program and no wrong input.
 
-    The message says what happened and what to type next; it is shown without a traceback, and the exit code is 1.
+    The message says what happened, what is kept and what to type next; it is shown without a traceback, and the exit code is 1.
     """
+
+
+class ServiceError(PlainError):
+    """A server or the network failed; nothing is wrong with the input and nothing is lost."""
+
+
+class DiskError(PlainError):
+    """A disk is full or cannot be written; what was whole before is still there."""
