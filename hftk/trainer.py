@@ -13,6 +13,7 @@ import math
 import shutil
 import tempfile
 import time
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,7 @@ from hftk.evaluation import collect, scores_of_text
 from hftk.launch import on_main, stop_requested
 from hftk.precision import autocast, choose_precision
 from hftk.task import Features, Task
+from hftk.trackers import Trackers, close_open, take_over
 from hftk.weights import no_progress_bars
 
 if TYPE_CHECKING:
@@ -118,6 +120,8 @@ class ExactTrainer(Trainer):
         self.unlogged: tuple[float, int] | None = state.get("unlogged")
         """Sum of the losses since the last logged step, and that step, at the checkpoint that the run continues from."""
         self.stopped = False
+        self.trackers: Trackers | None = None
+        self.on_checkpoint: Callable[[Path], None] | None = None
         self._losses: list[torch.Tensor] = []
         self.stop_asked = False
         self._clock = time.perf_counter()
@@ -186,10 +190,19 @@ class ExactTrainer(Trainer):
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         _search_for_lomo_once()
+        close_open()  # of an earlier run in this process
         try:
             return super().train(*args, **kwargs)
         finally:
             self._conductor.close()
+
+    def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
+        """Trainer ends its callbacks here; those of trackers stay open for the scores of the test split.
+
+        What it logs first is kept from them too: its samples per second count our steps for rows.
+        """
+        self.trackers = take_over(self.callback_handler, (self.args, self.state, self.control), self.plain)
+        return super()._finalize_training(*args, **kwargs)
 
     # The exact loss -------------------------------------------------------------------------------------------------------
 
@@ -358,6 +371,8 @@ class ExactTrainer(Trainer):
         (staged / STATE).write_text(json.dumps(state), encoding="utf-8")
         checkpoints.seal(staged, final, {"step": self.state.global_step, "processes": self.args.world_size})
         staged.parent.rmdir()
+        if self.on_checkpoint is not None:
+            self.on_checkpoint(final)
         checkpoints.rotate(final.parent.parent, self.config.train.keep_checkpoints, self.best_step())
 
     def _get_output_dir(self, trial: Any) -> str:
