@@ -41,11 +41,13 @@ class Repo:
     """Summaries, of all branches."""
     others: dict[str, dict[str, bytes]] = field(default_factory=dict)
     """Other branches to their files."""
+    history: dict[str, dict[str, bytes]] = field(default_factory=dict)
+    """Hash of every commit to the files that it left."""
 
     def branch(self, revision: str) -> dict[str, bytes] | None:
-        """The files of a branch, given its name or the hash of what it holds now."""
+        """The files of a branch, given its name or the hash of what it holds now, or of a commit."""
         branches = {"main": self.files, **self.others}
-        named = branches.get(revision)
+        named = branches.get(revision, self.history.get(revision))
         return named if named is not None else next((f for f in branches.values() if self.sha(f) == revision), None)
 
     def sha(self, files: dict[str, bytes]) -> str:
@@ -328,6 +330,7 @@ class Handler(BaseHTTPRequestHandler):
             else:
                 repo.commits.append(value["summary"])
         sha = repo.sha(files)
+        repo.history[sha] = dict(files)
         self.json({"success": True, "commitOid": sha, "commitUrl": f"{self.hub.url}/{name}/commit/{sha}"})
 
     def info(self, body: bytes, kind: str, name: str, revision: str | None) -> None:

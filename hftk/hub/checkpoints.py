@@ -175,10 +175,8 @@ def _card(checkpoint: Path, settings: PublishConfig, model_name: str) -> str:
 
 def _judged(checkpoint: Path) -> str:
     """The last evaluation in words, "" where there was none."""
-    from hftk.trainer import STATE
-
     try:
-        history = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))["history"]
+        history = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))["log_history"]
     except (OSError, ValueError, KeyError):
         return ""
     last: dict[str, Any] = next((point for point in reversed(history) if point.get("eval_loss") is not None), {})

@@ -5,10 +5,8 @@ Full weights, LoRA, and LoRA over an 8-bit base, for each task. The recipes are 
 
 from __future__ import annotations
 
-
 import json
 import random
-import re
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,6 +15,7 @@ from typing import Any
 import pytest
 import yaml
 from hub_server import USER, Hub, Repo, card_errors
+from recipe_runs import code_of, run
 
 ROOT = Path(__file__).parents[2]
 RECIPES = sorted(path.stem for path in (ROOT / "recipes").glob("*.py"))
@@ -60,27 +59,6 @@ def rows_for(recipe: str, count: int, seed: int) -> list[dict[str, Any]]:
 
 def lines(rows: list[dict[str, Any]]) -> bytes:
     return "".join(json.dumps(row) + "\n" for row in rows).encode()
-
-
-def code_of(card: bytes) -> str:
-    found = re.search(r"^(`{3,})python\n(.*?)\n\1$", card.decode(), re.DOTALL | re.MULTILINE)
-    assert found
-    return found[2]
-
-
-def run(recipe: str, words: list[str]) -> str:
-    """Code that runs a recipe and prints its exit code."""
-    return f"""
-import importlib.util, hftk
-spec = importlib.util.spec_from_file_location("a_recipe", {str(ROOT / f"recipes/{recipe}.py")!r})
-module = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(module)
-try:
-    hftk.run(module.main, module.CONFIG, {words!r})
-    print("exit code 0")
-except SystemExit as end:
-    print("exit code", end.code)
-"""
 
 
 def sums(recipe: str, name: str, tokenizer: str | None = None) -> str:
