@@ -10,7 +10,6 @@ from hftk.cli.comparison import compare_runs, read_runs
 from hftk.cli.trained import say, wrong
 from hftk.config import InputError, Problem
 from hftk.records import load_record, write_text
-from hftk.reports import REPORT, render_html
 
 EXAMPLES = """\
 examples:
@@ -27,7 +26,7 @@ def add_flags(parser: ArgumentParser) -> None:
     """What ``hftk report`` takes."""
     add = parser.add_argument
     add("dirs", metavar="DIR", nargs="+", help="output folder of a run; several: the first is what the others are tested against")
-    add("--output", metavar="FILE.html", help=f"where the page goes (default: {REPORT} in DIR; of several runs {TOGETHER} here)")
+    add("--output", metavar="FILE.html", help=f"where the page goes (default: report.html in DIR; of several runs {TOGETHER} here)")
     add("--resamples", type=int, metavar="N", default=10_000, help="bootstrap resamples of the tests (default: %(default)s)")
     add("--seed", type=int, metavar="N", default=0, help="seed of the bootstrap (default: %(default)s)")
 
@@ -43,6 +42,8 @@ def report(given: Namespace) -> int:
         raise InputError(Problem(setting="resamples", message=f"expected at least 1, found {given.resamples}"))
     if len(given.dirs) > 1:
         return _several(given)
+    from hftk.reports import REPORT, render_html
+
     path = Path(given.dirs[0]).expanduser()
     record = load_record(path)
     _write(Path(given.output).expanduser() if given.output else (path if path.is_dir() else path.parent) / REPORT, render_html(record))
