@@ -56,7 +56,9 @@ class Trackers:
                 getattr(callback, event)(*self.call, model=self.model, **more)
             except Exception as error:  # a network, a full disk, another version: the run is done and stays so
                 name = type(callback).__name__.removesuffix("Callback")
-                print(f"hftk: {name} failed: {private(f'{type(error).__name__}: {error}')}", file=sys.stderr, flush=True)
+                print(
+                    f"hftk: {name} failed: {private(f'{type(error).__name__}: {error}')}", file=sys.stderr, flush=True
+                )
 
 
 def track(trained: Trained, scores: Sequence[Score]) -> None:

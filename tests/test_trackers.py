@@ -66,7 +66,9 @@ def test_scores_are_added_at_the_last_step_and_then_the_tracker_is_closed_once()
     track(SimpleNamespace(trackers=None), [])
 
 
-def test_a_tracker_that_fails_is_named_without_its_secret_and_the_others_go_on(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_tracker_that_fails_is_named_without_its_secret_and_the_others_go_on(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     broken, good = FakeCallback(fails=True), FakeCallback()
     track(trained(broken, good), [score("f1", 0.5)])
     told = capsys.readouterr().err
@@ -78,7 +80,9 @@ def test_what_measures_the_training_itself_ends_with_it(monkeypatch: pytest.Monk
     from transformers.integrations import integration_utils
 
     meter_class = type("CodeCarbonCallback", (), {})
-    monkeypatch.setattr(integration_utils, "INTEGRATION_TO_CALLBACK", {"codecarbon": meter_class, "wandb": FakeCallback})
+    monkeypatch.setattr(
+        integration_utils, "INTEGRATION_TO_CALLBACK", {"codecarbon": meter_class, "wandb": FakeCallback}
+    )
     meter, tracker, other = meter_class(), FakeCallback(), object()
     handler = SimpleNamespace(callbacks=[other, meter, tracker])
     taken = take_over(handler, (None, SimpleNamespace(global_step=1), None), None)
@@ -92,7 +96,9 @@ def problems(report_to: Any) -> list[Any]:
 
 
 def test_a_tracker_that_is_not_installed_is_told_with_the_line_to_type(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trackers.importlib.util, "find_spec", lambda name: object() if name in ("tensorboardX", "mlflow") else None)
+    monkeypatch.setattr(
+        trackers.importlib.util, "find_spec", lambda name: object() if name in ("tensorboardX", "mlflow") else None
+    )
     assert problems("tensorboard") == problems("none") == problems("all") == problems([]) == problems("mlflow") == []
     found = problems(["wandb", "trackio", "swanlab"])
     assert [p.fix for p in found] == ["pip install wandb", "pip install trackio", "pip install swanlab"]
@@ -112,7 +118,9 @@ def events(folder: Path) -> dict[str, list[tuple[int, float]]]:
     return found
 
 
-def test_a_real_run_is_in_tensorboard_with_its_scores_and_without_a_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_real_run_is_in_tensorboard_with_its_scores_and_without_a_token(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("tensorboard")
     import importlib.util
 
@@ -141,7 +149,13 @@ def test_a_real_run_is_in_tensorboard_with_its_scores_and_without_a_token(tmp_pa
     assert found[f"test/{main.name}"] == [(4, pytest.approx(main.value, rel=1e-6))]
     ends = [found[f"test/{main.name}_{end}"][0][1] for end in ("low", "high")]
     assert ends == [pytest.approx(end, rel=1e-6) for end in main.interval]
-    assert {f"test/before/{main.name}", f"test/baseline/bigram/{main.name}", "train/loss", "eval/loss", "train/tokens_per_second"} <= set(found)
+    assert {
+        f"test/before/{main.name}",
+        f"test/baseline/bigram/{main.name}",
+        "train/loss",
+        "eval/loss",
+        "train/tokens_per_second",
+    } <= set(found)
     assert "train/train_samples_per_second" not in found, "it counts steps for rows"
     everything = b"".join(path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file())
     assert SECRET.encode() not in everything

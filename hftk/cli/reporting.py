@@ -25,9 +25,24 @@ TOGETHER = "comparison.html"
 def add_flags(parser: ArgumentParser) -> None:
     """What ``hftk report`` takes."""
     add = parser.add_argument
-    add("dirs", metavar="DIR", nargs="+", help="output folder of a run; several: the first is what the others are tested against")
-    add("--output", metavar="FILE.html", help=f"where the page goes (default: report.html in DIR; of several runs {TOGETHER} here)")
-    add("--resamples", type=int, metavar="N", default=10_000, help="bootstrap resamples of the tests (default: %(default)s)")
+    add(
+        "dirs",
+        metavar="DIR",
+        nargs="+",
+        help="output folder of a run; several: the first is what the others are tested against",
+    )
+    add(
+        "--output",
+        metavar="FILE.html",
+        help=f"where the page goes (default: report.html in DIR; of several runs {TOGETHER} here)",
+    )
+    add(
+        "--resamples",
+        type=int,
+        metavar="N",
+        default=10_000,
+        help="bootstrap resamples of the tests (default: %(default)s)",
+    )
     add("--seed", type=int, metavar="N", default=0, help="seed of the bootstrap (default: %(default)s)")
 
 
@@ -46,7 +61,10 @@ def report(given: Namespace) -> int:
 
     path = Path(given.dirs[0]).expanduser()
     record = load_record(path)
-    _write(Path(given.output).expanduser() if given.output else (path if path.is_dir() else path.parent) / REPORT, render_html(record))
+    _write(
+        Path(given.output).expanduser() if given.output else (path if path.is_dir() else path.parent) / REPORT,
+        render_html(record),
+    )
     return 0
 
 
@@ -75,7 +93,10 @@ def _check_names(names: Sequence[str]) -> None:
     for name in names:
         place = Path(name).expanduser().resolve()
         if place in seen:
-            raise wrong(f"expected different runs, found {name} and {seen[place]}, which are the same folder", "name each run once")
+            raise wrong(
+                f"expected different runs, found {name} and {seen[place]}, which are the same folder",
+                "name each run once",
+            )
         seen[place] = name
 
 

@@ -81,7 +81,9 @@ class CheckpointPusher:
             thread.join()
         lines = []
         if self.sent:
-            lines.append(f"checkpoints pushed: steps {_listed(self.sent)}; the newest is revision {BRANCH} of {self.settings.repo}")
+            lines.append(
+                f"checkpoints pushed: steps {_listed(self.sent)}; the newest is revision {BRANCH} of {self.settings.repo}"
+            )
         if self.failed:
             reason = [*self.failed.values()][-1]
             lines.append(f"checkpoints that did not arrive: steps {_listed(self.failed)}: {reason}")
@@ -119,7 +121,9 @@ class CheckpointPusher:
         lasting = isinstance(meant, InputError)
         if not self.failed:
             goes_on = "no other is tried" if lasting else "the next one is tried"
-            tqdm.write(private(f"  · the checkpoint of step {step} was not pushed: {reason}; training goes on, {goes_on}"))
+            tqdm.write(
+                private(f"  · the checkpoint of step {step} was not pushed: {reason}; training goes on, {goes_on}")
+            )
         self.failed[step], self._over = private(reason), lasting
 
 
@@ -153,7 +157,9 @@ def _card(checkpoint: Path, settings: PublishConfig, model_name: str) -> str:
     from huggingface_hub import ModelCardData
 
     repo = str(settings.repo)
-    base = base_model(RunRecord(hftk=__version__, task="", config={"model": {"name": model_name}}), checkpoint, settings)
+    base = base_model(
+        RunRecord(hftk=__version__, task="", config={"model": {"name": model_name}}), checkpoint, settings
+    )
     data = ModelCardData(
         base_model=base, library_name="peft" if (checkpoint / ADAPTER).is_file() else "transformers", license=settings.license,
         tags=["hftk", "checkpoint"],

@@ -150,7 +150,9 @@ def _verdict(runs: Sequence[Compared], adjusted: Mapping[tuple[str, str], float]
         return f"{text}."
     shown = str(_chance(chance))
     equals = shown if shown.startswith("<") else f"= {shown}"
-    return f"{text}. Its lead over {runs[0].name} {'is real' if chance < wording.LEVEL else 'may be chance'} (p {equals})."
+    return (
+        f"{text}. Its lead over {runs[0].name} {'is real' if chance < wording.LEVEL else 'may be chance'} (p {equals})."
+    )
 
 
 def _same(record: RunRecord, main: Score) -> Score | None:
@@ -178,26 +180,43 @@ def _rows(runs: Sequence[Compared], references: Sequence[Any]) -> dict[str, Any]
     about = f"{len(differing):,} of {len(references):,} rows have different answers"
     about += f"; these are the first {len(shown)}." if len(shown) < len(differing) else "."
     said = [{"reference": references[i], **{f"by {run.name}": run.answers[i] for run in runs}} for i in shown]
-    long = any(isinstance(value, str) and len(value) > analysis.LONGEST_NAME * 2 for row in said for value in row.values())
+    long = any(
+        isinstance(value, str) and len(value) > analysis.LONGEST_NAME * 2 for row in said for value in row.values()
+    )
     if long:
         return {"about": about, "samples": [_card(i, row) for i, row in zip(shown, said, strict=True)], "table": None}
     columns = [{"key": key, "title": key} for key in ("row", *(said[0] if said else ()))]
-    table = analysis.table_view({"columns": columns, "rows": [{"row": i, **row} for i, row in zip(shown, said, strict=True)]})
+    table = analysis.table_view(
+        {"columns": columns, "rows": [{"row": i, **row} for i, row in zip(shown, said, strict=True)]}
+    )
     return {"about": about, "samples": [], "table": table if said else None}
 
 
 def _card(index: int, answers: Mapping[str, Any]) -> dict[str, Any]:
     fields = [
-        {"label": label, "text": sections.fact_text("", answer), "role": "reference" if label == "reference" else "output"}
+        {
+            "label": label,
+            "text": sections.fact_text("", answer),
+            "role": "reference" if label == "reference" else "output",
+        }
         for label, answer in answers.items()
     ]
-    return {"inputs": [], "outputs": fields, "others": [{"label": "row", "text": str(index), "role": "other"}], "match": None}
+    return {
+        "inputs": [],
+        "outputs": fields,
+        "others": [{"label": "row", "text": str(index), "role": "other"}],
+        "match": None,
+    }
 
 
 def _settings(runs: Sequence[Compared]) -> dict[str, Any] | None:
     """Settings that are not the same in all runs, one to a row; None where there are none."""
     flat = [dict(_leaves(run.record.config)) for run in runs]
-    names = [name for name in dict.fromkeys(n for values in flat for n in values) if name.partition(".")[0] not in NOT_SETTINGS]
+    names = [
+        name
+        for name in dict.fromkeys(n for values in flat for n in values)
+        if name.partition(".")[0] not in NOT_SETTINGS
+    ]
     differ = [name for name in names if any(values.get(name) != flat[0].get(name) for values in flat[1:])]
     return _by_run(runs, {name: [values.get(name) for values in flat] for name in differ}) if differ else None
 
@@ -205,8 +224,12 @@ def _settings(runs: Sequence[Compared]) -> dict[str, Any] | None:
 def _by_run(runs: Sequence[Compared], facts: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
     """A table with a row per fact and a column per run."""
     columns = [{"key": "", "title": ""}, *({"key": i, "title": run.name} for i, run in enumerate(runs))]
-    exact = {name: [wording.exact(v) if isinstance(v, (int, float)) else v for v in values] for name, values in facts.items()}
-    return analysis.table_view({"columns": columns, "rows": [{"": name, **dict(enumerate(values))} for name, values in exact.items()]})
+    exact = {
+        name: [wording.exact(v) if isinstance(v, (int, float)) else v for v in values] for name, values in facts.items()
+    }
+    return analysis.table_view(
+        {"columns": columns, "rows": [{"": name, **dict(enumerate(values))} for name, values in exact.items()]}
+    )
 
 
 def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

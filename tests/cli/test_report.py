@@ -28,8 +28,24 @@ def save_run(folder: Path, wrong: range, rate: float = 5e-5, task: str = "classi
     answers = [OTHER[label] if i in wrong else label for i, label in enumerate(TRUE)]
     value = 1 - len(wrong) / len(TRUE)
     made = classification_run()
-    score = Score(name="accuracy", value=value, interval=(value - 0.05, value + 0.05), higher_is_better=True, n=len(TRUE), split="test", signature="one")
-    save_record(replace(made, task=task, scores=[score], config={**made.config, "output": str(folder), "train": {"learning_rate": rate, "epochs": 3}}), folder)
+    score = Score(
+        name="accuracy",
+        value=value,
+        interval=(value - 0.05, value + 0.05),
+        higher_is_better=True,
+        n=len(TRUE),
+        split="test",
+        signature="one",
+    )
+    save_record(
+        replace(
+            made,
+            task=task,
+            scores=[score],
+            config={**made.config, "output": str(folder), "train": {"learning_rate": rate, "epochs": 3}},
+        ),
+        folder,
+    )
     lines = ({"index": i, "prediction": p, "reference": t} for i, (p, t) in enumerate(zip(answers, TRUE, strict=True)))
     (folder / "predictions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     return folder
@@ -39,7 +55,10 @@ def cells(page: Page, html: str, section: str) -> list[list[str]]:
     """Texts of the cells of the first table of a section, row by row."""
     part = html.partition(f'<section id="{section}"')[2].partition("</section>")[0]
     rows = re.findall(r"<tr>(.*?)</tr>", part.partition("<tbody>")[2].partition("</tbody>")[0], re.DOTALL)
-    return [[re.sub(r"<[^>]+>", "", cell).strip() for cell in re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row, re.DOTALL)] for row in rows]
+    return [
+        [re.sub(r"<[^>]+>", "", cell).strip() for cell in re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row, re.DOTALL)]
+        for row in rows
+    ]
 
 
 @pytest.fixture
@@ -52,16 +71,25 @@ def three(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_one_folder_gets_its_page_anew(hftk: Any, three: Path) -> None:
-    assert hftk("report", "plain").out == "plain/report.html\n" and "plain" in (three / "plain/report.html").read_text(encoding="utf-8")
+    assert hftk("report", "plain").out == "plain/report.html\n" and "plain" in (three / "plain/report.html").read_text(
+        encoding="utf-8"
+    )
     assert hftk("report", three / "plain/record.json", "--output", "x.html").out == "x.html\n"
 
 
 def test_several_runs_are_on_one_page_with_the_numbers_of_compare(hftk: Any, three: Path) -> None:
     result = hftk("report", "plain", "close_to_it", "better", "--resamples", 500)
-    assert (result.code, result.out, result.err) == (0, "comparison.html\n", "hftk: 3 runs, 120 rows of the test split\n")
+    assert (result.code, result.out, result.err) == (
+        0,
+        "comparison.html\n",
+        "hftk: 3 runs, 120 rows of the test split\n",
+    )
     html = (three / "comparison.html").read_text(encoding="utf-8")
     page = Page(html)
-    assert "better has the best test accuracy: 0.9667" in page.text and "Its lead over plain is real (p = 0.008)" in page.text
+    assert (
+        "better has the best test accuracy: 0.9667" in page.text
+        and "Its lead over plain is real (p = 0.008)" in page.text
+    )
     tests = {(row[0], row[1]): row for row in cells(page, html, "tests")}
     for other in ("close_to_it", "better"):
         told = json.loads(hftk("compare", "plain", other, "--json", "--resamples", 500).out)
@@ -90,18 +118,24 @@ def test_language_models_have_no_rows_to_show(hftk: Any, tmp_path: Path, monkeyp
     for name, factor in (("a", 1.0), ("b", 1.1)):
         save_record(gpt2_run(20), tmp_path / name)
         lines = ({"index": i, "nats": factor * (9 + i % 3), "tokens": 5, "bytes": 20} for i in range(30))
-        (tmp_path / name / "predictions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+        (tmp_path / name / "predictions.jsonl").write_text(
+            "".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8"
+        )
     assert hftk("report", "a", "b", "--resamples", 100).code == 0
     html = (tmp_path / "comparison.html").read_text(encoding="utf-8")
     assert "bits per byte" in Page(html).text and 'id="differing"' not in html
 
 
-def test_names_and_answers_of_the_data_are_text_and_nothing_else(hftk: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_names_and_answers_of_the_data_are_text_and_nothing_else(
+    hftk: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     evil = "<script>alert(1)</script>"
     for name, said in (("a&b", evil * 3), ("<i>", "fine")):
         folder = save_run(tmp_path / name, range(0))
-        (folder / "predictions.jsonl").write_text(json.dumps({"index": 0, "prediction": said, "reference": evil}) + "\n", encoding="utf-8")
+        (folder / "predictions.jsonl").write_text(
+            json.dumps({"index": 0, "prediction": said, "reference": evil}) + "\n", encoding="utf-8"
+        )
     assert hftk("report", "a&b", "<i>", "--resamples", 50).code == 0
     html = (tmp_path / "comparison.html").read_text(encoding="utf-8")
     assert "<script>alert" not in html and evil in Page(html).text and "a&amp;b" in html and "<i>" not in html
@@ -114,7 +148,10 @@ def test_mistakes_are_told_with_what_to_type(hftk: Any, three: Path) -> None:
     (three / "close_to_it/predictions.jsonl").unlink()
     result = hftk("report", "plain", "close_to_it", "nothing")
     assert result.code == 2 and "2 problems" in result.err and "Traceback" not in result.err
-    assert "is a folder" in hftk("report", "plain", "better", "--output", ".").err or "found the folder" in hftk("report", "plain", "better", "--output", ".").err
+    assert (
+        "is a folder" in hftk("report", "plain", "better", "--output", ".").err
+        or "found the folder" in hftk("report", "plain", "better", "--output", ".").err
+    )
     assert hftk("report", "plain", "better", "--resamples", 0).code == 2
 
 

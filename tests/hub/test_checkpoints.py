@@ -38,8 +38,12 @@ def checkpoint(finished: Path, tmp_path: Path) -> Any:
         (staged / "record.json").unlink()
         (staged / "optimizer.pt").write_bytes(b"moments")
         config = json.loads((staged / "config.json").read_text(encoding="utf-8"))
-        (staged / "config.json").write_text(json.dumps({**config, "_name_or_path": str(tmp_path / "secret_folder/gpt2")}))
-        (staged / "trainer_state.json").write_text(json.dumps({"log_history": [{"step": step, "eval_loss": 2.5}, {"step": step + 1, "loss": 1}]}))
+        (staged / "config.json").write_text(
+            json.dumps({**config, "_name_or_path": str(tmp_path / "secret_folder/gpt2")})
+        )
+        (staged / "trainer_state.json").write_text(
+            json.dumps({"log_history": [{"step": step, "eval_loss": 2.5}, {"step": step + 1, "loss": 1}]})
+        )
         checkpoints.seal(staged, final, {"step": step})
         return final
 
@@ -73,7 +77,7 @@ def test_training_does_not_wait_and_may_delete_what_is_on_its_way(network: Any, 
     assert checkpoints.checkpoints(first.parent.parent) == [], "what is on its way is no checkpoint to resume from"
     network.open.set()
     assert pusher.finish() == [f"checkpoints pushed: steps 5; the newest is revision checkpoints of {REPO}"]
-    (message, files), = network.sent
+    ((message, files),) = network.sent
     assert message == "Checkpoint of step 5" and weights and weights.items() <= files.items()
     assert not (first.parent / ".pushing").exists()
 
@@ -89,7 +93,9 @@ def test_of_those_that_wait_the_newest_alone_is_sent(network: Any, checkpoint: A
     assert [message for message, _ in network.sent] == ["Checkpoint of step 1", "Checkpoint of step 4"]
 
 
-def test_a_failure_is_told_once_and_again_at_the_end(network: Any, checkpoint: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_failure_is_told_once_and_again_at_the_end(
+    network: Any, checkpoint: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
     network.fails = ConnectionError(f"cut; {TOKEN}")
     network.open.set()
     pusher = CheckpointPusher(SETTINGS, "")
@@ -97,11 +103,15 @@ def test_a_failure_is_told_once_and_again_at_the_end(network: Any, checkpoint: A
         pusher(checkpoint(step))
         pusher.finish()
     told = capsys.readouterr()
-    assert (told.out + told.err).count("was not pushed") == 1 and "training goes on, the next one is tried" in told.out + told.err
+    assert (told.out + told.err).count(
+        "was not pushed"
+    ) == 1 and "training goes on, the next one is tried" in told.out + told.err
     network.fails = None
     pusher(checkpoint(3))
     lines = pusher.finish()
-    assert lines[0].startswith("checkpoints pushed: steps 3;") and lines[1].startswith("checkpoints that did not arrive: steps 1, 2: ")
+    assert lines[0].startswith("checkpoints pushed: steps 3;") and lines[1].startswith(
+        "checkpoints that did not arrive: steps 1, 2: "
+    )
     assert TOKEN not in told.out + told.err + "".join(lines)
 
 
@@ -128,13 +138,23 @@ def test_where_there_are_no_hard_links_the_checkpoint_itself_is_sent(
     assert pusher.finish()[0].startswith("checkpoints pushed: steps 3") and made.is_dir() and len(network.sent) == 1
 
 
-def test_weights_leave_without_the_optimizer_and_without_folders_of_this_machine(checkpoint: Any, tmp_path: Path) -> None:
+def test_weights_leave_without_the_optimizer_and_without_folders_of_this_machine(
+    checkpoint: Any, tmp_path: Path
+) -> None:
     made = checkpoint(5)
     files = {file.name: file.content for file in checkpoint_files(made, SETTINGS, "openai-community/gpt2")}
-    assert "optimizer.pt" not in files and "manifest.json" not in files and any(name.endswith(".safetensors") for name in files)
+    assert (
+        "optimizer.pt" not in files
+        and "manifest.json" not in files
+        and any(name.endswith(".safetensors") for name in files)
+    )
     assert b"secret_folder" not in files["config.json"]
     card = files["README.md"].decode()
-    assert "validation loss 2.5000 at step 5" in card and "base_model: openai-community/gpt2" in card and "--resume" not in card
+    assert (
+        "validation loss 2.5000 at step 5" in card
+        and "base_model: openai-community/gpt2" in card
+        and "--resume" not in card
+    )
 
 
 def test_a_whole_checkpoint_is_whole_where_it_arrives(checkpoint: Any, tmp_path: Path) -> None:
@@ -162,7 +182,9 @@ def words(texts: Path, output: Path, *more: str) -> list[str]:
     ]  # fmt: skip
 
 
-def test_a_run_is_continued_elsewhere_from_what_it_pushed_to_the_same_weights(hub: Hub, client: Any, tmp_path: Path) -> None:
+def test_a_run_is_continued_elsewhere_from_what_it_pushed_to_the_same_weights(
+    hub: Hub, client: Any, tmp_path: Path
+) -> None:
     texts, here, there = tmp_path / "texts.txt", tmp_path / "here", tmp_path / "there"
     texts.write_text("\n\n".join(f"The river number {n} is wide and slow." for n in range(60)), encoding="utf-8")
     hub.fail("GET /api/models/.*", 500, times=1)
@@ -173,11 +195,15 @@ def test_a_run_is_continued_elsewhere_from_what_it_pushed_to_the_same_weights(hu
     branch = repo.others["checkpoints"]
     assert set(repo.others) == {"checkpoints"} and "optimizer.pt" in branch and "optimizer.pt" not in repo.files
     assert "Checkpoint of step 4" in repo.commits and "report.html" in repo.files and "report.html" not in branch
-    used = client(code=f"from transformers import AutoModelForCausalLM; AutoModelForCausalLM.from_pretrained({REPO!r}, revision='checkpoints')")
+    used = client(
+        code=f"from transformers import AutoModelForCausalLM; AutoModelForCausalLM.from_pretrained({REPO!r}, revision='checkpoints')"
+    )
     assert used.code == 0, used.err
     early = next(sha for sha, files in repo.history.items() if b'"step": 2' in files.get("manifest.json", b""))
     kept = tmp_path / "checkpoint-2"
-    got = client(code=f"from huggingface_hub import snapshot_download; snapshot_download({REPO!r}, revision={early!r}, local_dir={str(kept)!r})")
+    got = client(
+        code=f"from huggingface_hub import snapshot_download; snapshot_download({REPO!r}, revision={early!r}, local_dir={str(kept)!r})"
+    )
     assert got.code == 0, got.err
     again = client(code=recipe("gpt2_clm", words(texts, there, "--resume", str(kept))))
     assert "exit code 0" in again.out and "2 of 4 steps done" in again.out, again.out + again.err
@@ -188,10 +214,14 @@ def test_a_hub_that_fails_does_not_fail_the_training(hub: Hub, client: Any, tmp_
     texts = tmp_path / "texts.txt"
     texts.write_text("\n\n".join(f"The river number {n} is wide and slow." for n in range(60)), encoding="utf-8")
     hub.fail("commit/checkpoints", 500)
-    done = client(code=recipe("gpt2_clm", words(texts, tmp_path / "out", "--publish.repo", REPO, "--publish.checkpoints", "weights")))
+    done = client(
+        code=recipe(
+            "gpt2_clm", words(texts, tmp_path / "out", "--publish.repo", REPO, "--publish.checkpoints", "weights")
+        )
+    )
     assert "exit code 0" in done.out and "Published:" in done.out, done.err
     told = done.out + done.err
-    assert told.count("was not pushed") == 1 and "checkpoints that did not arrive" in done.out and "Traceback" not in told
+    assert (
+        told.count("was not pushed") == 1 and "checkpoints that did not arrive" in done.out and "Traceback" not in told
+    )
     assert (tmp_path / "out/model.safetensors").read_bytes() == hub.repos[REPO].files["model.safetensors"]
-
-

@@ -24,7 +24,12 @@ KINDS = {
     "lora": ["--model.adapter.method", "lora", "--model.adapter.rank", "2"],
     "8bit": ["--model.adapter.method", "lora", "--model.adapter.rank", "2", "--model.quantization.bits", "8"],
 }
-QUICK = {("gpt2_clm", "8bit"), ("bert_classification", "lora"), ("marian_translation", "8bit"), ("t5_summarization", "lora")}
+QUICK = {
+    ("gpt2_clm", "8bit"),
+    ("bert_classification", "lora"),
+    ("marian_translation", "8bit"),
+    ("t5_summarization", "lora"),
+}
 """With the full runs of all recipes: every recipe and every kind. The others are slow."""
 SHAPES = {
     "gpt2_clm": {"n_layer": 1, "n_embd": 32, "n_head": 2, "n_positions": 64},
@@ -50,7 +55,10 @@ def rows_for(recipe: str, count: int, seed: int) -> list[dict[str, Any]]:
             {
                 "gpt2_clm": {"text": text},
                 "bert_classification": {"text": text, "label": "wet" if "river" in words else "dry"},
-                "t5_summarization": {"document": f"{text}. A {words[0]} and a {words[1]}.", "summary": f"A {words[0]}."},
+                "t5_summarization": {
+                    "document": f"{text}. A {words[0]} and a {words[1]}.",
+                    "summary": f"A {words[0]}.",
+                },
                 "marian_translation": {"en": text, "de": " ".join(WORDS.get(word, word) for word in text.split())},
             }[recipe]
         )
@@ -95,7 +103,10 @@ def base(server: Hub, client: Callable[..., SimpleNamespace], tmp_path_factory: 
     def make(recipe: str, kind: str) -> Path:
         if (recipe, kind) in made:
             return made[recipe, kind]
-        data = {f"{split}.jsonl": lines(rows_for(recipe, count, seed)) for seed, (split, count) in enumerate({"train": 120, "validation": 20, "test": 20}.items())}
+        data = {
+            f"{split}.jsonl": lines(rows_for(recipe, count, seed))
+            for seed, (split, count) in enumerate({"train": 120, "validation": 20, "test": 20}.items())
+        }
         server.repos.setdefault(f"datasets/{USER}/{recipe}", Repo(private=True, files=data))
         output = tmp_path_factory.mktemp(recipe) / kind
         shape = [word for name, value in SHAPES[recipe].items() for word in (f"--model.config.{name}", str(value))]
@@ -108,7 +119,9 @@ def base(server: Hub, client: Callable[..., SimpleNamespace], tmp_path_factory: 
             "--publish.license", "mit",
         ]  # fmt: skip
         done = client(code=run(recipe, words))
-        assert "exit code 0" in done.out and f"Published: {server.url}/{USER}/{recipe}-{kind}" in done.out, done.out + done.err
+        assert "exit code 0" in done.out and f"Published: {server.url}/{USER}/{recipe}-{kind}" in done.out, (
+            done.out + done.err
+        )
         made[recipe, kind] = output
         return output
 
@@ -120,7 +133,9 @@ def test_the_recipes_are_those_that_are_tried() -> None:
 
 
 ALL = [
-    pytest.param(recipe, kind, id=f"{recipe}-{kind}", marks=[] if kind == "full" or (recipe, kind) in QUICK else pytest.mark.slow)
+    pytest.param(
+        recipe, kind, id=f"{recipe}-{kind}", marks=[] if kind == "full" or (recipe, kind) in QUICK else pytest.mark.slow
+    )
     for recipe in RECIPES
     for kind in KINDS
 ]
@@ -146,7 +161,11 @@ def test_what_was_pushed_is_what_was_trained_and_the_card_says_it(
 
     assert card_errors(card) == [] and server.count("POST /api/validate-yaml")
     facts = yaml.safe_load(card.split("---\n")[1])
-    assert facts["pipeline_tag"] == PIPELINES[recipe] and facts["license"] == "mit" and facts["datasets"] == [f"{USER}/{recipe}"]
+    assert (
+        facts["pipeline_tag"] == PIPELINES[recipe]
+        and facts["license"] == "mit"
+        and facts["datasets"] == [f"{USER}/{recipe}"]
+    )
     assert facts.get("base_model") == (None if kind == "full" else f"{USER}/{recipe}-full")
     assert facts["library_name"] == ("transformers" if kind == "full" else "peft")
     record = json.loads((folder / "record.json").read_text(encoding="utf-8"))
@@ -161,5 +180,7 @@ print(json.dumps({{r.metric_name: [r.metric_value, r.dataset_type, r.dataset_spl
     found = json.loads(again.out)
     assert {metric: values[0] for metric, values in found.items()} == finals and len(finals) >= 2
     for value, kind_of_data, split, exact in found.values():
-        assert (kind_of_data, split) == (f"{USER}/{recipe}", "test") and exact["interval_95"][0] <= value <= exact["interval_95"][1]
+        assert (kind_of_data, split) == (f"{USER}/{recipe}", "test") and exact["interval_95"][0] <= value <= exact[
+            "interval_95"
+        ][1]
         assert exact["signature"] and exact["n"] == 20
