@@ -172,7 +172,9 @@ class Saver:
 
     def _complete(self, staged: Path, state: dict[str, Any], best: int | None) -> None:
         """All that is left to do for a checkpoint in the output folder; it needs nothing that the training changes."""
-        self._seal(staged, self._folder, state)
+        final = self._seal(staged, self._folder, state)
+        if self._trainer.on_checkpoint is not None:
+            self._trainer.on_checkpoint(final)
         checkpoints.rotate(self._output, self._trainer.config.train.keep_checkpoints, best)
 
     def _seal(self, staged: Path, folder: Path, state: dict[str, Any], **facts: Any) -> Path:

@@ -11,6 +11,7 @@ import functools
 import math
 import tempfile
 import time
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,7 @@ from hftk.launch import on_main, stop_requested
 from hftk.precision import autocast, choose_precision
 from hftk.saving import Saver
 from hftk.task import Features, Task
+from hftk.trackers import Trackers, close_open, take_over
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -110,6 +112,8 @@ class ExactTrainer(Trainer):
         """Sum of the losses since the last logged step, and that step, at the checkpoint that the run continues from."""
         self.stopped = False
         self.guard = Guard(self, state.get("skipped", []))
+        self.trackers: Trackers | None = None
+        self.on_checkpoint: Callable[[Path], None] | None = None
         self.stop_asked = False
         self.saving_failed = False
         """Whether the last checkpoint could not be sealed: the end of this step will say so."""
@@ -178,6 +182,7 @@ class ExactTrainer(Trainer):
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         _search_for_lomo_once()
+        close_open()  # of an earlier run in this process
         try:
             result = super().train(*args, **kwargs)
             self.saver.finish()
@@ -188,6 +193,14 @@ class ExactTrainer(Trainer):
             self._conductor.close()
         self.tick("save")
         return result
+
+    def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
+        """Trainer ends its callbacks here; those of trackers stay open for the scores of the test split.
+
+        What it logs first is kept from them too: its samples per second count our steps for rows.
+        """
+        self.trackers = take_over(self.callback_handler, (self.args, self.state, self.control), self.plain)
+        return super()._finalize_training(*args, **kwargs)
 
     # The exact loss -------------------------------------------------------------------------------------------------------
 

@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +27,7 @@ from hftk.planning.hindsight import held_against_plan, memory_level
 from hftk.quantization import bytes_of, count
 from hftk.saving import STATE, in_words
 from hftk.task import Features, Splits, Task
+from hftk.trackers import Trackers
 from hftk.trainer import ExactTrainer, Judged, make_arguments
 from hftk.weights import no_progress_bars
 
@@ -66,15 +67,19 @@ class Trained:
     stopped_early: bool = False
     plan: dict[str, Any] = field(default_factory=dict)
     """Peak memory and seconds, planned and measured: :func:`hftk.planning.hindsight.held_against_plan`."""
+    trackers: Trackers | None = field(default=None, repr=False)
+    """Of ``train.extra.report_to``, open until :func:`hftk.trackers.track` has given them the scores."""
 
 
 def fit(
-    task: Task, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, splits: Splits, config: RunConfig
-) -> Trained:
+    task: Task, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, splits: Splits, config: RunConfig,
+    *, on_checkpoint: Callable[[Path], None] | None = None,
+) -> Trained:  # fmt: skip
     """Train ``model`` (in place) on ``splits.train`` and save it with its tokenizer in ``config.output``.
 
     The validation split, where there is one, is judged between steps. With ``config.resume`` the run continues from a
     checkpoint of the same run, on the CPU bit for bit as if it had never stopped. All processes call this.
+    ``on_checkpoint`` is called on the main process with the folder of each checkpoint that is whole; it must not raise nor take long.
 
     Raises:
         InputError: settings that do not fit the data or the checkpoint.
@@ -102,6 +107,7 @@ def fit(
     trainer = ExactTrainer(
         task, model, tokenizer, arguments, config, loader, _judged(task, model, tokenizer, splits, config), run, state
     )
+    trainer.on_checkpoint = on_checkpoint
     trainer.choose_precision(config, state.get("precision"))
     if checkpoint:
         note(f"continuing from {checkpoint} ({checkpoints.step_of(checkpoint)} of {plan.total_steps} steps done)")
@@ -135,6 +141,7 @@ def fit(
         analysis=analysis,
         stopped_early=trainer.state.global_step < plan.total_steps,
         plan=plan_held,
+        trackers=trainer.trackers,
     )
 
 
