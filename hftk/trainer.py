@@ -57,7 +57,7 @@ def make_arguments(config: RunConfig, plan: Plan | StreamPlan) -> TrainingArgume
     """Trainer's arguments; ``train.extra`` comes last. When to log, judge and save is the plan's business, not theirs."""
     train = config.train
     accelerator = torch.cuda.is_available() or torch.backends.mps.is_available()
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(Path(config.output) / checkpoints.FOLDER),
         max_steps=plan.total_steps,
         per_device_train_batch_size=train.per_device_batch_size,
@@ -78,6 +78,10 @@ def make_arguments(config: RunConfig, plan: Plan | StreamPlan) -> TrainingArgume
         ignore_data_skip=True,
         **train.extra,
     )  # fmt: skip
+    if arguments.n_gpu > 1:  # not under hftk.run, which stops before: Trainer would wrap the model in nn.DataParallel
+        note(f"one of {arguments.n_gpu} GPUs is used: a notebook is one process; for all of them run the recipe by accelerate launch")
+        arguments._n_gpu = 1
+    return arguments
 
 
 class ExactTrainer(Trainer):
