@@ -226,12 +226,14 @@ class TrainConfig:
     """Seed of initialization, data order and dropout."""
     deterministic: bool = False
     """Allow only deterministic algorithms, also on GPUs (slower)."""
+    peer_timeout: float = 45.0
+    """Several processes: seconds after which one that answers no more, as its machine or the network is down, is given up and the others end."""
     extra: dict[str, Any] = field(default_factory=dict)
     """Any other field of transformers.TrainingArguments by its name, such as --train.extra.neftune_noise_alpha 5."""
 
     def problems(self) -> Iterator[Problem]:
         positive = ("epochs", "max_steps", "per_device_batch_size", "max_tokens_per_batch", "global_batch_size",
-                    "global_batch_tokens", "max_length", "learning_rate", "log_steps", "keep_checkpoints", "eval_steps")  # fmt: skip
+                    "global_batch_tokens", "max_length", "learning_rate", "log_steps", "keep_checkpoints", "eval_steps", "peer_timeout")  # fmt: skip
         for name in positive:
             value = getattr(self, name)
             if value is not None and not value > 0:
