@@ -64,6 +64,8 @@ class DataConfig:
     """Unicode normalization of every text; altered rows are counted."""
     incomplete: Literal["auto", "drop", "error"] = "auto"
     """What becomes of rows without a text or a label: drop (counted), or error: stop and say which they are. auto: drop in language modelling, error where each row has a label."""
+    cache: str = "auto"
+    """Folder where the tokens of large sets (from 8 MB of rows on) are kept, for all processes and for later runs on the same rows. auto: hftk/features in HF_HOME; none: nowhere."""
     deduplicate: bool = True
     """Drop rows of the training split that repeat an earlier one. Training rows that stand in validation or test are always dropped."""
 
@@ -226,7 +228,7 @@ class TrainConfig:
     """Seed of initialization, data order and dropout."""
     deterministic: bool = False
     """Allow only deterministic algorithms, also on GPUs (slower)."""
-    peer_timeout: float = 45.0
+    peer_timeout: float = 30.0
     """Several processes: seconds after which one that answers no more, as its machine or the network is down, is given up and the others end."""
     extra: dict[str, Any] = field(default_factory=dict)
     """Any other field of transformers.TrainingArguments by its name, such as --train.extra.neftune_noise_alpha 5."""

@@ -36,7 +36,7 @@ from hftk.launch.environment import command_line, redact
 from hftk.launch.output import check_output, now, prepare_output, release_output, write_status
 from hftk.launch.signals import StopRequested, die_with, graceful, handled, ignore_requests, stop_requested
 
-__all__ = ["Launch", "StopRequested", "graceful", "launched", "on_main", "run", "stop_requested", "wait_for_all"]
+__all__ = ["Launch", "StopRequested", "alone", "graceful", "launched", "on_main", "run", "stop_requested", "wait_for_all"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -114,9 +114,9 @@ def on_main(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     :func:`run` the others wait as long as it takes; elsewhere no longer than the backend's time-out. The result must be
     picklable. A single process needs no torch for it.
     """
-    current = _Inside.run
-    if processes() == 1 or current.busy:
+    if alone():
         return function(*args, **kwargs)
+    current = _Inside.run
     main = launched().is_main
     from accelerate.utils import broadcast_object_list
 
@@ -141,6 +141,11 @@ def on_main(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     if error is not None:
         raise error
     return value
+
+
+def alone() -> bool:
+    """Whether this process has nobody to wait for: it is the only one, or does something that :func:`on_main` gave it."""
+    return processes() == 1 or _Inside.run.busy
 
 
 def wait_for_all() -> None:

@@ -137,14 +137,14 @@ def _end_after(other: Ending, current: Run) -> int:
     deadline = time.monotonic() + wait
     while time.monotonic() < deadline and current.told() is None:
         time.sleep(0.05)
-    if current.told() is not None and not main:
-        return code
     message = private(f"{other.message}{_how_to_go_on(current.folder)}")
-    if current.told() is None:
+    told = current.told() is not None
+    if not told:
         with contextlib.suppress(OSError):
             current.write(state=state, exit_code=code, message=message)
-    sys.stdout.flush()
-    print(f"hftk: {state}: {message}", file=sys.stderr, flush=True)
+    if not told or local_rank == 0:  # once on each machine
+        sys.stdout.flush()
+        print(f"hftk: {state}: {message}", file=sys.stderr, flush=True)
     return code
 
 

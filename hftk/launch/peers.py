@@ -117,8 +117,10 @@ class _Hub(Peers):
         with selectors.DefaultSelector() as selector:
             for rank, line in self._lines.items():
                 selector.register(line.socket, selectors.EVENT_READ, rank)
-            while selector.get_map():
-                for key, _ in selector.select(0.1 if self._lost else None):
+            while selector.get_map() or self._lost:
+                if not selector.get_map():  # Windows cannot select among none
+                    time.sleep(TOGETHER_SECONDS)
+                for key, _ in selector.select(0.1 if self._lost else None) if selector.get_map() else ():
                     rank = key.data
                     try:
                         for word in self._lines[rank].read():
@@ -289,7 +291,7 @@ class _Line:
 def _keep_alive(connected: socket.socket, seconds: float) -> None:
     """Lets the kernel probe a silent connection, and give it up after ``seconds`` without an answer (system's own times: hours)."""
     connected.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    probes = 4
+    probes = 9
     pause = max(1, round(seconds / (probes + 1)))
     options = {"TCP_KEEPIDLE": pause, "TCP_KEEPALIVE": pause, "TCP_KEEPINTVL": pause, "TCP_KEEPCNT": probes}
     # Where something is on its way, no probes are sent: RFC 5482.
