@@ -29,6 +29,7 @@ PORT = 29500
 SMALL = (
     "--data.sample", "python_docs", "--data.max_rows", "400", "--model.size", "tiny", "--model.vocab_size", "500",
     "--eval.max_rows", "20", "--eval.resamples", "0", "--train.max_length", "64", "--train.save_steps", "20", "--train.eval_steps", "1000",
+    "--train.max_steps", "60",
 )  # fmt: skip
 
 
@@ -70,13 +71,14 @@ class Hosts:
         """Namespace of host a or b."""
         return f"{self.prefix}{name}"
 
-    def start(self, name: str, words: Sequence[str], **settings: Any) -> subprocess.Popen[str]:
-        """A program on a host, whose name it sees as ``node-a`` or ``node-b``."""
+    def start(self, name: str, words: Sequence[str], said: Path, **settings: Any) -> subprocess.Popen[bytes]:
+        """A program on a host, whose name it sees as ``node-a`` or ``node-b``; what it says goes to the file ``said``."""
         named = ["unshare", "--uts", "sh", "-c", f'hostname node-{name}; exec "$@"', "sh"]
-        return subprocess.Popen(
-            ["ip", "netns", "exec", self.space(name), *named, *words], text=True, stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **settings,
-        )  # fmt: skip
+        with said.open("wb") as file:
+            return subprocess.Popen(
+                ["ip", "netns", "exec", self.space(name), *named, *words], stdin=subprocess.DEVNULL, stdout=file,
+                stderr=subprocess.STDOUT, **settings,
+            )  # fmt: skip
 
     def kill(self, space: str) -> None:
         """SIGKILL to all processes of a namespace."""
@@ -95,10 +97,9 @@ def missing() -> str:
     if not sys.platform.startswith("linux") or not shutil.which("ip") or not shutil.which("unshare"):
         return "network namespaces need Linux with ip (iproute2) and unshare (util-linux)"
     try:
-        with Hosts() as hosts:
-            process = hosts.start("a", ["true"])
-            said, _ = process.communicate(timeout=20)
-            return "" if process.returncode == 0 else said.strip()
+        with Hosts() as hosts, scratch() as folder:
+            code = hosts.start("a", ["true"], folder / "said").wait(20)
+            return "" if code == 0 else (folder / "said").read_text().strip()
     except (subprocess.SubprocessError, OSError) as error:
         return f"network namespaces are not permitted here ({error})"
 
@@ -109,7 +110,7 @@ def _ip(*words: str) -> None:
         raise OSError(f"ip {' '.join(words)}: {done.stderr.strip()}")
 
 
-def launch(hosts: Hosts, folder: Path, flags: Sequence[str], *, per_host: int = 1, outputs: Mapping[str, str] | None = None) -> dict[str, subprocess.Popen[str]]:  # fmt: skip
+def launch(hosts: Hosts, folder: Path, flags: Sequence[str], *, per_host: int = 1, outputs: Mapping[str, str] | None = None) -> dict[str, subprocess.Popen[bytes]]:  # fmt: skip
     """``accelerate launch`` of the GPT-2 recipe on both hosts; ``outputs``: a folder for each host, where they share none."""
     environment = {
         **os.environ, "ACCELERATE_USE_CPU": "true", "GLOO_SOCKET_IFNAME": "eth0", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1",
@@ -123,16 +124,26 @@ def launch(hosts: Hosts, folder: Path, flags: Sequence[str], *, per_host: int = 
             "--num_processes", str(2 * per_host), "--main_process_ip", hosts.addresses["a"], "--main_process_port", str(PORT),
             "--mixed_precision", "no", "--dynamo_backend", "no", str(ROOT / "recipes" / "gpt2_clm.py"), "--output", output, *flags,
         ]  # fmt: skip
-        started[name] = hosts.start(name, words, env=environment, cwd=folder)
+        started[name] = hosts.start(name, words, said_by(folder, name), env=environment, cwd=folder)
     return started
 
 
-def wait_for_step(output: Path, step: int, started: Mapping[str, subprocess.Popen[str]], seconds: float = 120.0) -> None:
-    """Returns once there is a checkpoint of ``step`` or later; AssertionError with what was said where the run ends before."""
+def said_by(folder: Path, name: str) -> Path:
+    """The file with what a host says."""
+    return folder / f"said-{name}.txt"
+
+
+def wait_for_step(
+    folder: Path, step: int, started: Mapping[str, subprocess.Popen[bytes]], seconds: float = 300.0
+) -> None:
+    """Returns once there is a checkpoint of ``step`` or later; RuntimeError with what was said where the run ends before."""
     deadline = time.monotonic() + seconds
-    while not any(int(p.parent.name.rpartition("-")[2]) >= step for p in output.glob("checkpoints/checkpoint-*/manifest.json")):
-        ended = [p for p in started.values() if p.poll() is not None]
-        assert not ended and time.monotonic() < deadline, "".join(p.communicate()[0] for p in ended) or "it takes too long"
+    while not any(
+        int(p.parent.name.rpartition("-")[2]) >= step
+        for p in folder.glob("out*/checkpoints/checkpoint-*/manifest.json")
+    ):
+        if time.monotonic() > deadline or any(p.poll() is not None for p in started.values()):
+            raise RuntimeError("\n".join(said_by(folder, name).read_text() for name in started))
         time.sleep(0.05)
 
 
@@ -146,19 +157,24 @@ def fail(fault: str, host: str, folder: Path, *flags: str, per_host: int = 1) ->
     and the ``status`` that is left.
     """
     with Hosts() as hosts:
-        started = launch(hosts, folder, [*SMALL, "--train.max_steps", "100000", *flags], per_host=per_host)
-        wait_for_step(folder / "out", 20, started)
+        started = launch(hosts, folder, [*SMALL, *flags], per_host=per_host)
+        wait_for_step(folder, 20, started)
         begun = time.monotonic()
         if fault == "killed":
             hosts.kill(hosts.space(host))
         else:
             hosts.cut(host)
-        seconds, said = {}, {}
-        for name, process in started.items():
-            said[name], _ = process.communicate(timeout=120)
-            seconds[name] = round(time.monotonic() - begun, 2)
+        seconds = {}
+        while len(seconds) < len(started) and time.monotonic() < begun + 180:
+            seconds |= {
+                n: round(time.monotonic() - begun, 2)
+                for n, p in started.items()
+                if n not in seconds and p.poll() is not None
+            }
+            time.sleep(0.02)
         if fault == "killed":
             del seconds[host]
+        said = {name: said_by(folder, name).read_text() for name in started}
     return {"seconds": seconds, "said": said, "status": json.loads((folder / "out" / "status.json").read_text())}
 
 
@@ -169,12 +185,14 @@ def scratch() -> Iterator[Path]:
         yield Path(folder)
 
 
-def resume(folder: Path, steps: int) -> dict[str, Any]:
-    """The same command again with ``--resume auto``, to its end: the record of the whole run."""
+def resume(folder: Path, *, per_host: int = 1) -> dict[str, Any]:
+    """The same command again with ``--resume auto``, to its end: what was ``said``, and the ``record`` of the whole run."""
     with Hosts() as hosts:
-        started = launch(hosts, folder, [*SMALL, "--train.max_steps", str(steps), "--resume", "auto"])
-        said = {name: process.communicate(timeout=300)[0] for name, process in started.items()}
-        assert all(process.returncode == 0 for process in started.values()), said
+        started = launch(hosts, folder, [*SMALL, "--resume", "auto"], per_host=per_host)
+        codes = [process.wait(600) for process in started.values()]
+        said = {name: said_by(folder, name).read_text() for name in started}
+        if any(codes):
+            raise RuntimeError("\n".join(said.values()))
     return {"said": said, "record": json.loads((folder / "out" / "record.json").read_text())}
 
 
@@ -191,6 +209,7 @@ def main() -> None:
             for per_host in (1, 2):
                 with scratch() as folder:
                     seen = fail(fault, host, folder, per_host=per_host)
+                    resume(folder, per_host=per_host)
                 line = {"fault": fault, "host": host, "processes_per_host": per_host, "seconds": seen["seconds"], "message": seen["status"]["message"].partition(";")[0]}  # fmt: skip
                 print(json.dumps(line), flush=True)
                 found.append(line)

@@ -22,6 +22,7 @@ from hftk.config import InputError, Problem, RunConfig, to_dict
 from hftk.evaluation import collect, first_rows
 from hftk.features import encode
 from hftk.launch import StopRequested, graceful, on_main
+from hftk.launch.machines import bring
 from hftk.model import default_length, is_pretrained
 from hftk.planning.hindsight import held_against_plan, memory_level
 from hftk.quantization import bytes_of, count
@@ -85,6 +86,7 @@ def fit(
     if config.resume == "never":
         on_main(_clear_checkpoints, config)
     checkpoint, told = on_main(checkpoints.choose, config.resume, config.output)
+    checkpoint = bring(checkpoint)
     for line in told:
         note(line)
     state = json.loads((checkpoint / STATE).read_text(encoding="utf-8")) if checkpoint else {}

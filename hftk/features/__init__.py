@@ -37,28 +37,29 @@ def encode(task: Task, rows: Rows, tokenizer: PreTrainedTokenizerBase, *, max_le
     asked: dict[str, Any] = {"max_length": max_length, "training": training}
     if alone():
         return _encode_or_read(task, rows, tokenizer, asked)[1]
-    path, features, lines = on_main(_encode_for_all, task, rows, tokenizer, asked)
+    path, features, how, lines = on_main(_encode_for_all, task, rows, tokenizer, asked)
     for line in lines:
         note(line)
     if features is not None:
         return features
     if path is None:
         return task.encode(rows, tokenizer, **asked)
-    return _read_everywhere(path, task, rows, tokenizer, asked)
+    return _marked(_read_everywhere(path, task, rows, tokenizer, asked), how)
 
 
 def _encode_for_all(
     task: Task, rows: Rows, tokenizer: PreTrainedTokenizerBase, asked: dict[str, Any]
-) -> tuple[Path | None, Features | None, list[str]]:
-    """What the main process hands on: the folder of the features, or themselves, or neither; and what was noted on the way."""
+) -> tuple[Path | None, Features | None, str, list[str]]:
+    """What the main process hands on: the folder of the features, or themselves, or neither; how it came by them; and what it
+    noted."""
     with heard() as lines:
         path, features = _encode_or_read(task, rows, tokenizer, asked)
     if path is not None:
-        return path, None, lines
+        return path, None, features.facts["cache"], lines
     try:
-        return None, compact(features), lines
+        return None, compact(features), "", lines
     except NotCompact:
-        return None, None, lines
+        return None, None, "", lines
 
 
 def _encode_or_read(
@@ -110,7 +111,7 @@ def _read_everywhere(
         if found is None:
             found = store.read(path, verify=False) or (task.encode(rows, tokenizer, **asked), [])
     assert found is not None
-    return _marked(found[0], "read" if launched().rank else "written")
+    return found[0]
 
 
 def _marked(features: Features, how: str) -> Features:

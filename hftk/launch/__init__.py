@@ -30,7 +30,7 @@ from typing import Any, ParamSpec, TypeVar
 
 from hftk import choices
 from hftk.config import InputError, RunConfig, override, to_dict
-from hftk.launch import launcher, peers
+from hftk.launch import launcher, machines, peers
 from hftk.launch.endings import Run, end, end_stuck, is_main, processes
 from hftk.launch.environment import command_line, redact
 from hftk.launch.output import check_output, now, prepare_output, release_output, write_status
@@ -214,6 +214,8 @@ def _attempt(main: Callable[[Any], Any], config: RunConfig, argv: Sequence[str] 
         if launch.processes > 1:
             _watch(launch, config.train.peer_timeout, current)
     current.folder, current.status = on_main(_begin, config, recipe)
+    if current.peers is not None:
+        machines.check_output_is_seen(current.folder, current.status, launched().strategy)
     main(config)
     on_main(current.write, state="done", exit_code=0, message="")
     if current.peers is not None:

@@ -201,7 +201,7 @@ class _Spoke(Peers):
                             self._end(Ending(state="stopped", code=word["code"], message=word["message"]))
         except OSError as error:
             if not main_left:
-                where = f", on {self._host}" if self._host != socket.gethostname() else ""
+                where = f" (on {self._host})" if self._host != socket.gethostname() else ""
                 message = f"the main process of this run{where} {_why(error, self.seconds)}"
                 self._end(Ending(state="failed", code=1, message=message, lost=True))
 
@@ -340,7 +340,7 @@ def _accept(
             connected, _ = server.accept()
         except OSError:
             return
-        with contextlib.suppress(OSError, ValueError, KeyError):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             connected.settimeout(CONNECT_SECONDS)
             line = _Line(connected, seconds)
             (word,) = line.read()

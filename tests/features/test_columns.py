@@ -13,7 +13,11 @@ def features_of(**columns):
 
 
 def same(one, other):
-    return type(one) is type(other) and np.array_equal(one, other) and getattr(one, "dtype", 0) == getattr(other, "dtype", 0)
+    return (
+        type(one) is type(other)
+        and np.array_equal(one, other)
+        and getattr(one, "dtype", 0) == getattr(other, "dtype", 0)
+    )
 
 
 @pytest.mark.parametrize(
@@ -40,7 +44,16 @@ def test_every_entry_keeps_its_value_and_type(column):
 
 @pytest.mark.parametrize(
     "column",
-    [["a", "b"], [[1], [2.5]], [[True], [False]], [[1], np.array([1])], [np.array([1], np.int32), np.array([1])], [np.eye(2)], [None], [1, 2]],
+    [
+        ["a", "b"],
+        [[1], [2.5]],
+        [[True], [False]],
+        [[1], np.array([1])],
+        [np.array([1], np.int32), np.array([1])],
+        [np.eye(2)],
+        [None],
+        [1, 2],
+    ],
 )
 def test_what_would_come_back_as_something_else_is_refused(column):
     with pytest.raises(NotCompact):
