@@ -18,6 +18,7 @@ from hftk.batching import fill_batches, sort_rows
 from hftk.choices import note
 from hftk.config import EvalConfig, GenerationSettings
 from hftk.decoding import is_sharded
+from hftk.features import encode
 from hftk.generation import generate, generate_keeping
 from hftk.launch import on_main
 from hftk.launch.output import PREDICTIONS, write_atomically
@@ -79,7 +80,7 @@ def evaluate(
     split, rows = held_out
     rows = first_rows(rows, config.max_rows)
     max_length = max_length or default_length(model.config)
-    features = task.encode(rows, tokenizer, max_length=max_length, training=False)
+    features = encode(task, rows, tokenizer, max_length=max_length, training=False)
     outputs = collect(task, model, tokenizer, features, batch_size=config.batch_size, title=f"evaluating {when} training" if when in ("before", "after") else "evaluating")  # fmt: skip
     if "generation" in task.judged_by and (when != "before" or is_pretrained(task.config.model)):
         outputs["generated"] = np.array(_generate(task, model, tokenizer, rows, max_length, output), dtype=object)
@@ -175,7 +176,7 @@ def evaluate_baselines(
         return []
     split, rows = splits.held_out
     rows = first_rows(rows, config.max_rows)
-    features = task.encode(rows, tokenizer, max_length=max_length, training=False) if task.baselines_read_tokens else None
+    features = encode(task, rows, tokenizer, max_length=max_length, training=False) if task.baselines_read_tokens else None
     scores = on_main(task.baselines, splits, features, rows, tokenizer, resamples=config.resamples, seed=config.seed)
     return [replace(s, split=split) for s in scores]
 

@@ -31,6 +31,7 @@ from hftk.divergence import TrainingDiverged as TrainingDiverged
 from hftk.dropout import fast_dropout
 from hftk.evaluation import collect, scores_of_text
 from hftk.launch import on_main, stop_requested
+from hftk.launch.machines import bring
 from hftk.precision import autocast, choose_precision
 from hftk.saving import Saver
 from hftk.task import Features, Task
@@ -383,7 +384,7 @@ class ExactTrainer(Trainer):
         problem = on_main(checkpoints.damage, folder)
         if problem:
             raise RuntimeError(f"the best weights, in {folder}, cannot be restored: {problem}")
-        self.state.best_model_checkpoint = str(folder)
+        self.state.best_model_checkpoint = str(bring(folder))
         self._load_best_model()
 
     def random_states(self) -> list[tuple[str, bytes]]:

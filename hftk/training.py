@@ -21,7 +21,9 @@ from hftk.batching import BatchSize, Plan, StepLoader, StreamPlan
 from hftk.choices import note, noted
 from hftk.config import DiskError, InputError, Problem, RunConfig, to_dict
 from hftk.evaluation import collect, first_rows
+from hftk.features import encode
 from hftk.launch import StopRequested, graceful, on_main
+from hftk.launch.machines import bring
 from hftk.model import default_length, is_pretrained
 from hftk.planning.hindsight import held_against_plan, memory_level
 from hftk.quantization import bytes_of, count
@@ -92,6 +94,7 @@ def fit(
     if config.resume == "never":
         on_main(_clear_checkpoints, config)
     checkpoint, told = on_main(checkpoints.choose, config.resume, config.output)
+    checkpoint = bring(checkpoint)
     for line in told:
         note(line)
     state = json.loads((checkpoint / STATE).read_text(encoding="utf-8")) if checkpoint else {}
@@ -153,7 +156,7 @@ def _judged(
         return None
     rows = first_rows(splits.validation, config.eval.max_rows)
     max_length = default_length(model.config)
-    features = task.encode(rows, tokenizer, max_length=max_length, training=False)
+    features = encode(task, rows, tokenizer, max_length=max_length, training=False)
     return Judged(rows=rows, features=features, max_length=max_length)
 
 
@@ -165,7 +168,7 @@ def _finish(
     def look(split: str, indices: Sequence[int] | None = None) -> tuple[Any, dict[str, np.ndarray]]:
         rows = getattr(splits, split)
         rows = rows if indices is None else rows.select(indices)
-        features = task.encode(rows, tokenizer, max_length=default_length(model.config), training=False)
+        features = encode(task, rows, tokenizer, max_length=default_length(model.config), training=False)
         outputs = collect(task, model, tokenizer, features, batch_size=config.eval.batch_size, title=f"looking at {split} rows")  # fmt: skip
         return rows, outputs
 
@@ -230,7 +233,7 @@ def _plan(
                 yield task.encode(rows, tokenizer, max_length=max_length, training=True)
 
         return StreamPlan(chunks, size, seed=train.seed, max_steps=max_steps), {"streaming": True}
-    features = task.encode(splits.train, tokenizer, max_length=max_length, training=True)
+    features = encode(task, splits.train, tokenizer, max_length=max_length, training=True)
     if not len(features):
         raise InputError(Problem(setting="data.train", message="no training row is left after encoding"))
     return Plan(features, size, seed=train.seed, epochs=epochs, max_steps=max_steps), features.facts

@@ -96,12 +96,12 @@ def _launcher() -> list[str]:
         words = parent.cmdline() if parent is not None else []
     except Exception:  # no psutil, no parent, no permission: the command is then shown as a plain python one
         return []
-    for at, word in enumerate(words[:4]):
-        name = Path(word).stem
-        if name in ("accelerate", "accelerate-launch", "torchrun"):
+    for at, word in enumerate(words[:6]):
+        name = ["python", "-m", word] if words[at - 1 : at] == ["-m"] else [Path(word).stem]
+        if name[-1] in ("accelerate", "accelerate-launch", "torchrun", "accelerate.commands.launch", "torch.distributed.run"):
             rest = words[at + 1 :]
             script = next((i for i, w in enumerate(rest) if w.endswith(".py")), len(rest))
-            return [name, *rest[:script]]
+            return [*name, *rest[:script]]
     return []
 
 

@@ -312,7 +312,7 @@ def _is_alive(owner: Mapping[str, Any], path: Path) -> bool:
     import psutil
 
     if owner["host"] != socket.gethostname():
-        return _silence(path) < SILENT_SECONDS
+        return _is_touched(path)
     try:
         process = psutil.Process(int(owner["pid"]))
         same = (
@@ -323,6 +323,29 @@ def _is_alive(owner: Mapping[str, Any], path: Path) -> bool:
         return False
     except psutil.AccessDenied:
         return True
+
+
+def _is_touched(path: Path) -> bool:
+    """Whether the owner, on another machine, still touches its lock: waits until it does, or has been silent for long enough.
+
+    So a run that is started again on another machine, after the first one's failed, need not be started twice.
+    """
+    seen, told = _touched(path), False
+    while (silence := _silence(path)) < SILENT_SECONDS:
+        if _touched(path) != seen:
+            return True
+        if not told:
+            told = True
+            print(f"{path}: another machine's run was here {silence:.0f} s ago; waiting to see whether it still runs (at most {SILENT_SECONDS:g} s)", flush=True)  # fmt: skip
+        time.sleep(min(1.0, SILENT_SECONDS / 10))
+    return False
+
+
+def _touched(path: Path) -> int:
+    try:
+        return path.stat().st_mtime_ns
+    except FileNotFoundError:
+        return 0
 
 
 def _silence(path: Path) -> float:
