@@ -92,7 +92,13 @@ def end(error: BaseException, current: Run) -> int:
     if current.peers is not None:
         # What ends this process may only be that another one is gone: the watch knows which. The launcher, too, asks the rest to
         # stop when one of its processes has ended.
-        wait = NEWS_SECONDS if state == "failed" and _is_communication(error) else STOP_SECONDS if state == "stopped" else None
+        wait = (
+            NEWS_SECONDS
+            if state == "failed" and _is_communication(error)
+            else STOP_SECONDS
+            if state == "stopped"
+            else None
+        )
         other = current.peers.verdict(wait) if wait is not None else None
         if other is not None and (state == "failed" or other.state != "stopped"):
             return _end_after(other, current)
