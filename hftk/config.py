@@ -14,7 +14,9 @@ from typing import Any, Literal
 from hftk.adaptation import AdapterConfig as AdapterConfig
 from hftk.adaptation import QuantizationConfig as QuantizationConfig
 from hftk.adaptation import starts_from_weights
+from hftk.problems import DiskError as DiskError
 from hftk.problems import InputError as InputError
+from hftk.problems import PlainError as PlainError
 from hftk.problems import Problem as Problem
 from hftk.problems import ServiceError as ServiceError
 from hftk.publication import PublishConfig as PublishConfig
@@ -228,6 +230,8 @@ class TrainConfig:
     """Seed of initialization, data order and dropout."""
     deterministic: bool = False
     """Allow only deterministic algorithms, also on GPUs (slower)."""
+    on_non_finite: Literal["stop", "skip"] = "stop"
+    """What a step is to do whose loss or gradient is nan or infinite. stop: end the run with a diagnosis and the last checkpoint; skip: leave the weights as they are and go on, which the record counts (ten such steps in a row end the run)."""
     peer_timeout: float = 30.0
     """Several processes: seconds after which one that answers no more, as its machine or the network is down, is given up and the others end."""
     extra: dict[str, Any] = field(default_factory=dict)

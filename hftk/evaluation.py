@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -24,6 +23,7 @@ from hftk.generation import generate, generate_keeping
 from hftk.launch import on_main
 from hftk.launch.output import PREDICTIONS, write_atomically
 from hftk.model import context_length, default_length, is_pretrained
+from hftk.progress import progress_bar
 from hftk.task import Features, Score, Splits, Task
 
 if TYPE_CHECKING:
@@ -305,7 +305,5 @@ def _in_order(
 
 
 def _progress(numbers: list[int], title: str) -> Any:
-    from tqdm.auto import tqdm
-
     hidden = _place()[0] != 0 or not title
-    return tqdm(numbers, desc=title, unit="batch", leave=False, disable=hidden, delay=1, mininterval=0.2 if sys.stderr.isatty() else 10)  # fmt: skip
+    return progress_bar(numbers, desc=title, unit="batch", leave=False, disable=hidden, delay=1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import signal
@@ -14,12 +15,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hftk.config import InputError, ServiceError
+from hftk.config import InputError, PlainError
 from hftk.launch import launcher
 from hftk.launch.environment import command_line, private
 from hftk.launch.output import read_status, release_output, settle_output, write_status
 from hftk.launch.peers import Ending, PeerLost, Peers
 
+FROM_OUTSIDE = frozenset(
+    (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ENOENT, errno.ESTALE)
+)
+"""No room (for anybody, for this user, in one file), read-only, not allowed, broken, gone, gone from a network disk."""
 PEER_SECONDS = 2.0
 """How long a failed peer waits for the main process to say the same before it speaks itself."""
 NEWS_SECONDS = 3.0
@@ -203,12 +208,23 @@ def meaning(error: BaseException) -> tuple[str, int, str]:
         return "stopped", 3, f"stopped on request ({error or 'SIGINT'})"
     if isinstance(error, SystemExit) and not error.code:
         return "done", 0, ""
-    if isinstance(error, ServiceError):
+    if isinstance(error, PlainError):
         return "failed", 1, str(error)
+    if isinstance(error, OSError) and error.errno in FROM_OUTSIDE:
+        return "failed", 1, _of_system(error)
     message = f"{type(error).__name__}: {error}"
     if processes() > 1 and re.search(r"Connection (closed|reset) by peer", message):
         message = f"another process of this run ended without a word (killed, or out of memory?); {message}"
     return "failed", 1, message
+
+
+def _of_system(error: OSError) -> str:
+    """What to say of a disk that is full or refuses to be written, and of a file that is gone."""
+    where = f": {error.filename}" if error.filename else ""
+    return (
+        f"{error.strerror}{where}. What was written whole before is kept; once this is mended, the same command with "
+        "--resume auto goes on"
+    )
 
 
 def _is_communication(error: BaseException) -> bool:
@@ -225,7 +241,7 @@ def _print_ending(error: BaseException, state: str, message: str, folder: Path |
         text = "\n".join(lines)
     elif state == "stopped":
         text = f"hftk: {message}" + ("; --resume auto goes on from the last checkpoint" if folder else "")
-    elif isinstance(error, ServiceError):
+    elif isinstance(error, PlainError):
         text = f"hftk: failed: {message}"
     elif state == "failed":
         traceback.print_exception(error)

@@ -107,9 +107,13 @@ def _launcher() -> list[str]:
 
 def environment() -> dict[str, Any]:
     """``hardware``, ``versions`` and ``git`` of this process, without anything that names the machine or its user."""
-    versions: dict[str, str | None] = {"hftk": __version__, "python": platform.python_version()}
-    versions |= {name: version(name) for name in PACKAGES}
-    return {"hardware": _hardware(), "versions": {k: v for k, v in versions.items() if v}, "git": _git()}
+    return {"hardware": _hardware(), "versions": versions(), "git": _git()}
+
+
+def versions() -> dict[str, str]:
+    """Versions of hftk, Python and the libraries that matter, as far as they are installed."""
+    found = {"hftk": __version__, "python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
+    return {name: number for name, number in found.items() if number}
 
 
 def version(package: str) -> str | None:
