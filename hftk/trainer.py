@@ -417,6 +417,9 @@ class ExactTrainer(Trainer):
     def floating_point_ops(self, inputs: Any) -> int:
         return 0  # Trainer counts padding too; tokens and seconds are in the history
 
+    def store_flos(self) -> None:
+        """Nothing was counted. Trainer would sum it up over the processes in the middle of a save, of which one may have failed."""
+
 
 def _search_for_lomo_once() -> None:
     """accelerate (1.15) searches the disk for the package lomo_optim twice in every optimizer step: 1 % of a small model's."""
