@@ -22,9 +22,6 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
 import torch
 from datasets import ClassLabel, Dataset
 from transformers import (
@@ -45,6 +42,7 @@ from hftk.launch.environment import environment
 from hftk.task import Splits
 from hftk.trainer import ExactTrainer
 
+ROOT = Path(__file__).resolve().parent.parent
 LENGTHS = (5, 11, 23, 47, 8, 30)
 """Characters, which are the tokens here, of the rows of a global batch."""
 MANY = 7
@@ -90,13 +88,22 @@ class Setup:
         if self.kind == "gpt2":  # rows for judging are shifted already, and have no end token
             end = self.tokenizer.eos_token_id
             return [{"input_ids": [*map(int, row["input_ids"]), int(row["labels"][-1]), end]} for row in rows]
-        names = {"bert": ("input_ids", "attention_mask", "token_type_ids", "labels")}.get(self.kind, ("input_ids", "attention_mask", "labels"))
-        return [{name: row[name].tolist() if hasattr(row[name], "tolist") else row[name] for name in names if name in row} for row in rows]
+        names = {"bert": ("input_ids", "attention_mask", "token_type_ids", "labels")}.get(
+            self.kind, ("input_ids", "attention_mask", "labels")
+        )
+        return [
+            {name: row[name].tolist() if hasattr(row[name], "tolist") else row[name] for name in names if name in row}
+            for row in rows
+        ]
 
     def collator(self) -> Any:
         if self.kind == "gpt2":
             return LanguageModelCollator(self.tokenizer.pad_token_id)
-        return DataCollatorWithPadding(self.tokenizer) if self.kind == "bert" else DataCollatorForSeq2Seq(self.tokenizer, model=self.model)
+        return (
+            DataCollatorWithPadding(self.tokenizer)
+            if self.kind == "bert"
+            else DataCollatorForSeq2Seq(self.tokenizer, model=self.model)
+        )
 
     def right(self) -> tuple[float, dict[str, torch.Tensor]]:
         """Loss and gradient of the global batch by definition: row by row, the sum over all items by their number."""
@@ -113,7 +120,9 @@ class Setup:
                 logits, labels = self.model(**batch).logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten()
             else:
                 logits, labels = self.model(**batch, labels=labels).logits.flatten(0, 1), labels.flatten()
-            total = total + torch.nn.functional.cross_entropy(logits.double(), labels, ignore_index=-100, reduction="sum")
+            total = total + torch.nn.functional.cross_entropy(
+                logits.double(), labels, ignore_index=-100, reduction="sum"
+            )
             items += int((labels != -100).sum())
         (total / items).backward()
         gradient = {n: p.grad.clone() for n, p in self.model.named_parameters() if p.grad is not None}
@@ -178,7 +187,10 @@ def compare(found: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> d
     """Length and direction of a gradient beside the right one."""
     names = sorted(right)
     one, other = (torch.cat([g[n].double().flatten() for n in names]) for g in (found, right))
-    return {"gradient_ratio": float(one.norm() / other.norm()), "cosine": float(torch.dot(one, other) / (one.norm() * other.norm()))}
+    return {
+        "gradient_ratio": float(one.norm() / other.norm()),
+        "cosine": float(torch.dot(one, other) / (one.norm() * other.norm())),
+    }
 
 
 def one_step(kind: str, per_device: int, folder: Path) -> dict[str, Any]:
@@ -189,7 +201,10 @@ def one_step(kind: str, per_device: int, folder: Path) -> dict[str, Any]:
     trainer, watch = stock_trainer(setup, folder / "stock"), Watch()
     trainer.add_callback(watch)
     trainer.train()
-    stock = {"loss": next(p["loss"] for p in trainer.state.log_history if "loss" in p), **compare(watch.gradient, gradient)}
+    stock = {
+        "loss": next(p["loss"] for p in trainer.state.log_history if "loss" in p),
+        **compare(watch.gradient, gradient),
+    }
     setup, watch = Setup(kind, folder / f"hftk {kind} {per_device}", per_device=per_device, rows=rows), Watch()
 
     class Watched(ExactTrainer):
@@ -228,7 +243,13 @@ def identical_texts() -> list[dict[str, Any]]:
     found = []
     for language, text in (("zh", "今天下午的天气非常好，我们去公园散步吧。"), ("ru", "Сегодня прекрасная погода, пойдём гулять в парк."),
                            ("ja", "今日はとても天気がいいので公園へ散歩に行きましょう。"), ("en", "The weather is very nice today, let us walk in the park.")):  # fmt: skip
-        ours = {s.name: s.value for s in (*rouge_scores([text], [[text]], resamples=0, seed=0), *translation_scores([text], [[text]], language, resamples=0, seed=0))}
+        ours = {
+            s.name: s.value
+            for s in (
+                *rouge_scores([text], [[text]], resamples=0, seed=0),
+                *translation_scores([text], [[text]], language, resamples=0, seed=0),
+            )
+        }
         stock = {
             "rougeL": 100 * RougeScorer(["rougeL"]).score(text, text)["rougeL"].fmeasure,
             "bleu": BLEU().corpus_score([text], [[text]]).score,
@@ -257,28 +278,36 @@ def grouped_order(folder: Path) -> dict[str, Any]:
     setup.config = hftk.config.override(setup.config, {"eval": {"batch_size": 8}})
     rows = setup.features()
     with torch.no_grad():
-        alone = torch.cat([setup.model.eval()(**setup.collator()([{k: v for k, v in row.items() if k != "labels"}])).logits for row in rows])
+        alone = torch.cat(
+            [
+                setup.model.eval()(**setup.collator()([{k: v for k, v in row.items() if k != "labels"}])).logits
+                for row in rows
+            ]
+        )
     trainer = stock_trainer(setup, folder / "stock")
     trainer.args.train_sampling_strategy = "group_by_length"
     with contextlib.redirect_stdout(io.StringIO()):
         stock = torch.tensor(trainer.predict(trainer.eval_dataset).predictions)
     judged = hftk.evaluate(setup.task, setup.model, setup.tokenizer, setup.splits.held_out, setup.config.eval)
     ours = torch.tensor(judged.outputs["logits"])
-    near = {name: int(((found - alone).abs().max(dim=1).values < 1e-4).sum()) for name, found in (("stock", stock), ("hftk", ours))}
+    near = {
+        name: int(((found - alone).abs().max(dim=1).values < 1e-4).sum())
+        for name, found in (("stock", stock), ("hftk", ours))
+    }
     return {"rows": len(rows), **near}
 
 
 def worker(folder: Path) -> None:
     """On two processes: how many outputs there are for ``MANY`` rows, and the loss of a classifier beside the right one."""
     found: dict[str, Any] = {"rows": MANY}
-    lengths = LENGTHS + (17,)
+    lengths = (*LENGTHS, 17)
     setup = Setup("t5", folder / "generated", per_device=2, rows=rows_for("t5", lengths))
     trainer = stock_trainer(setup, folder / "stock", predict_with_generate=True, generation_max_length=6)
     predictions = trainer.predict(trainer.eval_dataset).predictions
     found["stock_outputs"] = len(predictions)
     judged = hftk.evaluate(setup.task, setup.model, setup.tokenizer, setup.splits.held_out, setup.config.eval)
     found["hftk_outputs"] = len(judged.outputs["generated"])
-    setup = Setup("bert", folder / "judged", per_device=2, rows=rows_for("bert", LENGTHS + (17, 9)))
+    setup = Setup("bert", folder / "judged", per_device=2, rows=rows_for("bert", (*LENGTHS, 17, 9)))
     right = setup.right()[0]
     found["stock_eval_loss_ratio"] = stock_trainer(setup, folder / "stock").evaluate()["eval_loss"] / right
     judged = hftk.evaluate(setup.task, setup.model, setup.tokenizer, setup.splits.held_out, setup.config.eval)
@@ -296,7 +325,9 @@ def two_processes(folder: Path) -> dict[str, Any]:
         sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(ROOT / "recipes/accelerate/two_processes.yaml"),
         __file__, "--worker", str(folder),
     ]  # fmt: skip
-    done = subprocess.run(command, cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+    done = subprocess.run(
+        command, cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True
+    )
     if done.returncode:
         sys.exit(f"{' '.join(command)} failed:\n{done.stderr[-4000:]}")
     return json.loads((folder / "found.json").read_text())

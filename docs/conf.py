@@ -6,7 +6,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent), str(HERE)]
 
-import hftk
+import hftk  # noqa: E402
 
 project = "hftk"
 author = "the hftk authors"

@@ -25,7 +25,11 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
-SHORT: dict[str, Any] = {"data": {"max_rows": 400}, "train": {"epochs": None, "max_steps": 2}, "eval": {"resamples": 20, "max_rows": 12}}
+SHORT: dict[str, Any] = {
+    "data": {"max_rows": 160},
+    "train": {"epochs": None, "max_steps": 2},
+    "eval": {"resamples": 20, "max_rows": 12},
+}
 SHORT_TEXTS = {"generation": {"max_new_tokens": 4}}
 MADE = {"model": {"vocab_size": 600}}
 WARM = (
@@ -41,7 +45,11 @@ def shorten(config: Any) -> Any:
     """The same run with few rows, two steps and short outputs."""
     from hftk.config import override
 
-    changes = [SHORT, *([MADE] if config.model.size is not None else []), *([SHORT_TEXTS] if config.generation.max_new_tokens else [])]
+    changes = [
+        SHORT,
+        *([MADE] if config.model.size is not None else []),
+        *([SHORT_TEXTS] if config.generation.max_new_tokens else []),
+    ]
     for change in changes:
         config = override(config, change)
     return config
@@ -99,8 +107,6 @@ def hftk(words: list[str]) -> None:
 
 def python(words: list[str]) -> None:
     """``python FILE``, ``python -m hftk`` or a program on standard input; recipes are made short here too."""
-    import hftk.config
-
     if words[:2] == ["-m", "hftk"]:
         return hftk_command(words[2:])
     if words:
@@ -146,7 +152,7 @@ def check_hftk(words: list[str]) -> None:
     from hftk import cli
     from hftk.parsing import parse
 
-    parser, commands = cli._parsers()
+    parser, _ = cli._parsers()
     dotted: list[str] = []
     if words[0] in ("evaluate", "plan"):
         words, dotted = (cli._split_dotted if words[0] == "evaluate" else cli.planning.split_words)(words)
@@ -159,10 +165,13 @@ def check_hftk(words: list[str]) -> None:
 def check_hf(words: list[str]) -> None:
     """Walk through the groups of the command ``hf`` to the command itself, which reads its words."""
     import click
-    import typer
     from huggingface_hub.cli.hf import app
 
-    command: Any = typer.main.get_command(app)
+    command: Any = app
+    if not hasattr(app, "commands"):  # a typer app, as in some versions
+        import typer
+
+        command = typer.main.get_command(app)
     while hasattr(command, "commands"):
         assert words and words[0] in command.commands, f"hf has no command {words[:1]}"
         command, words = command.commands[words[0]], words[1:]
@@ -190,7 +199,13 @@ def finish(work: Any) -> None:
         work()
         code = 0
     except SystemExit as end:
-        code = end.code if isinstance(end.code, int) else 0 if end.code is None else (print(end.code, file=sys.stderr) or 1)
+        code = (
+            end.code
+            if isinstance(end.code, int)
+            else 0
+            if end.code is None
+            else (print(end.code, file=sys.stderr) or 1)
+        )
     except BaseException:
         traceback.print_exc()
     with contextlib.suppress(Exception):
@@ -219,7 +234,7 @@ def serve(connection: socket.socket) -> None:
         os.chdir(request["folder"])
         os.environ.clear()
         os.environ.update(request["environment"])
-        sys.stdin, sys.stdout, sys.stderr = open(0), open(1, "w"), open(2, "w")
+        sys.stdin, sys.stdout, sys.stderr = os.fdopen(0), os.fdopen(1, "w"), os.fdopen(2, "w")
         sys.path.insert(0, request["folder"])
         program, words = request["program"], request["words"]
         sys.argv = [program, *words]
@@ -249,9 +264,15 @@ def main(address: str, hub: Path) -> None:
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(address)
     listener.listen()
+    listener.settimeout(2)
+    parent = os.getppid()
     print("ready", flush=True)
-    while True:
-        connection, _ = listener.accept()
+    while os.getppid() == parent:
+        try:
+            connection, _ = listener.accept()
+        except TimeoutError:
+            continue
+        connection.settimeout(None)
         while True:
             with contextlib.suppress(ChildProcessError):
                 if os.waitpid(-1, os.WNOHANG)[0]:

@@ -14,7 +14,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 CHINESE = {ROOT / "README.md": ROOT / "README.zh-CN.md"}
 """English page to the same page in Chinese; pages of docs/ have theirs under the same name in docs/zh/."""
-FENCE = re.compile(r"^(?P<indent> *)(?P<fence>```+)(?P<language>[^\n`]*)\n(?P<text>.*?)^(?P=indent)(?P=fence)[ ]*$", re.MULTILINE | re.DOTALL)
+FENCE = re.compile(
+    r"^(?P<indent> *)(?P<fence>```+)(?P<language>[^\n`]*)\n(?P<text>.*?)^(?P=indent)(?P=fence)[ ]*$",
+    re.MULTILINE | re.DOTALL,
+)
 NOTE = re.compile(r"<!-- (not run|exit|shown)(?:: (.*?))? -->\s*\Z")
 
 
@@ -35,13 +38,23 @@ class Block:
 
 def find_pages() -> list[Path]:
     """Every page that people read in English: the README, CONTRIBUTING and what is in docs/."""
-    docs = [path for path in (ROOT / "docs").rglob("*.md") if not {"zh", "_build", "api"} & set(path.relative_to(ROOT / "docs").parts)]
+    docs = [
+        path
+        for path in (ROOT / "docs").rglob("*.md")
+        if not {"zh", "_build", "api"} & set(path.relative_to(ROOT / "docs").parts)
+    ]
     return [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(docs)]
 
 
 def chinese_page(page: Path) -> Path:
     """Where the same page is in Chinese, whether it exists or not."""
-    return CHINESE[page] if page in CHINESE else ROOT / "docs/zh" / page.relative_to(ROOT / "docs") if page.is_relative_to(ROOT / "docs") else page.with_suffix(".zh-CN.md")
+    return (
+        CHINESE[page]
+        if page in CHINESE
+        else ROOT / "docs/zh" / page.relative_to(ROOT / "docs")
+        if page.is_relative_to(ROOT / "docs")
+        else page.with_suffix(".zh-CN.md")
+    )
 
 
 def read_blocks(page: Path) -> list[Block]:

@@ -1,6 +1,6 @@
 """Stand-ins for what the pages take from elsewhere: a cache of the Hub with tiny models under the pages' names, and example files.
 
-    python small_hub.py FOLDER
+python small_hub.py FOLDER
 """
 
 from __future__ import annotations
@@ -29,7 +29,16 @@ MODELS = {
     "Helsinki-NLP/opus-mt-en-de": "marian", "Helsinki-NLP/opus-mt-en-zh": "marian",
 }  # fmt: skip
 REVISION = "0" * 40
-WORDS = {"cat": "Katze", "dog": "Hund", "house": "Haus", "tree": "Baum", "red": "rot", "small": "klein", "and": "und", "the": "die"}
+WORDS = {
+    "cat": "Katze",
+    "dog": "Hund",
+    "house": "Haus",
+    "tree": "Baum",
+    "red": "rot",
+    "small": "klein",
+    "and": "und",
+    "the": "die",
+}
 
 
 def make_models(hub: Path) -> None:
@@ -40,11 +49,19 @@ def make_models(hub: Path) -> None:
     import hftk
     from hftk.task import Splits
 
-    tasks = {"gpt2": hftk.CausalLM, "llama": hftk.CausalLM, "bert": hftk.Classification, "t5": hftk.Summarization, "marian": hftk.Translation}
+    tasks = {
+        "gpt2": hftk.CausalLM,
+        "llama": hftk.CausalLM,
+        "bert": hftk.Classification,
+        "t5": hftk.Summarization,
+        "marian": hftk.Translation,
+    }
     configs = {"gpt2": hftk.CausalLMConfig, "llama": hftk.CausalLMConfig, "bert": hftk.ClassificationConfig,
                "t5": hftk.SummarizationConfig, "marian": hftk.TranslationConfig}  # fmt: skip
     texts = [sentence(random.Random(seed)) for seed in range(100)]
-    rows = Dataset.from_dict({"text": texts, "source": texts, "target": texts, "label": [n % 2 for n in range(len(texts))]})
+    rows = Dataset.from_dict(
+        {"text": texts, "source": texts, "target": texts, "label": [n % 2 for n in range(len(texts))]}
+    )
     rows = rows.cast_column("label", ClassLabel(names=["0", "1"]))
     made: dict[str, Path] = {}
     for name, kind in MODELS.items():
@@ -88,9 +105,14 @@ def make_files(project: Path, commands: Path) -> None:
                             for text, other in zip(texts, reversed(texts), strict=True)],
     }  # fmt: skip
     for name, rows in lines.items():
-        (project / name).write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+        (project / name).write_text(
+            "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8"
+        )
     (project / "reviews.csv").write_text("body,stars\n" + "".join(f"{t},{1 + 4 * ('cat' in t)}\n" for t in texts))
-    (project / "评论.csv").write_bytes("内容,情感\n".encode("gb18030") + b"".join(f"{chinese(t)},{'正' if 'cat' in t else '负'}\n".encode("gb18030") for t in texts))
+    (project / "评论.csv").write_bytes(
+        "内容,情感\n".encode("gb18030")
+        + b"".join(f"{chinese(t)},{'正' if 'cat' in t else '负'}\n".encode("gb18030") for t in texts)
+    )
     for name in ("my_texts", "诗词"):
         (project / name).mkdir()
         make = chinese if name == "诗词" else str

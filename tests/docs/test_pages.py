@@ -20,9 +20,11 @@ from small_hub import make_files
 
 HERE = Path(__file__).parent
 PAGES = find_pages()
-COMMANDS = ("accelerate", "hftk", "python", "python3", "pip", "make", "hf", "git", "modelscope")
+COMMANDS = ("accelerate", "hftk", "python", "python3", "pip", "make", "hf", "git", "modelscope", "rsync")
 """What blocks may call, beside a few tools of the shell; each goes to the server."""
 TOOLS = ("bash", "cat", "cp", "du", "echo", "env", "head", "ls", "mkdir", "rm", "sed", "sort", "tail", "wc")
+COUNTS = {"bash": 42, "python": 2, "not run": 12}
+"""Blocks in all pages, and those that are not run."""
 LANGUAGES = {"bash", "python", "text", "yaml", "json", "bibtex"}
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="the server forks")
@@ -36,10 +38,14 @@ class Shell:
 
     def run(self, block: Block) -> subprocess.CompletedProcess[str]:
         environment = {**self.environment, **({"HFTK_DOCS_CHECK": "1"} if block.not_run else {})}
-        command = ["bash", "-euo", "pipefail", "-c", block.text] if block.language == "bash" else [f"{environment['PATH']}/python"]
+        command = (
+            ["bash", "-euo", "pipefail", "-c", block.text]
+            if block.language == "bash"
+            else [f"{environment['PATH']}/python"]
+        )
         return subprocess.run(
             command, input=None if block.language == "bash" else block.text, cwd=self.home, env=environment, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=100, encoding="utf-8",
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=900, encoding="utf-8",
         )  # fmt: skip
 
 
@@ -82,18 +88,30 @@ def test_blocks_run(page: Path, environment: dict[str, str], tmp_path: Path) -> 
         if block.language in ("bash", "python"):
             result = shell.run(block)
             printed = result.stdout
-            assert result.returncode == block.exit_code, f"{block.name}: exit code {result.returncode}\n{block.text}\n{printed[-6000:]}"
+            assert result.returncode == block.exit_code, (
+                f"{block.name}: exit code {result.returncode}\n{block.text}\n{printed[-6000:]}"
+            )
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_blocks_say_what_they_are(page: Path) -> None:
     for block in read_blocks(page):
-        assert block.language in LANGUAGES, f"{block.name}: {block.language!r}"
+        assert block.language in LANGUAGES or block.language.startswith("{"), f"{block.name}: {block.language!r}"
         assert not (block.not_run or block.exit_code) or block.language in ("bash", "python"), block.name
 
 
-@pytest.mark.parametrize("page", [p for p in PAGES if chinese_page(p).exists()], ids=lambda page: str(page.relative_to(ROOT)))
+@pytest.mark.parametrize(
+    "page", [p for p in PAGES if chinese_page(p).exists()], ids=lambda page: str(page.relative_to(ROOT))
+)
 def test_both_languages_show_the_same_code(page: Path) -> None:
     english, chinese = read_blocks(page), read_blocks(chinese_page(page))
     assert [(b.language, b.text) for b in english] == [(b.language, b.text) for b in chinese]
-    assert [(bool(b.not_run), b.exit_code, b.shown) for b in english] == [(bool(b.not_run), b.exit_code, b.shown) for b in chinese]
+    assert [(bool(b.not_run), b.exit_code, b.shown) for b in english] == [
+        (bool(b.not_run), b.exit_code, b.shown) for b in chinese
+    ]
+
+
+def test_the_number_of_blocks_is_the_one_known() -> None:
+    blocks = [block for page in PAGES for block in read_blocks(page)]
+    found = {language: sum(block.language == language for block in blocks) for language in ("bash", "python")}
+    assert {**found, "not run": sum(bool(block.not_run) for block in blocks)} == COUNTS

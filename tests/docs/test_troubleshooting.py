@@ -26,7 +26,9 @@ def template(node: ast.AST) -> str | None:
 @cache
 def templates() -> list[str]:
     trees = (ast.parse(path.read_text(encoding="utf-8")) for path in sorted((ROOT / "hftk").rglob("*.py")))
-    return [text for tree in trees for node in ast.walk(tree) if (text := template(node)) is not None and len(text) > 10]
+    return [
+        text for tree in trees for node in ast.walk(tree) if (text := template(node)) is not None and len(text) > 10
+    ]
 
 
 def messages(page):
