@@ -211,28 +211,26 @@ def main() -> None:
     reason = missing()
     if reason:
         sys.exit(reason)
-    found = []
+    runs: list[dict[str, Any]] = []
     for fault in FAULTS:
         for host in NAMES:
             for per_host in (1, 2):
-                with scratch() as folder:
-                    seen = fail(fault, host, folder, per_host=per_host)
-                    again = resume(folder, per_host=per_host)
-                line = {"fault": fault, "host": host, "processes_per_host": per_host, "seconds": seen["seconds"], "message": seen["status"]["message"].partition(";")[0], "resumed": "continuing from" in again["said"]["a"]}  # fmt: skip
-                print(json.dumps(line), flush=True)
-                found.append(line)
-    Path(output).write_text(
-        json.dumps(
-            {
-                "command": "python benchmarks/two_hosts.py",
-                "setting": "train.peer_timeout 30",
-                "runs": found,
-                **environment(),
-            },
-            indent=1,
-        )
-        + "\n"
-    )
+                runs.append(measure(fault, host, per_host))
+                print(json.dumps(runs[-1]), flush=True)
+                facts = {"command": "python benchmarks/two_hosts.py", "peer_timeout": 30, "runs": runs, **environment()}
+                Path(output).write_text(json.dumps(facts, indent=1) + "\n")
+
+
+def measure(fault: str, host: str, per_host: int) -> dict[str, Any]:
+    """One fault and what came after it, for the table."""
+    with scratch() as folder:
+        seen = fail(fault, host, folder, per_host=per_host)
+        again = resume(folder, per_host=per_host)
+    message, _, rest = seen["status"]["message"].partition("; ")
+    return {
+        "fault": fault, "host": host, "processes_per_host": per_host, "seconds_to_the_end": seen["seconds"], "message": message,
+        "last_checkpoint": rest.partition(";")[0], "steps_after_resuming": again["record"]["history"][-1]["step"],
+    }  # fmt: skip
 
 
 if __name__ == "__main__":
