@@ -86,8 +86,9 @@ STOCK = {
     "loss": "BERT's validation loss, as a multiple of the right one",
     "identical_texts": "| language | ROUGE-L, `rouge_score` | hftk | BLEU, sacreBLEU's default | hftk |",
     "others": "| | right | stock | hftk |",
+    "sequential": "outputs of `predict()` at their own row, of {rows}",
     "ends": "end tokens that are trained in {documents} documents, padding token = end token (`DataCollatorForLanguageModeling`)",
-    "order": "outputs of `predict()` at their own row, of {rows}, with `train_sampling_strategy=\"group_by_length\"`",
+    "order": "the same with `train_sampling_strategy=\"group_by_length\"`",
 }
 LANGUAGES = {"zh": "中文", "ja": "日本語", "ru": "русский", "en": "English"}
 
@@ -232,7 +233,8 @@ def beside_stock_trainer(words: dict[str, str], folder: Path) -> dict[str, list[
         ],
         "others": [
             *heading(words["others"]), row(words["ends"].format(**ends), ends["documents"], ends["stock"], ends["hftk"]),
-            row(words["order"].format(**order), order["rows"], order["stock"], order["hftk"]),
+            row(words["sequential"].format(**order), order["rows"], order["stock_sequential"], order["hftk"]),
+            row(words["order"], order["rows"], order["stock"], order["hftk"]),
         ],
     }  # fmt: skip
 
