@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import re
+import signal
 import sys
 import threading
 import time
@@ -28,6 +29,8 @@ PEER_SECONDS = 2.0
 """How long a failed peer waits for the main process to say the same before it speaks itself."""
 NEWS_SECONDS = 3.0
 """How long a process that can no longer talk to the others waits for the news of which one is gone."""
+STOP_SECONDS = 1.0
+"""The same for a process that is asked to stop."""
 GRACE_SECONDS = 5.0
 """How long a process may take to end by itself once another one is gone; then it is taken to wait for that one."""
 LAST_WORDS_SECONDS = 10.0
@@ -92,9 +95,17 @@ def end(error: BaseException, current: Run) -> int:
         time.sleep(2 * LAST_WORDS_SECONDS)  # the watch has given this thread up, and ends the process
     state, code, message = meaning(error)
     if current.peers is not None:
-        # What ends this process may only be that another one is gone; the watch knows which.
-        other = current.peers.verdict(NEWS_SECONDS) if state == "failed" and _is_communication(error) else None
-        if other is not None:
+        # What ends this process may only be that another one is gone: the watch knows which. The launcher, too, asks the rest to
+        # stop when one of its processes has ended.
+        wait = (
+            NEWS_SECONDS
+            if state == "failed" and _is_communication(error)
+            else STOP_SECONDS
+            if state == "stopped"
+            else None
+        )
+        other = current.peers.verdict(wait) if wait is not None else None
+        if other is not None and (state == "failed" or other.state != "stopped"):
             return _end_after(other, current)
         current.peers.leave(state, code, message)
     if not is_main():
@@ -114,10 +125,11 @@ def end_stuck(other: Ending, current: Run) -> None:
 
     Runs in a thread of the watch.
     """
-    if other.state == "stopped":  # by a signal, which the launcher sends to all
-        return
-    time.sleep(GRACE_SECONDS)
     deadline = time.monotonic() + BUSY_SECONDS
+    if other.state == "stopped" and is_main():  # it may still have to finish what it writes
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(BUSY_SECONDS)
+    time.sleep(GRACE_SECONDS)
     while current.busy and time.monotonic() < deadline:
         time.sleep(0.1)
         if not current.busy:

@@ -15,8 +15,10 @@ from typing import Any
 
 import killing
 import small_recipes
+from interposer import Operation, read_trace
 from killing import Run, Server
 from left_behind import differences, left_behind
+from power_cut import read_tree, replay
 
 from hftk import checkpoints
 
@@ -42,6 +44,14 @@ class Reference:
     command: list[str]
     files: dict[str, Any] = field(repr=False)
     shared: dict[str, int]
+    operations: list[Operation] = field(repr=False)
+    """Of the main process on the output folder."""
+
+    def output(self) -> Path:
+        """Its output folder, which is not there."""
+        folder = Path(self.command[-1])
+        shutil.rmtree(folder, ignore_errors=True)
+        return folder
 
     def occurrences(self, at: str) -> int:
         """How often it happens in a run, after the first step."""
@@ -79,19 +89,21 @@ class Range:
     def _reference(self, recipe: str, processes: int) -> Reference:
         place = self.folder / f"{recipe}_{processes}"
         place.mkdir()
-        command, modules = small_recipes.ALL[recipe].prepare(place), place / "modules.json"
+        command, modules, trace = small_recipes.ALL[recipe].prepare(place), place / "modules.json", place / "trace"
         command += ["--output", str(place / "out")]
-        run = killing.finish(self.server, command, place / "out", processes=processes, modules=modules)
+        run = killing.finish(self.server, command, place / "out", processes=processes, modules=modules, trace=trace)
         self.server.ask(imports=json.loads(modules.read_text()))  # so that the next child need not
+        operations = list(read_trace(trace))
+        if processes == 1:
+            assert read_tree(place / "out") == replay(operations), "an operation on the output folder was missed"
         files = left_behind(place / "out")
         shutil.rmtree(place / "out")
-        return Reference(command, files, run.main.shared.all())
+        return Reference(command, files, run.main.shared.all(), operations)
 
     def shoot(self, aim: Aim) -> Outcome | None:
         """Kill once as aimed, start again, compare; None where the run was over before."""
         reference = self.reference(aim.recipe, aim.processes)
-        output = Path(reference.command[-1])
-        shutil.rmtree(output, ignore_errors=True)
+        output = reference.output()
         run = killing.start(self.server, reference.command, output, processes=aim.processes)
         if not run.wait(functools.partial(_begun, run, aim)):
             assert run.main.code == 0, run.printed()[-6000:]

@@ -165,7 +165,7 @@ class Watcher:
         """Count an operation that is about to be done; whether the process is to be killed instead."""
         shared = self.shared
         shared["operations"] += 1
-        if done.kind == "write" and _place(done.path) == "beside" and not shared["saving"]:
+        if done.kind == "write" and _place(done.path) == "staged" and not shared["saving"]:
             shared["began"], shared["saves"] = time.monotonic_ns(), shared["saves"] + 1
             shared["saving"] = 1
         if shared["operations"] == shared["kill_at"]:
@@ -181,9 +181,13 @@ class Watcher:
 
 
 def _place(path: str) -> str:
-    """checkpoint: of one that counts; beside: in the folder of checkpoints, but of none that counts."""
-    folder, _, rest = path.partition("/")
-    return "" if folder != "checkpoints" or not rest else "checkpoint" if rest.startswith("checkpoint-") else "beside"
+    """checkpoint: of one that counts; staged: of one in the making; or ""."""
+    parts = path.split("/")
+    if parts[0] != "checkpoints" or len(parts) < 2:
+        return ""
+    if parts[1].startswith("checkpoint-"):
+        return "checkpoint"
+    return "staged" if parts[1].startswith(".") and len(parts) > 3 and parts[2].startswith("checkpoint-") else ""
 
 
 def _watch(pid: int, listener: int, watcher: Watcher) -> None:

@@ -13,6 +13,7 @@ import random
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from interposer import Operation
 
@@ -27,18 +28,23 @@ class Node:
     folder: bool
     names: dict[str, Node] = field(default_factory=dict)
     """What a folder holds now, as the running system sees it."""
+    writes: list[Change] = field(default_factory=list)
+    """What was done to the bytes of a file."""
+    known: dict[Any, bytes] = field(default_factory=dict)
+    """Its bytes, by what became of the writes."""
 
 
 @dataclass(eq=False)
 class Change:
-    """What may or may not have reached the disk by itself."""
+    """What may or may not have reached the disk by itself: bytes of a file, or names."""
 
-    node: Node
-    """The file that was written, or the folder whose names changed."""
     data: Operation | None = None
     names: tuple[tuple[Node, str, Node | None], ...] = ()
     """(folder, name, what it stands for now), of one operation."""
-    durable: bool = False
+
+
+Fates = dict[Change, str]
+"""What became of changes: lost; zeros, where only the size of a file changed; half, where half of the bytes were written."""
 
 
 class Disk:
@@ -46,14 +52,18 @@ class Disk:
 
     def __init__(self) -> None:
         self.root = Node(folder=True)
-        self.changes: list[Change] = []
+        self.names: list[Change] = []
+        self.open: dict[Change, Node | None] = {}
+        """What is not durable, and the file whose bytes it is."""
 
     def apply(self, done: Operation) -> None:
         """The next operation. Files that were removed while open are not followed."""
         if done.kind == "sync":
             self._sync(self._find(done.path))
         elif done.kind in ("write", "truncate"):
-            self.changes.append(Change(self._find(done.path), data=done))
+            node = self._find(done.path)
+            node.writes.append(Change(data=done))
+            self.open[node.writes[-1]] = node
         elif done.kind in ("create", "mkdir"):
             self._name((done.path, Node(folder=done.kind == "mkdir")))
         elif done.kind in ("unlink", "rmdir"):
@@ -79,56 +89,66 @@ class Disk:
                 del folder.names[name]
             else:
                 folder.names[name] = node
-        self.changes.append(Change(changed[-1][0], names=tuple(changed)))
+        self.names.append(Change(names=tuple(changed)))
+        self.open[self.names[-1]] = None
 
     def _sync(self, node: Node) -> None:
-        for change in self.changes:
-            # A rename is one entry of the journal: with either folder it is on the disk.
-            change.durable |= (change.data is not None and change.node is node) or any(f is node for f, _, _ in change.names)
+        # A rename is one entry of the journal: with either folder it is on the disk.
+        done = [change for change, file in self.open.items() if file is node or any(folder is node for folder, _, _ in change.names)]
+        for change in done:
+            del self.open[change]
 
     def open_ends(self) -> list[list[Change]]:
         """What is not durable: the writes to one file together, each change of names by itself."""
-        of_file: dict[int, list[Change]] = {}
-        for number, change in enumerate(self.changes):
-            if not change.durable:
-                of_file.setdefault(id(change.node) if change.data else -number - 1, []).append(change)
+        of_file: dict[Any, list[Change]] = {}
+        for change, file in self.open.items():
+            of_file.setdefault(change if file is None else file, []).append(change)
         return list(of_file.values())
 
-    def tree(self, lost: Iterable[Change] = (), zeroed: Iterable[Change] = (), torn: Iterable[Change] = ()) -> Tree:
-        """What is on the disk without ``lost``, where ``zeroed`` only made the file longer, and of ``torn`` half was written."""
-        away, empty, half = ({id(change) for change in some} for some in (lost, zeroed, torn))
-        contents: dict[int, bytearray] = {}
-        names: dict[int, dict[str, Node]] = {}
-        for change in self.changes:
-            if id(change) in away:
+    def tree(self, fates: Fates | None = None) -> Tree:
+        """What is on the disk, given what became of some changes."""
+        fates = fates or {}
+        names: dict[Node, dict[str, Node]] = {}
+        for change in self.names:
+            if change in fates:
                 continue
-            if change.data is not None:
-                _write(contents.setdefault(id(change.node), bytearray()), change.data, id(change) in empty, id(change) in half)
             for folder, name, node in change.names:
-                held = names.setdefault(id(folder), {})
+                held = names.setdefault(folder, {})
                 if node is None:
                     held.pop(name, None)
                 else:
                     held[name] = node
-        return dict(_walk("", self.root, names, contents))
+        return dict(_walk("", self.root, names, fates))
 
 
-def _write(content: bytearray, done: Operation, zeros: bool, half: bool) -> None:
+def _walk(path: str, node: Node, names: dict[Node, dict[str, Node]], fates: Fates) -> Iterator[tuple[str, bytes | None]]:
+    for name, held in sorted(names.get(node, {}).items()):
+        place = f"{path}/{name}" if path else name
+        yield place, None if held.folder else _bytes(held, fates)
+        if held.folder:
+            yield from _walk(place, held, names, fates)
+
+
+def _bytes(file: Node, fates: Fates) -> bytes:
+    key = tuple(fates.get(change) for change in file.writes)
+    if key not in file.known:
+        content = bytearray()
+        for change, fate in zip(file.writes, key, strict=True):
+            assert change.data
+            if fate != "lost":
+                _write(content, change.data, fate)
+        file.known[key] = bytes(content)
+    return file.known[key]
+
+
+def _write(content: bytearray, done: Operation, fate: str | None) -> None:
     if done.kind == "truncate":
         content[:] = content[: done.offset].ljust(done.offset, b"\0")
         return
-    data = bytes(len(done.data)) if zeros else done.data[: len(done.data) // 2] if half else done.data
+    data = {None: done.data, "zeros": bytes(len(done.data)), "half": done.data[: len(done.data) // 2]}[fate]
     if len(content) < done.offset:
         content.extend(bytes(done.offset - len(content)))
     content[done.offset : done.offset + len(data)] = data
-
-
-def _walk(path: str, node: Node, names: dict[int, dict[str, Node]], contents: dict[int, bytearray]) -> Iterator[tuple[str, bytes | None]]:
-    for name, held in sorted(names.get(id(node), {}).items()):
-        place = f"{path}/{name}" if path else name
-        yield place, None if held.folder else bytes(contents.get(id(held), b""))
-        if held.folder:
-            yield from _walk(place, held, names, contents)
 
 
 def disks_after(disk: Disk, rng: random.Random, draws: int = 3) -> Iterator[tuple[str, Tree]]:
@@ -136,22 +156,25 @@ def disks_after(disk: Disk, rng: random.Random, draws: int = 3) -> Iterator[tupl
     ends = disk.open_ends()
     every = [change for end in ends for change in end]
     data = [change for change in every if change.data]
-    yield "nothing", disk.tree()
-    yield "all that was not synced", disk.tree(every)
-    yield "all bytes that were not synced", disk.tree(data)
-    yield "all bytes that were not synced, the sizes kept", disk.tree(zeroed=data)
-    yield "all names that were not synced", disk.tree([change for change in every if not change.data])
+
+    def without(changes: Iterable[Change], fate: str = "lost") -> Tree:
+        return disk.tree(dict.fromkeys(changes, fate))
+
+    yield "nothing", without([])
+    yield "all that was not synced", without(every)
+    yield "all bytes that were not synced", without(data)
+    yield "all bytes that were not synced, the sizes kept", without(data, "zeros")
+    yield "all names that were not synced", without(change for change in every if not change.data)
     for number, end in enumerate(ends):
-        rest = [change for other in ends if other is not end for change in other]
-        yield f"change {number} of {len(ends)} alone", disk.tree(end)
-        yield f"all but change {number} of {len(ends)}", disk.tree(rest)
+        what = (end[0].data.path if end[0].data else " and ".join(name for _, name, _ in end[0].names)) or "the folder"
+        yield f"{what} (change {number})", without(end)
+        yield f"all but {what} (change {number})", without(change for other in ends if other is not end for change in other)
         if end[0].data:
-            yield f"half of the last write of change {number}", disk.tree(torn=end[-1:])
-            yield f"all of the last write of change {number}", disk.tree(end[-1:])
+            yield f"half of the last write of {what}", without(end[-1:], "half")
+            yield f"the last write of {what}", without(end[-1:])
     for _ in range(draws if len(every) > 1 else 0):
-        lost = [change for change in every if rng.random() < 0.5]
-        zeroed = [change for change in data if rng.random() < 0.3]
-        yield "a random part", disk.tree(lost, zeroed)
+        fates = {change: rng.choice(("lost", "zeros", "half")[: 3 if change.data else 1]) for change in every if rng.random() < 0.6}
+        yield "a random part", disk.tree(fates)
 
 
 def read_tree(folder: Path) -> Tree:

@@ -2,61 +2,44 @@
 
 import json
 import random
-import shutil
-from pathlib import Path
 
 import aimed
-import interposer
 import killing
 import pytest
 from left_behind import differences, left_behind
-from power_cut import read_tree, replay
 
 
-def traced(firing_range, recipe, folder):
-    """The operations of a run that nobody kills, and the numbers, from 1, of those of its second save, the next thing included."""
-    reference = firing_range.reference(recipe, 1)
-    output = Path(reference.command[-1])
-    shutil.rmtree(output, ignore_errors=True)
-    killing.finish(firing_range.server, reference.command, output, trace=folder / "trace")
-    operations = list(interposer.read_trace(folder / "trace"))
-    assert read_tree(output) == replay(operations), "an operation was missed"
-    begun = [number for number, done in enumerate(operations, 1) if done.kind == "mkdir" and done.path.startswith("checkpoints/.partial/")]
-    return operations, range(begun[1], begun[2] + 1)
+def points_of(operations):
+    """Where to kill: (number from 1, torn) for the operations of the second save up to the first of the third, old ones removed included."""
+    begun = [n for n, done in enumerate(operations, 1) if done.kind == "mkdir" and done.path.startswith("checkpoints/.partial/")]
+    numbers = range(begun[1], begun[2] + 1)
+    return [(n, torn) for n in numbers for torn in (False, True) if not torn or operations[n - 1].kind == "write"]
 
 
 def kill_at(firing_range, recipe, number, torn):
     """Kill there, go on, and say what is wrong."""
     reference = firing_range.reference(recipe, 1)
-    output = Path(reference.command[-1])
-    shutil.rmtree(output, ignore_errors=True)
+    output = reference.output()
     run = killing.start(firing_range.server, reference.command, output, kill_at=number, torn=torn)
     run.wait()
-    assert run.main.code == -9, run.printed()[-4000:]
-    assert run.main.shared["operations"] == number
+    assert run.main.code == -9 and run.main.shared["operations"] == number, run.printed()[-4000:]
     whole, wrong = aimed.whole_checkpoints(output)
     again = killing.finish(firing_range.server, reference.command, output)
     return wrong + differences(reference.files, left_behind(output)) + aimed.resumed_elsewhere(again.printed(), whole)
 
 
-def points_of(operations, numbers):
-    """Where to kill: (number, torn)."""
-    torn = [number for number in numbers if operations[number - 1].kind == "write"]
-    return [*((number, False) for number in numbers), *((number, True) for number in torn)]
+def killed_at(firing_range, recipe, points):
+    return {str(point): found for point in points if (found := kill_at(firing_range, recipe, *point))}
 
 
-def test_a_save_killed_at_some_operations_is_made_good(firing_range, tmp_path):
-    operations, numbers = traced(firing_range, "gpt2", tmp_path)
-    points = points_of(operations, numbers)
+def test_a_save_killed_at_some_operations_is_made_good(firing_range):
+    points = points_of(firing_range.reference("gpt2", 1).operations)
     assert len(points) > 60
-    drawn = random.Random(0).sample(points, 3)
-    wrong = {str(point): found for point in drawn if (found := kill_at(firing_range, "gpt2", *point))}
+    wrong = killed_at(firing_range, "gpt2", random.Random(0).sample(points, 2))
     assert not wrong, json.dumps(wrong, indent=1)
 
 
 @pytest.mark.slow
-def test_a_save_killed_at_every_operation_is_made_good(firing_range, tmp_path):
-    operations, numbers = traced(firing_range, "gpt2", tmp_path)
-    points = points_of(operations, numbers)
-    wrong = {str(point): found for point in points if (found := kill_at(firing_range, "gpt2", *point))}
+def test_a_save_killed_at_every_operation_is_made_good(firing_range):
+    wrong = killed_at(firing_range, "gpt2", points_of(firing_range.reference("gpt2", 1).operations))
     assert not wrong, json.dumps(wrong, indent=1)

@@ -84,12 +84,12 @@ def test_a_recipe_publishes_as_its_last_act_and_a_failure_there_loses_nothing(
         "--train.max_steps", "2", "--train.precision", "fp32", "--eval.resamples", "0", "--output", str(output), "--publish.repo", REPO,
         "--publish.language", "en",
     ]  # fmt: skip
-    wrong = client(code=recipe("gpt2_clm", *words), token=None)
+    wrong = client(code=recipe("gpt2_clm", words), token=None)
     assert "exit code 2" in wrong.out and "hf auth login" in wrong.err and not list(output.glob("*.safetensors")), (
         "before the slow part"
     )
     hub.fail("commit", 500)
-    failed = client(code=recipe("gpt2_clm", *words, "--overwrite"))
+    failed = client(code=recipe("gpt2_clm", [*words, "--overwrite"]))
     assert "exit code 1" in failed.out and "Traceback" not in failed.err, failed.err
     status = json.loads((output / "status.json").read_text(encoding="utf-8"))
     assert (status["state"], status["exit_code"]) == ("failed", 1) and f"--repo {REPO}" in status["message"]

@@ -21,7 +21,7 @@ CHINESE = sorted((ROOT / "notebooks" / "zh").glob("*.ipynb"))
 EVERY = pytest.mark.parametrize(
     "path", ENGLISH + CHINESE, ids=lambda path: path.relative_to(ROOT / "notebooks").as_posix()
 )
-PLOTS = {"gpt2_clm": 4, "bert_classification": 5, "from_theory_to_practice": 15}
+PLOTS = {"gpt2_clm": 4, "bert_classification": 5, "from_theory_to_practice": 12}
 CELL_SECONDS = 600
 
 
