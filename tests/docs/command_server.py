@@ -83,7 +83,9 @@ def accelerate(words: list[str]) -> None:
     given = read_launch(words[1:])
     config = yaml.safe_load(Path(given.config_file).read_text()) if given.config_file else {}
     count = given.num_processes or config.get("num_processes") or 1
-    if count > 1 and not given.multi_gpu and config.get("distributed_type") != "MULTI_GPU":  # it may not do what it says
+    if (
+        count > 1 and not given.multi_gpu and config.get("distributed_type") != "MULTI_GPU"
+    ):  # it may not do what it says
         os.execv(sys.executable, [sys.executable, "-m", "accelerate.commands.launch", *words[1:]])
     if count == 1:
         return run_recipe(given.training_script, given.training_script_args)

@@ -93,6 +93,28 @@ def test_blocks_run(page: Path, environment: dict[str, str], tmp_path: Path) -> 
             )
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        "accelerate launch recipes/gpt2_clm.py --train.learning_rat 3e-4",
+        "accelerate launch --num_proceses 2 recipes/gpt2_clm.py",
+        "accelerate launch --config_file recipes/accelerate/none.yaml recipes/gpt2_clm.py",
+        "hftk push out/gpt2_clm --repository my-name/my-model",
+        "hftk plan gpt2_clm --model.nam openai-community/gpt2",
+        "hf download google-bert/bert-base-chinese --folder models",
+        'pip install "hftk[no_such_extra]"',
+        "make no_such_target",
+        "curl https://huggingface.co",
+    ],
+)
+def test_a_wrong_command_is_found_out_though_it_is_not_run(
+    command: str, environment: dict[str, str], tmp_path: Path
+) -> None:
+    make_files(tmp_path / "work", Path(environment["PATH"]))
+    block = Block(page=PAGES[0], line=1, language="bash", text=command, not_run="for this test")
+    assert Shell(tmp_path / "work", environment).run(block).returncode != 0
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_blocks_say_what_they_are(page: Path) -> None:
     for block in read_blocks(page):
