@@ -14,19 +14,23 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 
 from hftk import adapter_files, adapters, checkpoints
 from hftk.batching import BatchSize, Plan, StepLoader, StreamPlan
 from hftk.choices import note, noted
-from hftk.config import InputError, Problem, RunConfig, to_dict
+from hftk.config import DiskError, InputError, Problem, RunConfig, to_dict
 from hftk.evaluation import collect, first_rows
+from hftk.features import encode
 from hftk.launch import StopRequested, graceful, on_main
+from hftk.launch.machines import bring
 from hftk.model import default_length, is_pretrained
 from hftk.planning.hindsight import held_against_plan, memory_level
 from hftk.quantization import bytes_of, count
+from hftk.saving import STATE, in_words
 from hftk.task import Features, Splits, Task
 from hftk.trackers import Trackers
-from hftk.trainer import STATE, ExactTrainer, Judged, make_arguments
+from hftk.trainer import ExactTrainer, Judged, make_arguments
 from hftk.weights import no_progress_bars
 
 if TYPE_CHECKING:
@@ -82,13 +86,15 @@ def fit(
     Raises:
         InputError: settings that do not fit the data or the checkpoint.
         StopRequested: SIGTERM or SIGINT; a checkpoint was saved first.
-        TrainingDiverged: a loss or gradient is no finite number; the last checkpoint is kept.
+        DiskError: a checkpoint or the trained model could not be written; the message says what is kept, and where.
+        TrainingDiverged: a loss or gradient is no finite number; the message holds a diagnosis, the last checkpoint is kept.
     """
     _check_validation(splits, config)
     level = memory_level(model)
     if config.resume == "never":
         on_main(_clear_checkpoints, config)
     checkpoint, told = on_main(checkpoints.choose, config.resume, config.output)
+    checkpoint = bring(checkpoint)
     for line in told:
         note(line)
     state = json.loads((checkpoint / STATE).read_text(encoding="utf-8")) if checkpoint else {}
@@ -134,7 +140,7 @@ def fit(
         peak_memory_bytes=peak,
         model_facts=_model_facts(unwrapped, tokenizer, config),
         choices=noted(),
-        data_facts=facts,
+        data_facts=facts | ({"skipped_steps": trainer.guard.skipped} if trainer.guard.skipped else {}),
         analysis=analysis,
         stopped_early=trainer.state.global_step < plan.total_steps,
         plan=plan_held,
@@ -150,7 +156,7 @@ def _judged(
         return None
     rows = first_rows(splits.validation, config.eval.max_rows)
     max_length = default_length(model.config)
-    features = task.encode(rows, tokenizer, max_length=max_length, training=False)
+    features = encode(task, rows, tokenizer, max_length=max_length, training=False)
     return Judged(rows=rows, features=features, max_length=max_length)
 
 
@@ -162,7 +168,7 @@ def _finish(
     def look(split: str, indices: Sequence[int] | None = None) -> tuple[Any, dict[str, np.ndarray]]:
         rows = getattr(splits, split)
         rows = rows if indices is None else rows.select(indices)
-        features = task.encode(rows, tokenizer, max_length=default_length(model.config), training=False)
+        features = encode(task, rows, tokenizer, max_length=default_length(model.config), training=False)
         outputs = collect(task, model, tokenizer, features, batch_size=config.eval.batch_size, title=f"looking at {split} rows")  # fmt: skip
         return rows, outputs
 
@@ -171,16 +177,32 @@ def _finish(
 
 def save_trained(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, output: Path) -> None:
     """Weights (safetensors; of an adapter it alone), config and tokenizer into ``output``: each file whole under another name
-    first, then renamed."""
+    first, then renamed.
+
+    Raises:
+        DiskError: the disk does not take them; the checkpoint of the last step holds them too.
+    """
     staging = output / ".saving.tmp"
-    with no_progress_bars():
-        model.save_pretrained(staging)
-    if adapters.is_adapter(model):
-        adapter_files.save_config(model, staging)
-    tokenizer.save_pretrained(staging)
-    for path in sorted(staging.iterdir()):
-        os.replace(path, output / path.name)
-    staging.rmdir()
+    try:
+        shutil.rmtree(staging, ignore_errors=True)  # of a run that was killed here
+        with no_progress_bars():
+            model.save_pretrained(staging)
+        if adapters.is_adapter(model):
+            adapter_files.save_config(model, staging)
+        tokenizer.save_pretrained(staging)
+        for path in staging.rglob("*"):
+            checkpoints.sync(path)
+        for path in sorted(staging.iterdir()):
+            if path.is_dir():
+                shutil.rmtree(output / path.name, ignore_errors=True)
+            os.replace(path, output / path.name)
+        checkpoints.sync(output)
+        staging.rmdir()
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(staging, ignore_errors=True)
+        saved = checkpoints.checkpoints(output)
+        kept = f"{saved[-1]} is whole: make room, and the same command with --resume auto goes on" if saved else "make room"
+        raise DiskError(f"the trained model could not be written to {output}: {in_words(error)}; {kept}") from error
 
 
 def _plan(
@@ -211,7 +233,7 @@ def _plan(
                 yield task.encode(rows, tokenizer, max_length=max_length, training=True)
 
         return StreamPlan(chunks, size, seed=train.seed, max_steps=max_steps), {"streaming": True}
-    features = task.encode(splits.train, tokenizer, max_length=max_length, training=True)
+    features = encode(task, splits.train, tokenizer, max_length=max_length, training=True)
     if not len(features):
         raise InputError(Problem(setting="data.train", message="no training row is left after encoding"))
     return Plan(features, size, seed=train.seed, epochs=epochs, max_steps=max_steps), features.facts
