@@ -182,6 +182,8 @@ def test_what_was_pushed_is_what_was_trained_and_the_card_says_it(
     data = f"{USER}/{data_of(recipe, kind)}"
     assert (facts["pipeline_tag"], facts["license"], facts["datasets"]) == (PIPELINES[recipe], "mit", [data])
     based = None if kind == "full" else f"{USER}/{base_of(recipe, kind)}-full"
+    assert server.count(rf"GET /datasets/{data}/resolve/"), "data come through HF_ENDPOINT"
+    assert based is None or server.count(rf"GET /{based}/resolve/\w+/model.safetensors"), "and so do models"
     relation = None if kind == "full" else "adapter" if adapted else "finetune"
     assert (facts.get("base_model"), facts.get("base_model_relation")) == (based, relation)
     assert facts["library_name"] == ("peft" if adapted else "transformers")
