@@ -145,7 +145,7 @@ def test_a_gguf_file_is_read_back_as_the_same_model(kind, held, tmp_path, capsys
     assert found["difference"] <= found["tolerance"]
     if held == "f32":
         assert found["difference"] < 1e-3 * max(1.0, found["largest_logit"]) and found["same_texts"] == found["texts"]
-    (ours, tokens), (_, theirs) = load_trained(str(folder)), load_trained(str(tmp_path / "gguf"))
+    (_, tokens), (_, theirs) = load_trained(str(folder)), load_trained(str(tmp_path / "gguf"))
     text = "länger 日本 don't 123 "
     assert theirs(text).input_ids == tokens(text).input_ids and theirs.eos_token_id == tokens.eos_token_id
 
