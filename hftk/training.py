@@ -237,8 +237,11 @@ def _plan(
                 batches = ((None, rows) for rows in splits.train.batch(STREAM_ROWS))
             else:
                 batches = splits.stream.batches(STREAM_ROWS, begin, keys if begin else b"")
+            before = begin["counts"]["rows"] + begin["rows_before"] if begin else 0
             for here, rows in batches:
-                yield replace(task.encode(rows, tokenizer, max_length=max_length, training=True), begin=here)
+                features = task.encode(rows, tokenizer, max_length=max_length, training=True)
+                yield replace(features, rows=features.rows + before, begin=here)
+                before += len(next(iter(rows.values())))
 
         return StreamPlan(chunks, size, seed=train.seed, max_steps=max_steps), {"streaming": True}
     features = encode(task, splits.train, tokenizer, max_length=max_length, training=True)
