@@ -25,7 +25,8 @@ from hftk import checkpoints
 from hftk.choices import note
 from hftk.config import PlainError
 from hftk.launch import on_main
-from hftk.launch.output import DIVERGENCE, write_atomically
+from hftk.launch.files import write_atomically
+from hftk.launch.output import DIVERGENCE
 
 if TYPE_CHECKING:
     from hftk.trainer import ExactTrainer

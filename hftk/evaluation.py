@@ -21,7 +21,8 @@ from hftk.decoding import is_sharded
 from hftk.features import encode
 from hftk.generation import generate, generate_keeping
 from hftk.launch import on_main
-from hftk.launch.output import PREDICTIONS, write_atomically
+from hftk.launch.files import remove_unfinished, write_atomically
+from hftk.launch.output import PREDICTIONS
 from hftk.model import context_length, default_length, is_pretrained
 from hftk.progress import progress_bar
 from hftk.task import Features, Score, Splits, Task
@@ -157,6 +158,7 @@ def _generate(
 def write_predictions(folder: Path, predictions: list[dict[str, Any]]) -> None:
     """``predictions.jsonl`` into ``folder``, whole or not at all; what generation kept for it goes."""
     folder.mkdir(parents=True, exist_ok=True)
+    remove_unfinished(folder, PREDICTIONS)
     lines = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in predictions)
     write_atomically(folder / PREDICTIONS, lines)
     for kept in folder.glob(f"{GENERATED}*"):

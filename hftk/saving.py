@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 STATE = "hftk.json"
 """What a checkpoint of ours holds besides Trainer's files: history, counters, automatic choices, and what the run trains on."""
+STREAM_KEYS = "stream_keys.bin"
+"""Keys of the rows of a stream that stand before the place where a continued run goes on."""
 UNWRITTEN = re.compile(r"PytorchStreamWriter|inline_container|iostream|file write failed|Parent directory")
 """What torch's RuntimeErrors say of a file that could not be written."""
 RESCUED = "hftk-rescued-"
@@ -135,9 +137,8 @@ class Saver:
 
     def _begin(self) -> None:
         """The tokenizer's files are the same in every checkpoint of a run: written out once, while nothing waits for it."""
-        folder = self._folder / checkpoints.STAGING
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
+        folder = checkpoints.clear(self._output) / checkpoints.STAGING
+        folder.mkdir()
         self._trainer.tokenizer.save_pretrained(folder)
         if adapters.is_adapter(self._trainer.plain):
             adapter_files.save_config(self._trainer.plain, folder)
@@ -186,6 +187,9 @@ class Saver:
             for name, content in self._companions.items():
                 (staged / name).parent.mkdir(parents=True, exist_ok=True)
                 (staged / name).write_bytes(content)
+            keys = state.pop("stream_keys", b"")
+            if keys:
+                (staged / STREAM_KEYS).write_bytes(keys)
             (staged / STATE).write_text(json.dumps(state), encoding="utf-8")
             facts = {
                 "step": checkpoints.step_of(final),

@@ -33,6 +33,7 @@ from hftk.config import InputError, RunConfig, override, to_dict
 from hftk.launch import launcher, machines, peers
 from hftk.launch.endings import Run, end, end_stuck, is_main, processes
 from hftk.launch.environment import command_line, redact
+from hftk.launch.files import write_atomically
 from hftk.launch.output import check_output, now, prepare_output, release_output, write_status
 from hftk.launch.signals import StopRequested, die_with, graceful, handled, ignore_requests, stop_requested
 
@@ -201,6 +202,8 @@ def _attempt(main: Callable[[Any], Any], config: RunConfig, argv: Sequence[str] 
     problems = launcher.contradictions(started_by)
     if problems:
         raise InputError(*problems)
+    if launcher.is_orphan(started_by):
+        raise StopRequested("the launcher has ended")
     if started_by is not None:
         die_with(started_by.pid)
     launcher.use_all_cores(started_by)
@@ -238,7 +241,7 @@ def _watch(launch: Launch, seconds: float, current: Run) -> None:
 
 def _begin(config: RunConfig, recipe: RunConfig) -> tuple[Path, dict[str, Any]]:
     """Locks the output folder, says that the run runs, saves the config and prints what is special in it."""
-    from hftk.parsing import print_changed, save_config
+    from hftk.parsing import dump_config, print_changed
 
     folder = prepare_output(config)
     try:
@@ -252,7 +255,7 @@ def _begin(config: RunConfig, recipe: RunConfig) -> tuple[Path, dict[str, Any]]:
         saved = folder / "config.yaml"
         anew = config.resume == "never" or not saved.exists()  # a resumed run is compared with what is there
         if anew:
-            save_config(config, saved)
+            write_atomically(saved, dump_config(config))
         print_changed(override(config, redact(to_dict(config))), recipe)
         print(f"all settings{'' if anew else ' of the first start'}: {saved}", flush=True)
     except BaseException:

@@ -15,10 +15,10 @@ from typing import Any
 
 import killing
 import small_recipes
+from disk import read_tree, replay
 from interposer import Operation, read_trace
 from killing import Run, Server
 from left_behind import differences, left_behind
-from power_cut import read_tree, replay
 
 from hftk import checkpoints
 

@@ -3,7 +3,7 @@
 The kernel (Linux 5.5 or newer) holds every system call that can change or sync a file until another process, which forked the
 watched one, lets it go on (seccomp's user notification). Nothing is missed, whatever library makes the call: safetensors, for
 one, renames without the C library. Only writes through memory maps are not seen, nor chmod, utime and the like. Whether a call
-was missed shows in the trace: replayed as a whole (power_cut.py), it must give the folder as it is.
+was missed shows in the trace: replayed as a whole (disk.py), it must give the folder as it is.
 """
 
 from __future__ import annotations
