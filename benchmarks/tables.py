@@ -79,7 +79,7 @@ WORDS = {
 
 STOCK = {
     "one_step": "| model | loss, stock | loss, hftk | gradient's length, stock | hftk | its cosine with the right one, stock | hftk |",
-    "split": "{rows} x {size}",
+    "split": "{rows}\u00a0x\u00a0{size}",
     "eval_loss": "| batch size | right | stock | hftk |",
     "two_processes": "| | right | stock | hftk |",
     "outputs": "summaries generated for {rows} rows",
