@@ -27,7 +27,6 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
-from transformers.integrations.fsdp import is_fsdp_managed_module
 from transformers.modeling_outputs import BaseModelOutput
 
 from hftk import constraints
@@ -35,6 +34,7 @@ from hftk.beams import search
 from hftk.caches import make_cache
 from hftk.config import GenerationSettings
 from hftk.constraints import Constraints, RowSampling
+from hftk.shards import is_sharded
 
 FIELDS = frozenset(constraints.FIELDS) | {
     "max_new_tokens", "num_beams", "length_penalty", "early_stopping", "eos_token_id", "pad_token_id", "bos_token_id",
@@ -153,12 +153,6 @@ def why_not(model: Any, config: GenerationConfig) -> str:
     if any(type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers):
         return "a cache of its own"
     return ""
-
-
-def is_sharded(model: Any) -> bool:
-    """Whether the weights are spread over processes (FSDP, DeepSpeed ZeRO-3), which then meet in every forward pass."""
-    weight = next(model.parameters())
-    return is_fsdp_managed_module(model) or hasattr(weight, "full_tensor") or hasattr(weight, "ds_id")
 
 
 def _inner(model: Any) -> Any:

@@ -18,11 +18,11 @@ import torch
 from hftk.batching import fill_batches, sort_rows
 from hftk.choices import note
 from hftk.config import EvalConfig, GenerationSettings
-from hftk.decoding import is_sharded
 from hftk.generation import generate, generate_keeping
 from hftk.launch import on_main
 from hftk.launch.output import PREDICTIONS, write_atomically
 from hftk.model import context_length, default_length, is_pretrained
+from hftk.shards import is_sharded
 from hftk.task import Features, Score, Splits, Task
 
 if TYPE_CHECKING:

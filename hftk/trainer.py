@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import accelerate.optimizer
 import torch
 from accelerate.utils import gather_object
-from transformers import PrinterCallback, Trainer, TrainingArguments
+from transformers import PrinterCallback, TrainingArguments
 
 from hftk import adapter_files, adapters, checkpoints, optimization
 from hftk.batching import Plan, StepLoader, StreamPlan
@@ -32,6 +32,7 @@ from hftk.dropout import fast_dropout
 from hftk.evaluation import collect, scores_of_text
 from hftk.launch import on_main, stop_requested
 from hftk.precision import autocast, choose_precision
+from hftk.sharded_trainer import ShardedTrainer
 from hftk.task import Features, Task
 from hftk.weights import no_progress_bars
 
@@ -87,7 +88,7 @@ def make_arguments(config: RunConfig, plan: Plan | StreamPlan) -> TrainingArgume
     )  # fmt: skip
 
 
-class ExactTrainer(Trainer):
+class ExactTrainer(ShardedTrainer):
     """Trainer whose data loader gives one optimizer step at a time and whose loss is exact for every split of it."""
 
     def __init__(
@@ -217,15 +218,18 @@ class ExactTrainer(Trainer):
         total = torch.zeros((), device=self.args.device)
         for number, batch in enumerate(inputs):
             last = number == len(inputs) - 1
+            penalized = last and self.config.train.l1_penalty > 0
             self.accelerator.gradient_state._set_sync_gradients(last)
             # Around the backward pass too, where gradient checkpointing drops the same elements again.
             with self._dropout(), nullcontext() if last else self._no_sync(model):
                 loss = self._loss(model, self._prepare_inputs(batch), num_items_in_batch)
-                if last and self.config.train.l1_penalty:
+                if penalized and not self.is_fsdp_enabled:
                     weights = optimization.decayed(self.plain.named_parameters())
                     loss = loss + self.config.train.l1_penalty * torch.stack([w.abs().sum() for w in weights]).sum()
                 self.accelerator.backward(loss)
             total += loss.detach()
+            if penalized and self.is_fsdp_enabled:
+                total += self.add_l1(optimization.decayed(self.plain.named_parameters()), self.config.train.l1_penalty)
         self._losses.append(total)
         return total
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from hftk import adapter_files, adapters, checkpoints
+from hftk import adapter_files, adapters, checkpoints, shards
 from hftk.batching import BatchSize, Plan, StepLoader, StreamPlan
 from hftk.choices import note, noted
 from hftk.config import InputError, Problem, RunConfig, to_dict
@@ -113,7 +113,9 @@ def fit(
     unwrapped = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
     trainer.accelerator.wait_for_everyone()
     analysis = _finish(task, unwrapped, tokenizer, splits, config)
-    on_main(save_trained, unwrapped, tokenizer, Path(config.output))
+    weights = shards.gather(unwrapped, trained=adapters.is_adapter(unwrapped))
+    on_main(save_trained, unwrapped, tokenizer, Path(config.output), weights)
+    del weights
     peak = peak_memory()
     plan_held = on_main(
         held_against_plan, config, task, unwrapped, precision=trainer.precision, devices=arguments.world_size, level=level,
@@ -162,12 +164,14 @@ def _finish(
     return task.finish(model, splits, look)
 
 
-def save_trained(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, output: Path) -> None:
+def save_trained(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, output: Path, weights: dict[str, torch.Tensor] | None = None
+) -> None:
     """Weights (safetensors; of an adapter it alone), config and tokenizer into ``output``: each file whole under another name
-    first, then renamed."""
+    first, then renamed. ``weights`` are those of a sharded model, :func:`hftk.shards.gather`."""
     staging = output / ".saving.tmp"
     with no_progress_bars():
-        model.save_pretrained(staging)
+        model.save_pretrained(staging, state_dict=weights)
     if adapters.is_adapter(model):
         adapter_files.save_config(model, staging)
     tokenizer.save_pretrained(staging)
@@ -309,7 +313,7 @@ def _model_facts(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, con
     base = adapters.base_of(model)
     quantized = config.model.quantization.bits
     facts = {
-        "architecture": type(base).__name__,
+        "architecture": shards.class_name(base),
         "origin": config.model.name or f"made on the spot ({config.model.size})",
         "from_hub": config.model.name is not None and not Path(config.model.name).expanduser().exists(),
         "pretrained": is_pretrained(config.model),

@@ -93,11 +93,13 @@ def launched() -> Launch:
     kind = "cpu" if available is None or _cpu_asked(started_by) else available.type
     if kind == "mps" and processes > 1:  # accelerate joins no processes on Apple's GPU: each would believe it is alone
         kind = "cpu"
-    if kind == "cpu" and "LOCAL_RANK" in os.environ:
+    strategy = launcher.strategy_in_environment() or ("ddp" if processes > 1 else "none")
+    if kind == "cpu" and strategy == "deepspeed":
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # accelerate drops DeepSpeed where its own variable says CPU
+    elif kind == "cpu" and "LOCAL_RANK" in os.environ:
         # The launcher hands on `use_cpu` to a single process only (accelerate 1.15), and Trainer makes the state anew.
         os.environ["ACCELERATE_USE_CPU"] = "true"
     state = PartialState(cpu=kind == "cpu")
-    strategy = launcher.strategy_in_environment() or ("ddp" if processes > 1 else "none")
     launch = Launch(
         processes=state.num_processes,
         rank=state.process_index,

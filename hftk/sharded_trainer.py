@@ -1,0 +1,116 @@
+"""What FSDP2 and DeepSpeed need of a Trainer: weights that are spread over processes are saved, resumed and cut differently."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import Trainer
+
+from hftk import adapters, sharded_checkpoints, shards
+from hftk.layers import layer_classes
+
+SCHEDULER = "scheduler.pt"
+
+
+class ShardedTrainer(Trainer):
+    """Trainer whose checkpoints of sharded weights are read by any number of processes and execute nothing."""
+
+    plain: Any
+    """The model as it was before it was wrapped."""
+
+    @property
+    def is_zero3(self) -> bool:
+        return bool(self.is_deepspeed_enabled and self.accelerator.state.deepspeed_plugin.zero_stage == 3)
+
+    def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
+        if not self.is_fsdp_enabled:
+            return super()._prepare_for_training(*args, **kwargs)
+        plugin = self.accelerator.state.fsdp_plugin
+        if plugin.transformer_cls_names_to_wrap is None:
+            plugin.transformer_cls_names_to_wrap = layer_classes(self.plain)
+        with _embeddings_in_root(self.plain):
+            return super()._prepare_for_training(*args, **kwargs)
+
+    def add_l1(self, weights: list[Any], factor: float) -> torch.Tensor:
+        """Add the gradient of ``factor`` times the sum of absolute weights to that of FSDP2's shards; the penalty itself.
+
+        Outside of a forward pass a shard is part of no graph: autograd would not bring the gradient to where FSDP2 keeps it.
+        """
+        scaler = getattr(self.accelerator, "scaler", None)
+        scale = factor * (scaler.get_scale() if scaler is not None else 1.0)
+        with torch.no_grad():
+            for weight in weights:
+                weight.grad = weight.sign() * scale if weight.grad is None else weight.grad.add_(weight.sign(), alpha=scale)
+            total = torch.stack([weight.abs().sum() for weight in weights]).sum()
+            return factor * (total.full_tensor() if hasattr(total, "full_tensor") else total)
+
+    def _saves_whole(self) -> bool:
+        """Whether a checkpoint is to hold the weights in one piece too, as the launch config says; an adapter is small."""
+        if adapters.is_adapter(self.plain):
+            return True
+        if self.is_zero3:
+            return bool(self.model_wrapped.zero_gather_16bit_weights_on_model_save())
+        return "FULL_STATE_DICT" in str(self.accelerator.state.fsdp_plugin.state_dict_type)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Weights in one piece (safetensors) where they are asked for, else the config alone: the shards are beside it."""
+        if not (self.is_fsdp_enabled or self.is_zero3):
+            return super().save_model(output_dir, _internal_call)
+        whole = shards.gather(self.plain, trained=adapters.is_adapter(self.plain)) if self._saves_whole() else None
+        if self.args.should_save:
+            folder = output_dir or self.args.output_dir
+            if whole is None:
+                self.plain.config.save_pretrained(folder)
+            else:
+                self.plain.save_pretrained(folder, state_dict=whole)
+        self.accelerator.wait_for_everyone()
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if not self.is_fsdp_enabled:
+            return super()._save_optimizer_and_scheduler(output_dir)
+        sharded_checkpoints.save(self.model, self.optimizer.optimizer, Path(output_dir))
+        if self.args.should_save:
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        if not self.is_fsdp_enabled:
+            return super()._load_from_checkpoint(resume_from_checkpoint, model)
+        sharded_checkpoints.load_model(self.model, Path(resume_from_checkpoint))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if not self.is_fsdp_enabled or checkpoint is None:
+            return super()._load_optimizer_and_scheduler(checkpoint)
+        sharded_checkpoints.load_optimizer(self.model, self.optimizer.optimizer, Path(checkpoint))
+        self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint) / SCHEDULER, weights_only=True))
+
+    def _load_best_model(self) -> None:
+        if not self.is_fsdp_enabled:
+            return super()._load_best_model()
+        sharded_checkpoints.load_model(self.model, Path(self.state.best_model_checkpoint))
+
+
+@contextmanager
+def _embeddings_in_root(model: Any) -> Iterator[None]:
+    """Inside, the model does not tell where its embeddings are, if more than two modules share their weights, as in T5 and BART.
+
+    accelerate (1.15) makes parts of FSDP2 of the input and the output embeddings, and torch (2.13) refuses them where a third module
+    outside of them has the same weights. Left alone, all of them belong to the root, which is whole from the start to the end.
+    """
+    tables = [table for table in (model.get_input_embeddings(), model.get_output_embeddings()) if table is not None]
+    weights = {id(weight) for table in tables for weight in table.parameters()}
+    others = [m for m in model.modules() if not any(m is table for table in tables)]
+    if not any(id(weight) in weights for module in others for weight in module.parameters(recurse=False)):
+        yield
+        return
+    names = ("get_input_embeddings", "get_output_embeddings")
+    for name in names:
+        setattr(model, name, lambda: None)
+    try:
+        yield
+    finally:
+        for name in names:
+            delattr(model, name)
