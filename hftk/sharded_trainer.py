@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 from transformers import Trainer
 
 from hftk import adapters, sharded_checkpoints, shards
@@ -44,7 +45,9 @@ class ShardedTrainer(Trainer):
         scale = factor * (scaler.get_scale() if scaler is not None else 1.0)
         with torch.no_grad():
             for weight in weights:
-                weight.grad = weight.sign() * scale if weight.grad is None else weight.grad.add_(weight.sign(), alpha=scale)
+                weight.grad = (
+                    weight.sign() * scale if weight.grad is None else weight.grad.add_(weight.sign(), alpha=scale)
+                )
             total = torch.stack([weight.abs().sum() for weight in weights]).sum()
             return factor * (total.full_tensor() if hasattr(total, "full_tensor") else total)
 
@@ -71,10 +74,22 @@ class ShardedTrainer(Trainer):
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         if not self.is_fsdp_enabled:
-            return super()._save_optimizer_and_scheduler(output_dir)
+            super()._save_optimizer_and_scheduler(output_dir)
+            return self._check_files(Path(output_dir)) if self.is_deepspeed_enabled else None
         sharded_checkpoints.save(self.model, self.optimizer.optimizer, Path(output_dir))
         if self.args.should_save:
             torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER)
+        self._check_files(Path(output_dir))
+
+    def _check_files(self, folder: Path) -> None:
+        """Raise where the main process, which seals the checkpoint, does not see the shards that all have written."""
+        self.accelerator.wait_for_everyone()
+        seen: list[list[str]] = gather_object([[str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()]])
+        lacking = sorted({name for names in seen for name in names} - set(seen[0]))
+        if lacking:
+            raise RuntimeError(
+                f"the main process does not see {', '.join(lacking[:3])} in {folder}, which another one wrote: a sharded run needs an --output that all machines share"
+            )
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         if not self.is_fsdp_enabled:

@@ -20,7 +20,7 @@ from hftk.batching import BatchSize, Plan, StepLoader, StreamPlan
 from hftk.choices import note, noted
 from hftk.config import InputError, Problem, RunConfig, to_dict
 from hftk.evaluation import collect, first_rows
-from hftk.launch import StopRequested, graceful, on_main
+from hftk.launch import StopRequested, graceful, on_main, strategies
 from hftk.model import default_length, is_pretrained
 from hftk.planning.hindsight import held_against_plan, memory_level
 from hftk.quantization import bytes_of, count
@@ -243,6 +243,7 @@ def fingerprint(
         **{f"--{name}": getattr(config, name) for name in task.fixed},
         **{f"--model.{name}": to_dict(getattr(config.model, name)) for name in ("adapter", "quantization")},
         "--model.frozen": config.model.frozen,
+        "the strategy": strategies.in_words(),
     }
 
 

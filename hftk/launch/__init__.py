@@ -32,7 +32,7 @@ from typing import Any, ParamSpec, TypeVar
 
 from hftk import choices
 from hftk.config import InputError, RunConfig, ServiceError, override, to_dict
-from hftk.launch import launcher
+from hftk.launch import launcher, strategies
 from hftk.launch.environment import command_line, private, redact
 from hftk.launch.output import (
     check_output,
@@ -90,7 +90,8 @@ def launched() -> Launch:
     started_by = launcher.find_launcher()
     processes = _processes()
     available = torch.accelerator.current_accelerator(check_available=True)
-    kind = "cpu" if available is None or _cpu_asked(started_by) else available.type
+    cpu_asked = _cpu_asked(started_by)
+    kind = "cpu" if available is None or cpu_asked else available.type
     if kind == "mps" and processes > 1:  # accelerate joins no processes on Apple's GPU: each would believe it is alone
         kind = "cpu"
     strategy = launcher.strategy_in_environment() or ("ddp" if processes > 1 else "none")
@@ -112,8 +113,9 @@ def launched() -> Launch:
     # Where accelerate sees no group of processes and Trainer sees several GPUs, it wraps the model in nn.DataParallel.
     gpus = torch.cuda.device_count() if kind == "cuda" and state.distributed_type == DistributedType.NO else 1
     problems = launcher.downgrades(
-        asked=processes, found=launch.processes, strategy=strategy, device=launch.device, gpus_of_one_process=gpus
-    )
+        asked=processes, found=launch.processes, strategy=strategy, device=launch.device, gpus_of_one_process=gpus,
+        gpus_asked=bool(started_by and started_by.gpus) and not cpu_asked,
+    )  # fmt: skip
     if problems:
         raise InputError(*problems)
     return launch
@@ -205,7 +207,7 @@ def _attempt(main: Callable[[Any], Any], config: RunConfig, argv: Sequence[str] 
         config = parse(config, argv, description=description)
     choices.forget()
     started_by = launcher.find_launcher()
-    problems = launcher.contradictions(started_by)
+    problems = [*launcher.contradictions(started_by), *strategies.find_problems(config)]
     if problems:
         raise InputError(*problems)
     if started_by is not None:
@@ -220,7 +222,7 @@ def _attempt(main: Callable[[Any], Any], config: RunConfig, argv: Sequence[str] 
     current.folder, current.status = on_main(_begin, config, recipe)
     main(config)
     on_main(_write, current, state="done", exit_code=0, message="")
-    _leave_group()
+    leave_group()
     return 0
 
 
@@ -362,7 +364,7 @@ def _packed(value: Any, error: BaseException | None) -> tuple[list[bytes], BaseE
     return [parcel], error
 
 
-def _leave_group() -> None:
+def leave_group() -> None:
     """Leaves the group of processes, which torch otherwise complains about at exit."""
     torch = sys.modules.get("torch")
     if torch is not None and torch.distributed.is_available() and torch.distributed.is_initialized():

@@ -54,7 +54,9 @@ def main(folder: Path, strategies: list[str]) -> None:
     gc.freeze()  # see tests/conftest.py
     for strategy in strategies:
         sharded = strategy == "fsdp2"
-        found = strategy_runs.run_all(fsdp2 if sharded else nullcontext, folder / strategy, CONFIGURED if sharded else {})
+        found = strategy_runs.run_all(
+            fsdp2 if sharded else nullcontext, folder / strategy, CONFIGURED if sharded else {}
+        )
         if launched().is_main:
             torch.save(found, folder / f"{strategy}.pt")
 

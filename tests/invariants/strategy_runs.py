@@ -31,7 +31,9 @@ def pairs(count: int, seed: int = 0) -> Dataset:
     """Sources of 2 to 40 letters; the target are its letters but a, sorted."""
     rng = random.Random(seed)
     sources = ["".join(rng.choice("aaabcd") for _ in range(rng.randint(1, 39))) + "." for _ in range(count)]
-    return Dataset.from_dict({"source": sources, "target": ["".join(sorted(text.replace("a", ""))) for text in sources]})
+    return Dataset.from_dict(
+        {"source": sources, "target": ["".join(sorted(text.replace("a", ""))) for text in sources]}
+    )
 
 
 def gpt2(output: Any) -> tuple[Any, Splits]:
