@@ -12,6 +12,8 @@ from accelerate.utils import gather_object
 from transformers import Trainer
 
 from hftk import adapters, sharded_checkpoints, shards
+from hftk.config import InputError, Problem
+from hftk.launch.launcher import strategy_in_environment
 from hftk.layers import layer_classes
 
 SCHEDULER = "scheduler.pt"
@@ -23,11 +25,28 @@ class ShardedTrainer(Trainer):
     plain: Any
     """The model as it was before it was wrapped."""
 
+    precision: str
+    """fp32, bf16 or fp16: the arithmetic of the run."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """Raises InputError where accelerate has made another strategy of what it was asked for."""
+        super().__init__(*args, **kwargs)
+        asked = strategy_in_environment()
+        runs = "fsdp" if self.is_fsdp_enabled else "deepspeed" if self.is_deepspeed_enabled else ""
+        if asked != runs:
+            message = f"expected {asked or 'no sharding'}, as asked of accelerate launch, and {runs or 'plain DDP'} would run"
+            raise InputError(Problem(setting="", message=message, fix="hftk env, launched in the same way, says what there is"))
+
     @property
     def is_zero3(self) -> bool:
         return bool(self.is_deepspeed_enabled and self.accelerator.state.deepspeed_plugin.zero_stage == 3)
 
     def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
+        if self.is_deepspeed_enabled and self.precision == "bf16":
+            # Else DeepSpeed (0.19) ends an autocast that it knows nothing of, and computes in fp32. No module is named whose gradients
+            # would be summed in 16 bits.
+            section = {"enabled": True, "dtype": "bfloat16", "lower_precision_safe_modules": []}
+            self.accelerator.state.deepspeed_plugin.deepspeed_config["torch_autocast"] = section
         if not self.is_fsdp_enabled:
             return super()._prepare_for_training(*args, **kwargs)
         plugin = self.accelerator.state.fsdp_plugin

@@ -64,6 +64,19 @@ def editable(module: torch.nn.Module, model: Any) -> Iterator[None]:
 
 
 @contextmanager
+def whole_models() -> Iterator[None]:
+    """Inside, new models are whole while ZeRO-3 runs too: transformers shards every one, and one process alone cannot."""
+    from transformers.integrations import deepspeed
+
+    running = deepspeed._hf_deepspeed_config_weak_ref
+    deepspeed.unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        deepspeed._hf_deepspeed_config_weak_ref = running
+
+
+@contextmanager
 def _whole_zero3(weights: list[torch.Tensor], *, change: bool = False) -> Iterator[None]:
     """Inside, weights of ZeRO-3 are whole on every process; with ``change`` the main one's are kept."""
     if not any(hasattr(weight, "ds_id") for weight in weights):

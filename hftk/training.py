@@ -119,7 +119,7 @@ def fit(
     peak = peak_memory()
     plan_held = on_main(
         held_against_plan, config, task, unwrapped, precision=trainer.precision, devices=arguments.world_size, level=level,
-        peak=peak, seconds=trainer.seconds["train"], history=trainer.history,
+        peak=peak, seconds=trainer.seconds["train"], history=trainer.history, sharding=strategies.sharding(arguments.world_size),
     )  # fmt: skip
     return Trained(
         model=unwrapped,

@@ -27,6 +27,15 @@ def in_words() -> str:
     return "shards of FSDP2" if strategy == "fsdp" else "whole weights on every process"
 
 
+def sharding(processes: int) -> str:
+    """How states are shared out, as ``hftk plan --sharding`` calls it: none, ddp, fsdp, zero2 or zero3."""
+    if processes == 1:
+        return "none"
+    if strategy_in_environment() == "fsdp":
+        return "fsdp"
+    return f"zero{zero_stage()}" if zero_stage() > 1 else "ddp"
+
+
 def zero_stage() -> int:
     """The ZeRO stage that DeepSpeed runs with; 0 without it."""
     if strategy_in_environment() != "deepspeed":
@@ -80,8 +89,9 @@ def _fsdp_problems(config: RunConfig) -> Iterator[Problem]:
             "and all processes but one would judge it without its weights"
         )
         yield Problem(setting="", message=message, fix="add --fsdp_cpu_ram_efficient_loading false to accelerate launch, or use recipes/accelerate/fsdp2.yaml")  # fmt: skip
-    if config.train.optimizer == "lion":
-        yield Problem(setting="train.optimizer", message="lion of bitsandbytes does not know the shards of FSDP2", fix="use --train.optimizer adamw")  # fmt: skip
+    if config.train.optimizer in ("lion", "adafactor"):  # lion is of bitsandbytes; adafactor fails in torch 2.13
+        message = f"{config.train.optimizer} does not know the shards of FSDP2"
+        yield Problem(setting="train.optimizer", message=message, fix="use --train.optimizer adamw")
 
 
 def _deepspeed_problems(config: RunConfig) -> Iterator[Problem]:

@@ -1,17 +1,19 @@
-"""Started by ``accelerate launch``, or in one process: trains GPT-2, BERT and T5 under the strategies that are named, and leaves
-what they showed in ``FOLDER/<strategy>.pt``.
+"""``in_strategies.py FOLDER ddp NAME;NAME fsdp2 NAME``, started by ``accelerate launch``: does the named runs of ``strategy_runs`` under
+each strategy, and leaves what they showed in ``FOLDER/<strategy>.pt``.
 
 FSDP2 on a CPU is for tests alone: accelerate would run plain DDP there without a word, and hftk refuses it.
 """
 
 from __future__ import annotations
 
+import functools
 import gc
 import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import torch
@@ -50,19 +52,22 @@ CONFIGURED = {"train": {"extra": {"accelerator_config": {"use_configured_state":
 """Trainer is to take the state that :func:`fsdp2` made."""
 
 
-def main(folder: Path, strategies: list[str]) -> None:
+def main(folder: Path, strategy: str, names: list[str]) -> None:
     gc.freeze()  # see tests/conftest.py
-    for strategy in strategies:
-        sharded = strategy == "fsdp2"
-        found = strategy_runs.run_all(
-            fsdp2 if sharded else nullcontext, folder / strategy, CONFIGURED if sharded else {}
-        )
-        if launched().is_main:
-            torch.save(found, folder / f"{strategy}.pt")
+    found: dict[str, Any] = {}
+    for name in names:
+        under, extra = (fsdp2(), CONFIGURED) if strategy == "fsdp2" else (nullcontext(), {})
+        with under:
+            act = strategy_runs.interrupted if name == "interrupted" else functools.partial(strategy_runs.run, name)
+            found[name] = act(folder / strategy / name, extra)
+            is_main = launched().is_main
+    if is_main:
+        torch.save(found, folder / f"{strategy}.pt")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2:])
+    for strategy, names in zip(sys.argv[2::2], sys.argv[3::2], strict=True):
+        main(Path(sys.argv[1]), strategy, names.split(";"))
     if torch.distributed.is_initialized():
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()

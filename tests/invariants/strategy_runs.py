@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import small_classifiers
 import small_runs
+import torch
 from datasets import Dataset
 from safetensors.torch import load_file
 
 import hftk
 from hftk.config import EvalConfig, GenerationSettings, ModelConfig, TrainConfig, override
-from hftk.launch import on_main
+from hftk.launch import StopRequested, on_main
 from hftk.task import Splits
 
 STEPS = 20
@@ -55,13 +54,51 @@ def t5(output: Any) -> tuple[Any, Splits]:
 
 
 CASES = {"gpt2": gpt2, "bert": bert, "t5": t5}
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "layers at rates of their own": (
+        "bert",
+        {"train": {"max_steps": 5, "optimizer": "adamw", "learning_rate": 1e-3, "layer_decay": 0.8, "weight_decay": 0.1}},
+    ),
+    "penalized, half of it frozen": (
+        "gpt2",
+        {
+            "train": {"max_steps": 5, "optimizer": "rmsprop", "learning_rate": 1e-3, "l1_penalty": 1e-3},
+            "model": {"frozen": ["1"]},
+        },
+    ),
+    "the best of three, its temperature fitted": (
+        "bert",
+        {"train": {"max_steps": 6, "eval_steps": 2, "learning_rate": 1.5, "restore_best": True}, "temperature_scaling": True},
+    ),
+    "an adapter": (
+        "t5",
+        {"train": {"max_steps": 5, "learning_rate": 0.5}, "model": {"adapter": {"method": "lora", "rank": 2}}},
+    ),
+    "a token budget, activations computed twice": (
+        "gpt2",
+        {
+            "train": {"max_steps": 5, "optimizer": "adam", "learning_rate": 1e-3, "max_tokens_per_batch": 150,
+                      "gradient_checkpointing": True},
+        },
+    ),
+}  # fmt: skip
+"""Name to case and what differs: what touches weights outside of a forward pass."""
 
 
-def run_case(name: str, output: Path, **changes: Any) -> dict[str, Any]:
-    """History and final weights, as they are in ``output``, of a run from new weights."""
-    config, splits = CASES[name](output)
-    config = override(config, {"train": TRAIN})
-    config = override(config, changes)
+def run(name: str, output: Path, extra: dict[str, Any]) -> dict[str, Any]:
+    """What a case or a variant shows, from new weights; ``weights`` are those that were saved. All processes get the same."""
+    case, changes = VARIANTS.get(name, (name, {}))
+    return run_config(*_prepared(case, output, extra, changes))
+
+
+def _prepared(case: str, output: Path, *changes: dict[str, Any]) -> tuple[Any, Splits]:
+    config, splits = CASES[case](str(output))
+    for values in ({"train": TRAIN}, *changes):
+        config = override(config, values)
+    return config, splits
+
+
+def run_config(config: Any, splits: Splits) -> dict[str, Any]:
     kinds = {hftk.CausalLMConfig: hftk.CausalLM, hftk.ClassificationConfig: hftk.Classification}
     task = kinds.get(type(config), hftk.Summarization)(config)
     model, tokenizer = hftk.load_model(config.model, task, splits, seed=config.train.seed)
@@ -69,17 +106,26 @@ def run_case(name: str, output: Path, **changes: Any) -> dict[str, Any]:
     seen = hftk.evaluate(task, trained.model, tokenizer, splits.held_out, config.eval)
     assert seen is not None
     return {
-        "history": small_runs.timeless(trained.history), "facts": trained.model_facts,
-        "scores": {score.name: score.value for score in seen.scores}, "predictions": seen.predictions,
-        "samples": seen.samples,
+        "history": small_runs.timeless(trained.history), "facts": trained.model_facts, "choices": trained.choices,
+        "scores": {score.name: score.value for score in seen.scores}, "samples": seen.samples,
+        "written": [line.get("prediction") for line in seen.predictions],
+        "weights": on_main(saved_weights, Path(config.output)),
     }  # fmt: skip
 
 
-def run_all(under: Callable[[], AbstractContextManager[Any]], folder: Path, changes: dict[str, Any]) -> dict[str, Any]:
-    """What each case shows, run inside ``under()``."""
-    found = {}
-    for name in CASES:
-        with under():
-            found[name] = run_case(name, folder / name, **changes)
-            found[name]["weights"] = on_main(load_file, folder / name / "model.safetensors")
-    return found
+def saved_weights(folder: Path) -> dict[str, torch.Tensor]:
+    """All tensors of the safetensors files right in a folder."""
+    return {name: tensor for path in sorted(folder.glob("*.safetensors")) for name, tensor in load_file(path).items()}
+
+
+def interrupted(output: Path, extra: dict[str, Any]) -> dict[str, Any]:
+    """A run with AdamW and dropout from start to end; the same run, stopped in step 3 and continued."""
+    changes = {"train": {"max_steps": 6, "optimizer": "adamw", "learning_rate": 1e-3}, "model": {"dropout": 0.1}}
+    straight = run_config(*_prepared("gpt2", output / "straight", extra, changes))
+    config, splits = _prepared("gpt2", output / "stopped", extra, changes)
+    try:
+        with small_runs.stopping_at(3):
+            run_config(config, splits)
+    except StopRequested:
+        continued = run_config(override(config, {"resume": "auto"}), splits)
+    return {"straight": straight, "continued": continued}

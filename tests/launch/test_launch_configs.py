@@ -105,6 +105,7 @@ ZERO = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "
         ({**FSDP, "FSDP_VERSION": "1"}, {}, "fsdp_version: 2"),
         ({**FSDP, "FSDP_CPU_RAM_EFFICIENT_LOADING": "True"}, {}, "ram_efficient_loading: false"),
         (FSDP, {"optimizer": "lion"}, "shards of FSDP2"),
+        (FSDP, {"optimizer": "adafactor"}, "shards of FSDP2"),
         ({**ZERO, "ACCELERATE_GRADIENT_CLIPPING": "0.5"}, {}, "gradient_clipping: 0.5"),
         (ZERO, {"optimizer": "adafactor"}, "adafactor"),
         (ZERO, {"l1_penalty": 0.1}, "L1 penalty"),
@@ -123,7 +124,7 @@ def test_what_a_launch_config_says_and_would_not_be_done_is_told(environment, tr
         ({"ACCELERATE_MIXED_PRECISION": "bf16"}, {"precision": "bf16"}),
         ({"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "1", "ACCELERATE_DYNAMO_BACKEND": "NO"}, {}),
         ({"ACCELERATE_USE_PARALLELISM_CONFIG": "true", "PARALLELISM_CONFIG_DP_REPLICATE_SIZE": "2"}, {}),
-        (FSDP, {"optimizer": "adafactor", "l1_penalty": 0.1}),
+        (FSDP, {"optimizer": "rmsprop", "l1_penalty": 0.1}),
         ({**ZERO, "ACCELERATE_DEEPSPEED_ZERO_STAGE": "2", "ACCELERATE_GRADIENT_CLIPPING": "1.0"}, {"l1_penalty": 0.1}),
     ],
 )
