@@ -29,12 +29,11 @@ from transformers import (
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from transformers.modeling_outputs import BaseModelOutput
 
-from hftk import constraints
+from hftk import constraints, shards
 from hftk.beams import search
 from hftk.caches import make_cache
 from hftk.config import GenerationSettings
 from hftk.constraints import Constraints, RowSampling
-from hftk.shards import is_sharded
 
 FIELDS = frozenset(constraints.FIELDS) | {
     "max_new_tokens", "num_beams", "length_penalty", "early_stopping", "eos_token_id", "pad_token_id", "bos_token_id",
@@ -105,7 +104,7 @@ def make_generation_config(
 
 def vocabulary_size(model: Any) -> int:
     """Tokens that the model has embeddings for."""
-    rows: int = model.get_input_embeddings().weight.shape[0]
+    rows: int = shards.shape(model.get_input_embeddings().weight)[0]
     return rows
 
 
@@ -145,7 +144,7 @@ def why_not(model: Any, config: GenerationConfig) -> str:
     accepted = inspect.signature(inner.forward).parameters
     if inner.main_input_name != "input_ids" or not {"attention_mask", "past_key_values", "use_cache"} <= set(accepted):
         return "inputs of its own"
-    if is_sharded(inner):
+    if shards.is_sharded(inner):
         return "weights spread over processes"
     if len(set(getattr(inner, "hf_device_map", {}).values())) > 1:
         return "weights spread over devices"

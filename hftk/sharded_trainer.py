@@ -22,6 +22,8 @@ SCHEDULER = "scheduler.pt"
 class ShardedTrainer(Trainer):
     """Trainer whose checkpoints of sharded weights are read by any number of processes and execute nothing."""
 
+    optimizer: Any
+    lr_scheduler: Any
     plain: Any
     """The model as it was before it was wrapped."""
 
@@ -34,8 +36,12 @@ class ShardedTrainer(Trainer):
         asked = strategy_in_environment()
         runs = "fsdp" if self.is_fsdp_enabled else "deepspeed" if self.is_deepspeed_enabled else ""
         if asked != runs:
-            message = f"expected {asked or 'no sharding'}, as asked of accelerate launch, and {runs or 'plain DDP'} would run"
-            raise InputError(Problem(setting="", message=message, fix="hftk env, launched in the same way, says what there is"))
+            message = (
+                f"expected {asked or 'no sharding'}, as asked of accelerate launch, and {runs or 'plain DDP'} would run"
+            )
+            raise InputError(
+                Problem(setting="", message=message, fix="hftk env, launched in the same way, says what there is")
+            )
 
     @property
     def is_zero3(self) -> bool:
@@ -67,8 +73,9 @@ class ShardedTrainer(Trainer):
                 weight.grad = (
                     weight.sign() * scale if weight.grad is None else weight.grad.add_(weight.sign(), alpha=scale)
                 )
-            total = torch.stack([weight.abs().sum() for weight in weights]).sum()
-            return factor * (total.full_tensor() if hasattr(total, "full_tensor") else total)
+            total: Any = torch.stack([weight.abs().sum() for weight in weights]).sum()
+            whole: torch.Tensor = total.full_tensor() if hasattr(total, "full_tensor") else total
+            return factor * whole
 
     def _saves_whole(self) -> bool:
         """Whether a checkpoint is to hold the weights in one piece too, as the launch config says; an adapter is small."""
@@ -124,7 +131,7 @@ class ShardedTrainer(Trainer):
     def _load_best_model(self) -> None:
         if not self.is_fsdp_enabled:
             return super()._load_best_model()
-        sharded_checkpoints.load_model(self.model, Path(self.state.best_model_checkpoint))
+        sharded_checkpoints.load_model(self.model, Path(str(self.state.best_model_checkpoint)))
 
 
 @contextmanager

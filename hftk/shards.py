@@ -23,6 +23,12 @@ def size(parameter: torch.Tensor) -> int:
     return int(getattr(parameter, "ds_numel", None) or parameter.numel())
 
 
+def shape(parameter: torch.Tensor) -> torch.Size:
+    """The shape of the whole weight."""
+    whole: torch.Size = getattr(parameter, "ds_shape", parameter.shape)
+    return whole
+
+
 def class_name(model: Any) -> str:
     """The name of the model's class; FSDP2 puts an ``FSDP`` before it."""
     return type(model).__name__.removeprefix("FSDP" if _is_fsdp(model) else "")

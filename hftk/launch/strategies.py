@@ -10,7 +10,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from hftk.config import Problem, RunConfig
 from hftk.launch.launcher import WORLD_SIZE, number_from_environment, strategy_in_environment
@@ -27,13 +27,13 @@ def in_words() -> str:
     return "shards of FSDP2" if strategy == "fsdp" else "whole weights on every process"
 
 
-def sharding(processes: int) -> str:
+def sharding(processes: int) -> Literal["none", "ddp", "fsdp", "zero2", "zero3"]:
     """How states are shared out, as ``hftk plan --sharding`` calls it: none, ddp, fsdp, zero2 or zero3."""
     if processes == 1:
         return "none"
     if strategy_in_environment() == "fsdp":
         return "fsdp"
-    return f"zero{zero_stage()}" if zero_stage() > 1 else "ddp"
+    return "zero3" if zero_stage() == 3 else "zero2" if zero_stage() == 2 else "ddp"
 
 
 def zero_stage() -> int:
