@@ -135,11 +135,12 @@ def _generate(
         kept = {name: getattr(settings, name) for name in ("max_new_tokens", "no_repeat_ngram_size", "repetition_penalty")}
         settings = GenerationSettings(**kept)
     sources, _ = task.prompts(rows["source"][:], tokenizer, max_length=max_length, new=settings.max_new_tokens)
-    # Sharded weights are gathered in every forward pass: then all processes write all rows, in step.
+    # Sharded weights are gathered in every forward pass: then all processes write all rows, in step, and from the first one on, since
+    # each would have kept another number of them.
     together = processes > 1 and is_sharded(model)
     mine = list(range(len(sources))) if together else list(range(process, len(sources), processes))
     prompts = [sources[i] for i in mine]
-    if output is None:
+    if output is None or together:
         found = generate(model, tokenizer, prompts, settings, max_prompt_tokens=max_length, numbers=mine)
     else:
         path = Path(output) / f"{GENERATED}{process}"
