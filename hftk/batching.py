@@ -296,18 +296,34 @@ class StepLoader:
         self.start = 0
         self.epoch = 0.0
         self.tokens = 0
+        self.pieces: list[np.ndarray] = []
+        """Row numbers of this process's micro-batches of the last step that was given out."""
+        self._last: tuple[int, Step] | None = None
 
     def __len__(self) -> int:
         return self.plan.total_steps
 
     def __iter__(self) -> Iterator[list[dict[str, Any]]]:
-        for step in self.plan.steps(self.start):
+        for number, step in enumerate(self.plan.steps(self.start), self.start + 1):
             pieces = split_step(
                 step.indices, step.features.padded, processes=self._processes, max_rows=self._max_rows, max_tokens=self._max_tokens
             )[self._process]  # fmt: skip
+            self._last = number, step
+            self.pieces = [step.features.rows[piece] for piece in pieces]
             self.epoch = step.epoch
             self.tokens += int(step.features.lengths[step.indices].sum())
             yield [self._batch(step, piece) for piece in pieces]
+
+    def rows_of(self, number: int) -> np.ndarray:
+        """Numbers of the rows that step ``number``, counted from 1, trains on, over all processes; of a stream's earlier steps
+        they are not known any more: none."""
+        if self._last is not None and self._last[0] == number:
+            step = self._last[1]
+        elif isinstance(self.plan, StreamPlan):
+            return np.zeros(0, dtype=int)
+        else:
+            step = next(self.plan.steps(number - 1))
+        return np.unique(step.features.rows[step.indices])
 
     def _batch(self, step: Step, piece: np.ndarray) -> dict[str, Any]:
         if len(piece):

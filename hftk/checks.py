@@ -12,6 +12,7 @@ from hftk.model import check_model, decoder_positions, default_length
 from hftk.optimization import check_optimizer
 from hftk.precision import choose_precision
 from hftk.task import Task
+from hftk.trackers import tracker_problems
 
 
 def check(config: RunConfig, task: Task) -> int:
@@ -27,7 +28,7 @@ def check(config: RunConfig, task: Task) -> int:
             f"a trial: an untrained {kind} ({config.model.size}) on the sample {config.data.sample}; for your own data and a real model "
             "type --data.path FILE_OR_FOLDER --model.name HUB_ID_OR_FOLDER"
         )
-    problems, context = [*config.problems(), *_metric_problems(config, task), *push_problems(config.publish), *_base_problems(config)], 0
+    problems, context = [*config.problems(), *_metric_problems(config, task), *push_problems(config.publish), *_base_problems(config), *tracker_problems(config.train)], 0
     try:
         made = check_model(config.model, task, config.train.max_length)
         context = default_length(made)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -18,10 +17,12 @@ import torch
 from hftk.batching import fill_batches, sort_rows
 from hftk.choices import note
 from hftk.config import EvalConfig, GenerationSettings
+from hftk.features import encode
 from hftk.generation import generate, generate_keeping
 from hftk.launch import on_main
 from hftk.launch.output import PREDICTIONS, write_atomically
 from hftk.model import context_length, default_length, is_pretrained
+from hftk.progress import progress_bar
 from hftk.shards import is_sharded
 from hftk.task import Features, Score, Splits, Task
 
@@ -79,7 +80,7 @@ def evaluate(
     split, rows = held_out
     rows = first_rows(rows, config.max_rows)
     max_length = max_length or default_length(model.config)
-    features = task.encode(rows, tokenizer, max_length=max_length, training=False)
+    features = encode(task, rows, tokenizer, max_length=max_length, training=False)
     outputs = collect(task, model, tokenizer, features, batch_size=config.batch_size, title=f"evaluating {when} training" if when in ("before", "after") else "evaluating")  # fmt: skip
     if "generation" in task.judged_by and (when != "before" or is_pretrained(task.config.model)):
         outputs["generated"] = np.array(_generate(task, model, tokenizer, rows, max_length, output), dtype=object)
@@ -176,7 +177,7 @@ def evaluate_baselines(
         return []
     split, rows = splits.held_out
     rows = first_rows(rows, config.max_rows)
-    features = task.encode(rows, tokenizer, max_length=max_length, training=False) if task.baselines_read_tokens else None
+    features = encode(task, rows, tokenizer, max_length=max_length, training=False) if task.baselines_read_tokens else None
     scores = on_main(task.baselines, splits, features, rows, tokenizer, resamples=config.resamples, seed=config.seed)
     return [replace(s, split=split) for s in scores]
 
@@ -305,7 +306,5 @@ def _in_order(
 
 
 def _progress(numbers: list[int], title: str) -> Any:
-    from tqdm.auto import tqdm
-
     hidden = _place()[0] != 0 or not title
-    return tqdm(numbers, desc=title, unit="batch", leave=False, disable=hidden, delay=1, mininterval=0.2 if sys.stderr.isatty() else 10)  # fmt: skip
+    return progress_bar(numbers, desc=title, unit="batch", leave=False, disable=hidden, delay=1)

@@ -239,6 +239,7 @@ def load_model(
                 layers.freeze(config.frozen, model)
                 return model, tokenizer
             config = _keep_base(config, task, model, tokenizer)
+            del model  # it is loaded again, and two would take twice the memory
         model, tokenizer, new = _load_named(config, task, made)
         if trained_for is not None:
             keep_meaning(model, trained_for)

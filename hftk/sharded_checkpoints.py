@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch.distributed import checkpoint
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.checkpoint.metadata import Metadata
 from torch.distributed.checkpoint.planner import ReadItem
@@ -49,13 +50,20 @@ def save(model: Any, optimizer: torch.optim.Optimizer, folder: Path) -> None:
     """Write this process's shards below ``folder``, and on the main one their index. All processes call this.
 
     Weights that are frozen below an adapter are left out.
+
+    Raises:
+        OSError: on all processes, where the disk of one of them does not take its share.
     """
     options = _options(model)
     state = {
         "model": get_model_state_dict(model, options=options),
         "optimizer": get_optimizer_state_dict(model, optimizer, options=options),
     }
-    checkpoint.save(state, checkpoint_id=folder / FOLDER)
+    try:
+        checkpoint.save(state, checkpoint_id=folder / FOLDER)
+    except CheckpointException as error:  # not an Exception, and raised on all processes
+        rank, (reason, _) = next(iter(error.failures.items()))
+        raise OSError(f"process {rank}: {reason}") from error
 
 
 def load_model(model: Any, folder: Path) -> None:

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import gather_object
 from transformers import Trainer
 
 from hftk import adapters, sharded_checkpoints, shards
 from hftk.config import InputError, Problem
+from hftk.launch import on_main
 from hftk.launch.launcher import strategy_in_environment
 from hftk.layers import layer_classes
 
@@ -89,33 +89,18 @@ class ShardedTrainer(Trainer):
         """Weights in one piece (safetensors) where they are asked for, else the config alone: the shards are beside it."""
         if not (self.is_fsdp_enabled or self.is_zero3):
             return super().save_model(output_dir, _internal_call)
-        whole = shards.gather(self.plain, trained=adapters.is_adapter(self.plain)) if self._saves_whole() else None
-        if self.args.should_save:
-            folder = output_dir or self.args.output_dir
-            if whole is None:
-                self.plain.config.save_pretrained(folder)
-            else:
-                self.plain.save_pretrained(folder, state_dict=whole)
-        self.accelerator.wait_for_everyone()
+        folder = output_dir or self.args.output_dir
+        if self._saves_whole():
+            weights = shards.gather(self.plain, trained=adapters.is_adapter(self.plain))
+            on_main(self.plain.save_pretrained, folder, state_dict=weights)
+        else:
+            on_main(self.plain.config.save_pretrained, folder)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         if not self.is_fsdp_enabled:
-            super()._save_optimizer_and_scheduler(output_dir)
-            return self._check_files(Path(output_dir)) if self.is_deepspeed_enabled else None
+            return super()._save_optimizer_and_scheduler(output_dir)
         sharded_checkpoints.save(self.model, self.optimizer.optimizer, Path(output_dir))
-        if self.args.should_save:
-            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER)
-        self._check_files(Path(output_dir))
-
-    def _check_files(self, folder: Path) -> None:
-        """Raise where the main process, which seals the checkpoint, does not see the shards that all have written."""
-        self.accelerator.wait_for_everyone()
-        seen: list[list[str]] = gather_object([[str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()]])
-        lacking = sorted({name for names in seen for name in names} - set(seen[0]))
-        if lacking:
-            raise RuntimeError(
-                f"the main process does not see {', '.join(lacking[:3])} in {folder}, which another one wrote: a sharded run needs an --output that all machines share"
-            )
+        on_main(torch.save, self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         if not self.is_fsdp_enabled:

@@ -195,6 +195,9 @@ class Task(Protocol):
     def encode(self, rows: Rows, tokenizer: PreTrainedTokenizerBase, *, max_length: int, training: bool) -> Features:
         """Rows to features: for training (targets included, packed where the task packs) or for judging."""
 
+    def encoded_by(self) -> dict[str, Any]:
+        """All that ``encode`` goes by besides its arguments, as plain values: what was encoded by the same may be used again."""
+
     def collator(
         self, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, *, training: bool
     ) -> Callable[[list[dict[str, Any]]], dict[str, torch.Tensor]]:

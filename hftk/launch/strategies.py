@@ -120,6 +120,11 @@ def _deepspeed_problems(config: RunConfig) -> Iterator[Problem]:
             message=message,
             fix="use --train.optimizer adamw, or recipes/accelerate/fsdp2.yaml",
         )
+    if config.train.on_non_finite == "skip":
+        message = "DeepSpeed changes the weights in the backward pass, before the gradient of a step can be looked at"
+        yield Problem(
+            setting="train.on_non_finite", message=message, fix="leave it out, or use recipes/accelerate/fsdp2.yaml"
+        )
     if config.train.l1_penalty and zero_stage() == 3:
         message = "the L1 penalty needs weights outside of the forward pass, where ZeRO-3 has none"
         yield Problem(

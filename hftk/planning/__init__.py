@@ -14,7 +14,6 @@ from hftk.config import InputError, Problem, RunConfig, override
 from hftk.planning import compute
 from hftk.planning.devices import (
     DEVICES,
-    HOLES,
     MODEL_FLOPS_UTILIZATION,
     PROCESSOR_BYTES,
     USABLE,
@@ -299,7 +298,15 @@ def _footprint(
     half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
     dtype = half if setup.sharding in ("fsdp", "zero2", "zero3") and config.model.dtype in ("auto", "float32") else None
     found = simulate(
-        config, task, made, shape, precision=precision, judged=judged, accumulate=accumulation > 1, dtype=dtype
+        config,
+        task,
+        made,
+        shape,
+        precision=precision,
+        judged=judged,
+        accumulate=accumulation > 1,
+        dtype=dtype,
+        processor=on_processor(setup),
     )
     if dtype is None:
         return found
@@ -320,7 +327,7 @@ def _training(found: Footprint, setup: Setup, precision: str) -> tuple[dict[str,
         batch["activations"] += max(0.0, found.batch_peak - sum(batch.values()))
         memory = {**states, "copies": 0.0, **batch, "buffers": buffers}
     if on_processor(setup):
-        memory["allocator"] = PROCESSOR_BYTES + HOLES * sum(memory.values())
+        memory["allocator"] = PROCESSOR_BYTES + found.holes
     return {kind: int(size) for kind, size in memory.items()}, int(sum(memory.values()))
 
 
@@ -362,7 +369,7 @@ def _assumptions(made: Plan, config: RunConfig) -> Iterator[str]:
         yield "attention keeps its (tokens x tokens) scores, as model.attention eager does"
     else:
         yield "attention by torch's fused kernels, which keep no (tokens x tokens) scores"
-    yield "not counted: imports and the driver's context, scratch space inside kernels, what the allocator wastes, the data"
+    yield "not counted: imports and the driver's context, scratch space inside kernels, the data"
     yield f"a batch fits where the plan needs at most {USABLE:.0%} of the device's memory"
     if made.setup.sharding in ("fsdp", "zero3"):
         yield "of a sharded model two layers, embeddings and head are whole at once, and the gradient of one layer"

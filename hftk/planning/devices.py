@@ -15,8 +15,6 @@ USABLE = 0.92
 """Share of a GPU's memory that tensors can fill: the rest is the driver's context, communication buffers and fragmentation."""
 PROCESSOR_BYTES = 100 * 10**6
 """On a processor: scratch space of the libraries behind matrix products and attention (measured: 93 MB at the first forward pass)."""
-HOLES = 0.06
-"""On a processor: share of the memory that lies idle between freed tensors (measured: 5 to 9 % after two steps of GPT-2 small)."""
 MODEL_FLOPS_UTILIZATION = 0.4
 """Share of a GPU's peak that training reaches where nothing was measured: 0.46 for PaLM (Chowdhery et al. 2022), 0.38 to 0.43 for Llama 3
 (Grattafiori et al. 2024, arXiv:2407.21783), 0.45 for Llama 2 7B by its published GPU hours."""

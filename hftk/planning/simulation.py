@@ -2,7 +2,7 @@
 
 The task's own loss, the model's own forward and backward and the run's own optimizer are executed under torch's ``FakeTensorMode``,
 and :class:`LiveBytes` sees each storage come and go. So the count is exact for every architecture, adapter and loss, with no formula.
-What it cannot see: the allocator's waste, and scratch space inside a kernel. Attention keeps what torch's fused kernels keep (query, key, value, output
+What it cannot see is scratch space inside a kernel; what a processor's allocator wastes, :mod:`hftk.planning.heap` knows. Attention keeps what torch's fused kernels keep (query, key, value, output
 and one number per row, as FlashAttention does: Dao et al. 2022, arXiv:2205.14135) unless ``model.attention`` is ``eager``.
 """
 
@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
 from hftk.architectures import kind_of
 from hftk.config import InputError, Problem, RunConfig
 from hftk.optimization import make_optimizer
 from hftk.planning.adapted import adapt
+from hftk.planning.heap import Heap
+from hftk.planning.kernels import FLOPS, kernels_of, masks_as_in
 from hftk.task import Task
 from hftk.warm_start import joined_config
 
@@ -64,6 +65,8 @@ class Footprint:
     """Floating-point operations of its forward pass: two for each multiply-add of matrix products and attention."""
     flops_training: int
     """Those of forward and backward pass, what gradient checkpointing computes again included."""
+    holes: int = 0
+    """Bytes that lie idle between blocks of a processor's memory when it is fullest; 0 where that was not counted."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,8 +83,9 @@ class BatchShape:
 class LiveBytes(TorchDispatchMode):
     """Inside, every storage that an operation makes is counted from its birth to its death. Works on fake and on real tensors."""
 
-    def __init__(self, vocabulary: int = 0, positions: int = 0) -> None:
-        """``vocabulary`` and ``positions`` (rows x tokens of the logits) tell logits by their number of elements."""
+    def __init__(self, vocabulary: int = 0, positions: int = 0, heap: Heap | None = None) -> None:
+        """``vocabulary`` and ``positions`` (rows x tokens of the logits) tell logits by their number of elements; ``heap`` gets every
+        storage a place."""
         super().__init__()
         self.live = dict.fromkeys(KINDS, 0)
         self.peak = dict(self.live)
@@ -89,6 +93,8 @@ class LiveBytes(TorchDispatchMode):
         self.stage = "weights"
         """Kind of what is born now."""
         self.flops = 0
+        self.heap = heap
+        self._places: dict[int, int] = {}
         self._logits = vocabulary * positions, vocabulary
         self._known: dict[int, tuple[str, int, weakref.ref[Any]]] = {}
 
@@ -133,10 +139,14 @@ class LiveBytes(TorchDispatchMode):
         self.batch_peak = max(self.batch_peak, self.batch)
         if self.total > sum(self.peak.values()):
             self.peak = dict(self.live)
+        if self.heap is not None and size:
+            self._places[key] = self.heap.take(size)
 
     def _drop(self, key: int) -> None:
         kind, size, _ = self._known.pop(key)
         self.live[kind] -= size
+        if self.heap is not None and key in self._places:
+            self.heap.give(self._places.pop(key))
 
     def kind_of(self, tensor: Any) -> str:
         """Kind of the storage behind a tensor; "" for one that was made outside."""
@@ -155,12 +165,13 @@ class LiveBytes(TorchDispatchMode):
 
 def simulate(
     config: RunConfig, task: Task, made: PretrainedConfig, shape: BatchShape, *, precision: str, judged: BatchShape,
-    accumulate: bool = False, dtype: torch.dtype | None = None,
+    accumulate: bool = False, dtype: torch.dtype | None = None, processor: bool = True,
 ) -> Footprint:  # fmt: skip
     """Count one optimizer step of ``shape`` and one judged batch, without memory for either; seconds, for any size of model.
 
     ``precision`` is fp32, bf16 or fp16. With ``accumulate`` the gradients of an earlier micro-batch are held through the step.
-    ``dtype`` overrules ``model.dtype``: sharded weights are gathered, and so computed with, in 16 bits.
+    ``dtype`` overrules ``model.dtype``: sharded weights are gathered, and so computed with, in 16 bits. On a ``processor`` dropout and
+    malloc are what they are there, else those of a GPU.
 
     Raises:
         InputError: no model can be made of these settings; the adapter needs a package that is missing.
@@ -168,8 +179,9 @@ def simulate(
     from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 
     vocabulary = int(getattr(made.get_text_config(decoder=True), "vocab_size", 0) or 0)
-    live = LiveBytes(vocabulary if "loss" in task.judged_by else 0, shape.rows * (shape.target_length or shape.length))
-    with torch.random.fork_rng(devices=[]), FakeTensorMode(allow_non_fake_inputs=True), live:
+    logits = vocabulary if "loss" in task.judged_by else 0, shape.rows * (shape.target_length or shape.length)
+    live = LiveBytes(*logits, heap=Heap() if processor else None)
+    with torch.random.fork_rng(devices=[]), FakeTensorMode(allow_non_fake_inputs=True), kernels_of(processor), live:
         model = _make(config, task, made, dtype)
         try:
             return _count_step(config, task, model, shape, judged, precision, accumulate, live)
@@ -219,13 +231,14 @@ def _count_step(
             optimizer.step()
             optimizer.zero_grad()
     peak, batch_peak = dict(live.peak), live.batch_peak
+    holes = live.heap.highest - sum(peak.values()) if live.heap else 0
     if config.train.optimizer == "lion":  # bitsandbytes' kernels take no fake tensors; it keeps one moment in float32
         states = peak["optimizer"] = 4 * sum(p.numel() for p in trained)
     return Footprint(
         parameters=sum(_count(p) for p in model.parameters()), trained=sum(p.numel() for p in trained), **_layers(model),
         weights=weights, gradients=gradients, optimizer=states, peak=peak, batch_peak=batch_peak, kept=kept,
         judging_peak=_judge(task, model, judged, live), tokens=shape.rows * (shape.length + shape.target_length),
-        flops_forward=forward, flops_training=training,
+        flops_forward=forward, flops_training=training, holes=holes,
     )  # fmt: skip
 
 
@@ -281,12 +294,16 @@ def _forward_backward(
         model.activation_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": False})
     batch = example_batch(task, model, shape)
     live.stage = "activations"
+    if live.heap:
+        live.heap.recording = True
     half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
-    with torch.autocast("cpu", half) if half else nullcontext(), _masks_as_in(batch):
+    with torch.autocast("cpu", half) if half else nullcontext(), masks_as_in(batch):
         terms = task.loss(model, batch)
     loss: Any = sum(total.float() / items for total, items in terms.values())
     kept, forward = live.live["activations"] + live.live["logits"] + live.live["copies"], live.flops
     live.stage = "temporary"
+    if live.heap:
+        live.heap.release()
     del terms
     if loss.requires_grad:
         loss.backward()
@@ -299,23 +316,9 @@ def _judge(task: Task, model: Any, shape: BatchShape, live: LiveBytes) -> int:
     live.restart()
     live.stage = "activations"
     batch = example_batch(task, model, shape, training=False)
-    with torch.no_grad(), _masks_as_in(batch):
+    with torch.no_grad(), masks_as_in(batch):
         task.outputs(model, batch)
     return sum(live.peak.values()) - before
-
-
-@contextmanager
-def _masks_as_in(batch: Mapping[str, torch.Tensor]) -> Iterator[None]:
-    """A run makes no mask where the rows are neither padded nor packed; transformers, which cannot look at values here, would make one."""
-    from transformers import masking_utils
-
-    found = masking_utils.find_packed_sequence_indices
-    if not {"attention_mask", "position_ids"} & set(batch):
-        masking_utils.find_packed_sequence_indices = lambda *_: None
-    try:
-        yield
-    finally:
-        masking_utils.find_packed_sequence_indices = found
 
 
 def example_batch(task: Task, model: Any, shape: BatchShape, *, training: bool = True) -> dict[str, torch.Tensor]:
@@ -347,21 +350,3 @@ def _layers(model: torch.nn.Module) -> dict[str, int]:
 def _count(parameter: torch.Tensor) -> int:
     """Number of weights; a quantized one holds more of them than it has elements."""
     return int(getattr(parameter, "weights_held", parameter.numel()))
-
-
-def _attention_backward(
-    grad: Any, query: Any, key: Any, value: Any, *args: Any, out_val: Any = None, **kwargs: Any
-) -> int:
-    """Five products where the forward pass has two, as scores are computed again (Dao et al. 2022)."""
-    return int(sdpa_flop_count(query.shape, key.shape, value.shape) * 5 // 2)
-
-
-FLOPS: dict[Any, Any] = {
-    **flop_registry,
-    torch.ops.aten.addmm_: flop_registry[torch.ops.aten.addmm],
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: flop_registry[
-        torch.ops.aten._scaled_dot_product_flash_attention
-    ],
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
-}
-"""Operation to the function that counts its multiplications and additions, as torch's FlopCounterMode has it."""

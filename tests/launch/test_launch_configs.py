@@ -109,6 +109,7 @@ ZERO = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "
         ({**ZERO, "ACCELERATE_GRADIENT_CLIPPING": "0.5"}, {}, "gradient_clipping: 0.5"),
         (ZERO, {"optimizer": "adafactor"}, "adafactor"),
         (ZERO, {"l1_penalty": 0.1}, "L1 penalty"),
+        (ZERO, {"on_non_finite": "skip"}, "in the backward pass"),
     ],
 )
 def test_what_a_launch_config_says_and_would_not_be_done_is_told(environment, train, said, monkeypatch):
