@@ -23,7 +23,7 @@ from hftk.launch import on_main
 from hftk.launch.output import PREDICTIONS, write_atomically
 from hftk.model import context_length, default_length, is_pretrained
 from hftk.progress import progress_bar
-from hftk.shards import is_sharded
+from hftk.shards import arithmetic, is_sharded
 from hftk.task import Features, Score, Splits, Task
 
 if TYPE_CHECKING:
@@ -71,7 +71,8 @@ def evaluate(
 
     ``max_length`` is the context of each window in tokens; default: the model's, at most 1024. All processes call this and get
     the same result. No score depends on ``eval.batch_size`` or on the number of processes, and none on ``train.precision``: forward
-    passes are computed in the precision of the weights, here and on the validation split during training. With ``output``, a folder, the main
+    passes are computed in the precision of the weights, here and on the validation split during training (FSDP2 has gathered them in 16 bits where
+    it trained so: ``precision`` among the facts). With ``output``, a folder, the main
     process writes ``predictions.jsonl`` there, one line per row, before anything is scored.
     """
     if held_out is None:
@@ -97,7 +98,7 @@ def evaluate(
         outputs=outputs,
         predictions=predictions,
         analysis=task.analysis(outputs, features, rows, **chance) if when == "after" else [],
-        facts={**features.facts, "precision": PRECISIONS.get(model.dtype, str(model.dtype))},
+        facts={**features.facts, "precision": PRECISIONS.get(arithmetic(model), str(model.dtype))},
     )
 
 

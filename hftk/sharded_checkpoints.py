@@ -42,10 +42,6 @@ ACCEPTED = {
 """What an index is made of, beside plain values and the types of tensors."""
 
 
-class Refused(RuntimeError):
-    """A checkpoint whose files hold more than weights and numbers."""
-
-
 def save(model: Any, optimizer: torch.optim.Optimizer, folder: Path) -> None:
     """Write this process's shards below ``folder``, and on the main one their index. All processes call this.
 
@@ -61,9 +57,8 @@ def save(model: Any, optimizer: torch.optim.Optimizer, folder: Path) -> None:
     }
     try:
         checkpoint.save(state, checkpoint_id=folder / FOLDER)
-    except CheckpointException as error:  # not an Exception, and raised on all processes
-        rank, (reason, _) = next(iter(error.failures.items()))
-        raise OSError(f"process {rank}: {reason}") from error
+    except CheckpointException as error:
+        raise OSError(_first(error)) from error
 
 
 def load_model(model: Any, folder: Path) -> None:
@@ -88,7 +83,16 @@ def _options(model: Any) -> StateDictOptions:
 
 
 def _load(state: dict[str, Any], folder: Path) -> None:
-    checkpoint.load(state, storage_reader=_Reader(folder / FOLDER), planner=_Planner())
+    try:
+        checkpoint.load(state, storage_reader=_Reader(folder / FOLDER), planner=_Planner())
+    except CheckpointException as error:
+        raise RuntimeError(f"the shards in {folder} cannot be read: {_first(error)}") from error
+
+
+def _first(error: CheckpointException) -> str:
+    """The first reason of what torch raises on all processes, which is no Exception."""
+    rank, (reason, _) = next(iter(error.failures.items()))
+    return f"process {rank}: {reason}"
 
 
 class _Unpickler(pickle.Unpickler):
@@ -96,7 +100,9 @@ class _Unpickler(pickle.Unpickler):
         if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
             return getattr(torch, name)
         if name not in ACCEPTED.get(module, ()):
-            raise Refused(f"the index of a checkpoint asks for {module}.{name}, which no such file needs")
+            raise pickle.UnpicklingError(
+                f"the index of a checkpoint asks for {module}.{name}, which no such file needs"
+            )
         return super().find_class(module, name)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.distributed.fsdp import MixedPrecisionPolicy
 from transformers import Trainer
 
 from hftk import adapters, sharded_checkpoints, shards
@@ -49,13 +50,19 @@ class ShardedTrainer(Trainer):
 
     def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
         if self.is_deepspeed_enabled and self.precision == "bf16":
-            # Else DeepSpeed (0.19) ends an autocast that it knows nothing of, and computes in fp32. No module is named whose gradients
-            # would be summed in 16 bits.
-            section = {"enabled": True, "dtype": "bfloat16", "lower_precision_safe_modules": []}
+            # Else DeepSpeed (0.19) ends an autocast that it knows nothing of, and computes in fp32. What is named is gathered, and its
+            # gradients summed, in 16 bits: ZeRO-3 needs it, else autocast keeps a copy of every weight until the backward pass.
+            section: dict[str, Any] = {"enabled": True, "dtype": "bfloat16"}
+            if not self.is_zero3:
+                section["lower_precision_safe_modules"] = []
             self.accelerator.state.deepspeed_plugin.deepspeed_config["torch_autocast"] = section
         if not self.is_fsdp_enabled:
             return super()._prepare_for_training(*args, **kwargs)
         plugin = self.accelerator.state.fsdp_plugin
+        if self.precision == "bf16":
+            # autocast alone would gather in float32 and keep its own 16-bit copy of every weight until the backward pass.
+            policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+            plugin.mixed_precision_policy = policy
         if plugin.transformer_cls_names_to_wrap is None:
             plugin.transformer_cls_names_to_wrap = layer_classes(self.plain)
         with _embeddings_in_root(self.plain):

@@ -34,6 +34,13 @@ def class_name(model: Any) -> str:
     return type(model).__name__.removeprefix("FSDP" if _is_fsdp(model) else "")
 
 
+def arithmetic(model: Any) -> torch.dtype:
+    """The type in which a forward pass has the weights: that in which FSDP2 gathers them, else their own."""
+    policy = getattr(model._get_fsdp_state(), "_mp_policy", None) if _is_fsdp(model) else None
+    dtype: torch.dtype = getattr(policy, "param_dtype", None) or model.dtype
+    return dtype
+
+
 def gather(model: Any, *, trained: bool = False) -> dict[str, torch.Tensor] | None:
     """The whole weights by name, on the CPU of the main process alone: the others get {}. None where nothing is sharded.
 

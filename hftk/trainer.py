@@ -172,15 +172,16 @@ class ExactTrainer(ShardedTrainer):
             note(f"train.precision: {frozen}, as at the first start of this run")
             return
 
-        def forward_backward() -> None:
-            batch = next(iter(self.loader))[0]
-            batch.pop("filler", None)
-            loss = self._loss(self.model, self._prepare_inputs(batch), None)
-            loss.backward()
-            self.plain.zero_grad()
-
         tokens, start = self.loader.tokens, self.loader.start
         with torch.random.fork_rng(devices=[]):
+            first = next(iter(self.loader))[0]  # of a stream, all processes read together
+
+            def forward_backward() -> None:
+                batch = {name: value for name, value in first.items() if name != "filler"}
+                loss = self._loss(self.model, self._prepare_inputs(batch), None)
+                loss.backward()
+                self.plain.zero_grad()
+
             chosen = on_main(choose_precision, config.train.precision, self.args.device, forward_backward)
         self.loader.tokens, self.loader.start = tokens, start
         self.precision = chosen[0]

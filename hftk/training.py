@@ -22,6 +22,7 @@ from hftk.choices import note, noted
 from hftk.config import DiskError, InputError, Problem, RunConfig, to_dict
 from hftk.evaluation import collect, first_rows
 from hftk.features import encode
+from hftk.features.shares import encode_in_turn
 from hftk.launch import StopRequested, graceful, on_main, strategies
 from hftk.launch.machines import bring
 from hftk.model import default_length, is_pretrained
@@ -233,8 +234,8 @@ def _plan(
         assert max_steps is not None
 
         def chunks(epoch: int) -> Iterator[Features]:
-            for rows in splits.train.batch(STREAM_ROWS):
-                yield task.encode(rows, tokenizer, max_length=max_length, training=True)
+            settings: dict[str, Any] = {"max_length": max_length, "training": True}
+            yield from encode_in_turn(splits.train.batch(STREAM_ROWS), lambda rows: task.encode(rows, tokenizer, **settings))
 
         return StreamPlan(chunks, size, seed=train.seed, max_steps=max_steps), {"streaming": True}
     features = encode(task, splits.train, tokenizer, max_length=max_length, training=True)

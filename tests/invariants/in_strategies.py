@@ -6,7 +6,6 @@ FSDP2 on a CPU is for tests alone: accelerate would run plain DDP there without 
 
 from __future__ import annotations
 
-import functools
 import gc
 import os
 import sys
@@ -58,11 +57,27 @@ def main(folder: Path, strategy: str, names: list[str]) -> None:
     for name in names:
         under, extra = (fsdp2(), CONFIGURED) if strategy == "fsdp2" else (nullcontext(), {})
         with under:
-            act = strategy_runs.interrupted if name == "interrupted" else functools.partial(strategy_runs.run, name)
-            found[name] = act(folder / strategy / name, extra)
+            found[name] = act(name, folder / strategy, extra)
             is_main = launched().is_main
     if is_main:
         torch.save(found, folder / f"{strategy}.pt")
+
+
+def act(name: str, folder: Path, extra: dict[str, Any]) -> Any:
+    """``begin CASE`` and ``go on CASE`` share a folder, for what is begun by another number of processes."""
+    word, _, case = name.rpartition(" ")
+    if word == "begin":
+        return strategy_runs.begin(case, folder / case, extra, strategy_runs.ADAM)
+    if word == "go on":
+        return strategy_runs.go_on(case, folder / case, extra, strategy_runs.ADAM)
+    if name == "interrupted":
+        return strategy_runs.interrupted(folder / name, extra)
+    if name == "shared out":
+        parts: list[Any] = [None, None]
+        launched()
+        torch.distributed.all_gather_object(parts, strategy_runs.shared_out())
+        return parts
+    return strategy_runs.run(name, folder / name, extra)
 
 
 if __name__ == "__main__":

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
+import numpy as np
 import small_classifiers
 import small_runs
 import torch
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from safetensors.torch import load_file
 
 import hftk
+from hftk import choices, training
 from hftk.config import EvalConfig, GenerationSettings, ModelConfig, TrainConfig, override
+from hftk.features.shares import encode_in_turn
 from hftk.launch import StopRequested, on_main
-from hftk.task import Splits
+from hftk.task import Features, Splits
 
 STEPS = 20
 T5 = {"num_layers": 2, "num_decoder_layers": 2, "num_heads": 2, "d_model": 32, "d_kv": 16, "d_ff": 64}
@@ -53,7 +58,16 @@ def t5(output: Any) -> tuple[Any, Splits]:
     return config, Splits(train=pairs(100), validation=pairs(21, seed=1))
 
 
-CASES = {"gpt2": gpt2, "bert": bert, "t5": t5}
+def stream(output: Any) -> tuple[Any, Splits]:
+    """Texts that come one after the other; chunks of 20 of them are encoded together."""
+    config, splits = gpt2(output)
+    texts = splits.train["text"][:]
+    rows = IterableDataset.from_generator(lambda: ({"text": text} for text in texts))
+    return override(config, {"data": {"streaming": True}}), replace(splits, train=rows)
+
+
+CASES = {"gpt2": gpt2, "bert": bert, "t5": t5, "stream": stream}
+MODELS = ("gpt2", "bert", "t5")
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "layers at rates of their own": (
         "bert",
@@ -81,8 +95,10 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
                       "gradient_checkpointing": True},
         },
     ),
+    "arithmetic in 16 bits": ("gpt2", {"train": {"max_steps": 5, "precision": "bf16"}}),
 }  # fmt: skip
 """Name to case and what differs: what touches weights outside of a forward pass."""
+TOLERANCES = {"arithmetic in 16 bits": 2e-2}
 
 
 def run(name: str, output: Path, extra: dict[str, Any]) -> dict[str, Any]:
@@ -101,8 +117,10 @@ def _prepared(case: str, output: Path, *changes: dict[str, Any]) -> tuple[Any, S
 def run_config(config: Any, splits: Splits) -> dict[str, Any]:
     kinds = {hftk.CausalLMConfig: hftk.CausalLM, hftk.ClassificationConfig: hftk.Classification}
     task = kinds.get(type(config), hftk.Summarization)(config)
+    choices.forget()
     model, tokenizer = hftk.load_model(config.model, task, splits, seed=config.train.seed)
-    trained = hftk.fit(task, model, tokenizer, splits, config)
+    with mock.patch.object(training, "STREAM_ROWS", 20):
+        trained = hftk.fit(task, model, tokenizer, splits, config)
     seen = hftk.evaluate(task, trained.model, tokenizer, splits.held_out, config.eval)
     assert seen is not None
     return {
@@ -118,14 +136,47 @@ def saved_weights(folder: Path) -> dict[str, torch.Tensor]:
     return {name: tensor for path in sorted(folder.glob("*.safetensors")) for name, tensor in load_file(path).items()}
 
 
+ADAM = {"train": {"max_steps": 6, "optimizer": "adamw", "learning_rate": 1e-3}}
+
+
 def interrupted(output: Path, extra: dict[str, Any]) -> dict[str, Any]:
     """A run with AdamW and dropout from start to end; the same run, stopped in step 3 and continued."""
-    changes = {"train": {"max_steps": 6, "optimizer": "adamw", "learning_rate": 1e-3}, "model": {"dropout": 0.1}}
-    straight = run_config(*_prepared("gpt2", output / "straight", extra, changes))
-    config, splits = _prepared("gpt2", output / "stopped", extra, changes)
+    changes = (extra, ADAM, {"model": {"dropout": 0.1}})
+    straight = run_config(*_prepared("gpt2", output / "straight", *changes))
+    begin("gpt2", output / "stopped", *changes)
+    return {"straight": straight, "continued": go_on("gpt2", output / "stopped", *changes)}
+
+
+def begin(case: str, output: Path, *changes: dict[str, Any]) -> None:
+    """The first three steps of a run, with a checkpoint behind them."""
+    config, splits = _prepared(case, output, *changes)
     try:
         with small_runs.stopping_at(3):
             run_config(config, splits)
     except StopRequested:
-        continued = run_config(override(config, {"resume": "auto"}), splits)
-    return {"straight": straight, "continued": continued}
+        return
+    raise AssertionError("it was not stopped")
+
+
+def go_on(case: str, output: Path, *changes: dict[str, Any]) -> dict[str, Any]:
+    config, splits = _prepared(case, output, *changes)
+    return run_config(override(config, {"resume": "auto"}), splits)
+
+
+def shared_out() -> dict[str, Any]:
+    """What this process encodes of seven chunks, what it gets, and what it is told if another one fails."""
+    mine: list[int] = []
+
+    def encode(chunk: int) -> Features:
+        mine.append(chunk)
+        if chunk == 8:
+            raise ValueError("not a row")
+        return Features(columns={"n": [np.array([chunk])]}, rows=np.zeros(1, int), lengths=np.ones(1, int))
+
+    got = [int(features.columns["n"][0][0]) for features in encode_in_turn(range(7), encode)]
+    encoded, told = list(mine), ""
+    try:
+        list(encode_in_turn(range(7, 10), encode))
+    except Exception as error:
+        told = f"{type(error).__name__}: {error}"
+    return {"encoded": encoded, "got": got, "told": told}
