@@ -1,4 +1,4 @@
-"""Checkpoints of FSDP2: each process writes its share of weights and optimizer, and any number of processes reads them.
+"""Checkpoints of sharded runs. Of FSDP2, each process writes its share of weights and optimizer, and any number of processes reads them.
 
 The format is torch's (``torch.distributed.checkpoint``). torch unpickles the index of such a checkpoint and the plain values
 in it, which could execute anything; here only what such files are made of is accepted.
@@ -40,6 +40,23 @@ ACCEPTED = {
     "pathlib._local": ("PosixPath", "WindowsPath"),
 }  # fmt: skip
 """What an index is made of, beside plain values and the types of tensors."""
+
+
+OF_DEEPSPEED = {
+    "deepspeed.runtime.fp16.loss_scaler.LossScaler",
+    "deepspeed.runtime.fp16.loss_scaler.DynamicLossScaler",
+    "deepspeed.runtime.zero.config.ZeroStageEnum",
+    "deepspeed.utils.tensor_fragment.fragment_address",
+}
+"""What DeepSpeed's own files hold beside tensors and plain values."""
+
+
+def check_deepspeed(folder: Path) -> None:
+    """Look through what DeepSpeed wrote in a checkpoint, and will unpickle: RuntimeError where more is in it than it writes."""
+    for path in sorted(folder.glob("global_step*/*.pt")):
+        strange = sorted(set(torch.serialization.get_unsafe_globals_in_checkpoint(path)) - OF_DEEPSPEED)
+        if strange:
+            raise RuntimeError(f"{path} asks for {strange[0]}, which no such file needs")
 
 
 def save(model: Any, optimizer: torch.optim.Optimizer, folder: Path) -> None:

@@ -48,7 +48,10 @@ class ShardedTrainer(Trainer):
     def is_zero3(self) -> bool:
         return bool(self.is_deepspeed_enabled and self.accelerator.state.deepspeed_plugin.zero_stage == 3)
 
-    def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
+    def _prepare_for_training(self, max_steps: Any, train_dataloader: Any, resume_from_checkpoint: Any) -> Any:
+        asked = (max_steps, train_dataloader, resume_from_checkpoint)
+        if self.is_deepspeed_enabled and resume_from_checkpoint is not None:
+            on_main(sharded_checkpoints.check_deepspeed, Path(resume_from_checkpoint))
         if self.is_deepspeed_enabled and self.precision == "bf16":
             # Else DeepSpeed (0.19) ends an autocast that it knows nothing of, and computes in fp32. What is named is gathered, and its
             # gradients summed, in 16 bits: ZeRO-3 needs it, else autocast keeps a copy of every weight until the backward pass.
@@ -57,7 +60,7 @@ class ShardedTrainer(Trainer):
                 section["lower_precision_safe_modules"] = []
             self.accelerator.state.deepspeed_plugin.deepspeed_config["torch_autocast"] = section
         if not self.is_fsdp_enabled:
-            return super()._prepare_for_training(*args, **kwargs)
+            return super()._prepare_for_training(*asked)
         plugin = self.accelerator.state.fsdp_plugin
         if self.precision == "bf16":
             # autocast alone would gather in float32 and keep its own 16-bit copy of every weight until the backward pass.
@@ -66,7 +69,7 @@ class ShardedTrainer(Trainer):
         if plugin.transformer_cls_names_to_wrap is None:
             plugin.transformer_cls_names_to_wrap = layer_classes(self.plain)
         with _embeddings_in_root(self.plain):
-            return super()._prepare_for_training(*args, **kwargs)
+            return super()._prepare_for_training(*asked)
 
     def add_l1(self, weights: list[Any], factor: float) -> torch.Tensor:
         """Add the gradient of ``factor`` times the sum of absolute weights to that of FSDP2's shards; the penalty itself.
@@ -121,6 +124,8 @@ class ShardedTrainer(Trainer):
         self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint) / SCHEDULER, weights_only=True))
 
     def _load_best_model(self) -> None:
+        if self.is_deepspeed_enabled:
+            on_main(sharded_checkpoints.check_deepspeed, Path(str(self.state.best_model_checkpoint)))
         if not self.is_fsdp_enabled:
             return super()._load_best_model()
         sharded_checkpoints.load_model(self.model, Path(str(self.state.best_model_checkpoint)))

@@ -146,6 +146,15 @@ def test_a_value_that_would_execute_something_is_refused(tmp_path, monkeypatch):
     assert not (tmp_path / "evil").exists()
 
 
+def test_a_file_of_deepspeed_that_would_execute_something_is_refused(tmp_path):
+    (tmp_path / "global_step3").mkdir()
+    torch.save({"a": torch.ones(2), "b": 3}, tmp_path / "global_step3" / "mp_rank_00_model_states.pt")
+    sharded_checkpoints.check_deepspeed(tmp_path)
+    torch.save({"a": Evil()}, tmp_path / "global_step3" / "zero_pp_rank_0_mp_rank_00_optim_states.pt")
+    with pytest.raises(RuntimeError, match=r"asks for posix\.system|asks for nt\.system"):
+        sharded_checkpoints.check_deepspeed(tmp_path)
+
+
 def test_a_disk_that_takes_nothing_is_an_error_of_the_disk(saved, monkeypatch):
     model, optimizer, folder = saved
 

@@ -20,6 +20,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 
 import strategy_runs
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from hftk.launch import launched, launcher
 
@@ -56,11 +57,12 @@ def main(folder: Path, strategy: str, names: list[str]) -> None:
     found: dict[str, Any] = {}
     for name in names:
         under, extra = (fsdp2(), CONFIGURED) if strategy == "fsdp2" else (nullcontext(), {})
+        unset_hf_deepspeed_config()  # of the run before: it would shard what is loaded
         with under:
             found[name] = act(name, folder / strategy, extra)
             is_main = launched().is_main
-    if is_main:
-        torch.save(found, folder / f"{strategy}.pt")
+        if is_main:
+            torch.save(found, folder / f"{strategy}.pt")
 
 
 def act(name: str, folder: Path, extra: dict[str, Any]) -> Any:
