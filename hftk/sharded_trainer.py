@@ -92,7 +92,8 @@ class ShardedTrainer(Trainer):
         if adapters.is_adapter(self.plain):
             return True
         if self.is_zero3:
-            return bool(self.model_wrapped.zero_gather_16bit_weights_on_model_save())
+            engine: Any = self.model_wrapped  # DeepSpeed's
+            return bool(engine.zero_gather_16bit_weights_on_model_save())
         return "FULL_STATE_DICT" in str(self.accelerator.state.fsdp_plugin.state_dict_type)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
