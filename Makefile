@@ -39,6 +39,7 @@ bench: $(VENV)/dev
 	$(if $(NANOGPT),$(BIN)/python benchmarks/nanogpt.py --nanogpt $(NANOGPT) --data $(DATA)/lm_tinyshakespeare_en)
 	$(if $(SCRIPT),$(BIN)/python benchmarks/run_classification.py --script $(SCRIPT) --model $(MODEL) --data $(DATA)/cls_sst2_en)
 	$(if $(TRANSLATION),$(BIN)/python benchmarks/run_translation.py --script $(TRANSLATION) --data $(DATA)/mt_multi30k_en_de $(if $(TRAINED),--trained $(TRAINED) --bf16))
+	$(BIN)/python benchmarks/kills.py
 	$(BIN)/python benchmarks/tables.py
 
 clean:

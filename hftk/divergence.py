@@ -25,7 +25,8 @@ from hftk import checkpoints
 from hftk.choices import note
 from hftk.config import InputError, PlainError, Problem
 from hftk.launch import on_main
-from hftk.launch.output import DIVERGENCE, write_atomically
+from hftk.launch.files import write_atomically
+from hftk.launch.output import DIVERGENCE
 
 if TYPE_CHECKING:
     from hftk.trainer import ExactTrainer
@@ -185,7 +186,7 @@ class Guard:
         ways += (
             [] if self._skips or not saved else ["--resume auto --train.on_non_finite skip if a few rows are to blame"]
         )
-        kept = f"; {saved[-1]} is kept: its weights are a start for a new run by --model.name" if saved else ""
+        kept = f"; {saved[-1]} is kept: its weights are a start for a new run by --model.name" if saved and any(saved[-1].glob("*.safetensors")) else ""
         return TrainingDiverged(f"training diverged: {what}. Try {', '.join(ways)}{kept}{found}")
 
     def _first_bad_loss(self, step: int) -> tuple[int, str] | None:

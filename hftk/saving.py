@@ -139,9 +139,8 @@ class Saver:
     def _begin(self) -> None:
         """The tokenizer's files are the same in every checkpoint of a run: written out once, while nothing waits for it."""
         self._versions = versions()
-        folder = self._folder / checkpoints.STAGING
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
+        folder = checkpoints.clear(self._output) / checkpoints.STAGING
+        folder.mkdir()
         self._trainer.tokenizer.save_pretrained(folder)
         if adapters.is_adapter(self._trainer.plain):
             adapter_files.save_config(self._trainer.plain, folder)

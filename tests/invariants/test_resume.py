@@ -5,8 +5,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -135,30 +133,6 @@ def test_sigterm_saves_ends_with_3_and_the_run_goes_on(straight, tmp_path, capsy
     hftk.run(lambda config: weights.append(go(config)), config, ["--resume", "auto"])
     assert_as_straight(weights[0], straight("adamw"))
     assert json.loads((tmp_path / "out" / "status.json").read_text())["state"] == "done"
-
-
-@pytest.mark.launch
-@pytest.mark.skipif(os.name == "nt", reason="process groups")
-def test_killed_while_it_saves_it_goes_on_from_the_last_whole_checkpoint(straight, tmp_path):
-    script = Path(__file__).with_name("in_one_process.py")
-    environment = {**os.environ, "PYTHONPATH": str(script.parents[2]), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    child = subprocess.Popen(
-        [sys.executable, str(script), str(tmp_path)], env=environment, start_new_session=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    said = child.stdout.readline() if child.stdout else ""
-    while said and "half saved" not in said:
-        said = child.stdout.readline()
-    os.killpg(child.pid, signal.SIGKILL)
-    _, errors = child.communicate()
-    assert "half saved" in said, errors
-    assert saved_steps(tmp_path) == [2]
-    half = tmp_path / checkpoints.FOLDER / checkpoints.STAGING / "checkpoint-4"
-    assert (half / "model.safetensors").exists() and (half / "left over").exists()
-    run = go(resumed(config_of("adamw", tmp_path, save_steps=2)))
-    assert_as_straight(run, straight("adamw"))
-    assert saved_steps(tmp_path) == [4, 6]
-    assert not list(tmp_path.rglob("left over")), "what was half saved is not taken into a later checkpoint"
 
 
 # Damage ---------------------------------------------------------------------------------------------------------------------
