@@ -34,7 +34,7 @@ from hftk.launch import on_main, stop_requested
 from hftk.launch.machines import bring
 from hftk.precision import autocast, choose_precision
 from hftk.saving import Saver
-from hftk.task import Features, Task
+from hftk.task import Features, Stream, Task
 from hftk.trackers import Trackers, close_open, take_over
 
 if TYPE_CHECKING:
@@ -118,6 +118,7 @@ class ExactTrainer(Trainer):
         self.stopped = False
         self.guard = Guard(self, state.get("skipped", []))
         self.trackers: Trackers | None = None
+        self.stream: Stream | None = None
         self.on_checkpoint: Callable[[Path], None] | None = None
         self.stop_asked = False
         self.saving_failed = False
@@ -366,8 +367,14 @@ class ExactTrainer(Trainer):
         return {
             "history": [dict(point) for point in self.history], "unlogged": self.unlogged, "tokens": self.tokens,
             "seconds": dict(self.seconds), "precision": self.precision, "run": self.run, "higher_is_better": self.higher_is_better,
-            "skipped": list(self.guard.skipped),
+            "skipped": list(self.guard.skipped), **self._stream_state(),
         }  # fmt: skip
+
+    def _stream_state(self) -> dict[str, Any]:
+        position = getattr(self.loader.plan, "position", None)
+        if position is None or self.stream is None:
+            return {}
+        return {"stream": position, "stream_keys": self.stream.keys(position["begin"])}
 
     def state_bytes(self) -> int:
         """About how many bytes a checkpoint takes up: weights and the optimizer's state, as this process holds them."""
@@ -416,6 +423,9 @@ class ExactTrainer(Trainer):
 
     def floating_point_ops(self, inputs: Any) -> int:
         return 0  # Trainer counts padding too; tokens and seconds are in the history
+
+    def store_flos(self) -> None:
+        """Nothing was counted. Trainer would sum it up over the processes in the middle of a save, of which one may have failed."""
 
 
 def _search_for_lomo_once() -> None:

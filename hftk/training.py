@@ -7,8 +7,8 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +27,7 @@ from hftk.launch.machines import bring
 from hftk.model import default_length, is_pretrained
 from hftk.planning.hindsight import held_against_plan, memory_level
 from hftk.quantization import bytes_of, count
-from hftk.saving import STATE, in_words
+from hftk.saving import STATE, STREAM_KEYS, in_words
 from hftk.task import Features, Splits, Task
 from hftk.trackers import Trackers
 from hftk.trainer import ExactTrainer, Judged, make_arguments
@@ -99,9 +99,12 @@ def fit(
         note(line)
     state = json.loads((checkpoint / STATE).read_text(encoding="utf-8")) if checkpoint else {}
     max_length = config.train.max_length or default_length(model.config)
-    plan, facts = _plan(task, tokenizer, splits, config, max_length)
+    keys = (checkpoint / STREAM_KEYS).read_bytes() if checkpoint and (checkpoint / STREAM_KEYS).exists() else b""
+    plan, facts = _plan(task, tokenizer, splits, config, max_length, keys)
     run = fingerprint(task, plan, config, model)
     _check_same_run(state, run)
+    if isinstance(plan, StreamPlan):
+        plan.go_on = state.get("stream")
     arguments = make_arguments(config, plan)
     loader = StepLoader(
         plan, task.collator(tokenizer, model, training=True), process=arguments.process_index, processes=arguments.world_size,
@@ -110,7 +113,7 @@ def fit(
     trainer = ExactTrainer(
         task, model, tokenizer, arguments, config, loader, _judged(task, model, tokenizer, splits, config), run, state
     )
-    trainer.on_checkpoint = on_checkpoint
+    trainer.on_checkpoint, trainer.stream = on_checkpoint, splits.stream
     trainer.choose_precision(config, state.get("precision"))
     if checkpoint:
         note(f"continuing from {checkpoint} ({checkpoints.step_of(checkpoint)} of {plan.total_steps} steps done)")
@@ -206,9 +209,9 @@ def save_trained(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, out
 
 
 def _plan(
-    task: Task, tokenizer: PreTrainedTokenizerBase, splits: Splits, config: RunConfig, max_length: int
+    task: Task, tokenizer: PreTrainedTokenizerBase, splits: Splits, config: RunConfig, max_length: int, keys: bytes
 ) -> tuple[Plan | StreamPlan, dict[str, Any]]:
-    """Encode the training split and lay out the optimizer steps."""
+    """Encode the training split and lay out the optimizer steps. ``keys`` is what a checkpoint kept of the rows of a stream."""
     train, processes = config.train, int(os.environ.get("WORLD_SIZE", "1"))
     if train.max_tokens_per_batch is not None and train.max_tokens_per_batch < max_length:
         raise InputError(
@@ -228,9 +231,17 @@ def _plan(
     if config.data.streaming:
         assert max_steps is not None
 
-        def chunks(epoch: int) -> Iterator[Features]:
-            for rows in splits.train.batch(STREAM_ROWS):
-                yield task.encode(rows, tokenizer, max_length=max_length, training=True)
+        def chunks(epoch: int, begin: Mapping[str, Any] | None = None) -> Iterator[Features]:
+            batches: Iterator[tuple[Any, Any]]
+            if splits.stream is None:
+                batches = ((None, rows) for rows in splits.train.batch(STREAM_ROWS))
+            else:
+                batches = splits.stream.batches(STREAM_ROWS, begin, keys if begin else b"")
+            before = begin["counts"]["rows"] + begin["rows_before"] if begin else 0
+            for here, rows in batches:
+                features = task.encode(rows, tokenizer, max_length=max_length, training=True)
+                yield replace(features, rows=features.rows + before, begin=here)
+                before += len(next(iter(rows.values())))
 
         return StreamPlan(chunks, size, seed=train.seed, max_steps=max_steps), {"streaming": True}
     features = encode(task, splits.train, tokenizer, max_length=max_length, training=True)

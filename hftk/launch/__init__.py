@@ -202,6 +202,8 @@ def _attempt(main: Callable[[Any], Any], config: RunConfig, argv: Sequence[str] 
     problems = launcher.contradictions(started_by)
     if problems:
         raise InputError(*problems)
+    if launcher.is_orphan(started_by):
+        raise StopRequested("the launcher has ended")
     if started_by is not None:
         die_with(started_by.pid)
     launcher.use_all_cores(started_by)

@@ -22,7 +22,17 @@ from hftk.launch.output import read_status, release_output, settle_output, write
 from hftk.launch.peers import Ending, PeerLost, Peers
 
 FROM_OUTSIDE = frozenset(
-    (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ENOENT, errno.ESTALE)
+    (
+        errno.ENOSPC,
+        errno.EDQUOT,
+        errno.EFBIG,
+        errno.EROFS,
+        errno.EACCES,
+        errno.EPERM,
+        errno.EIO,
+        errno.ENOENT,
+        errno.ESTALE,
+    )
 )
 """No room (for anybody, for this user, in one file), read-only, not allowed, broken, gone, gone from a network disk."""
 PEER_SECONDS = 2.0
@@ -97,13 +107,8 @@ def end(error: BaseException, current: Run) -> int:
     if current.peers is not None:
         # What ends this process may only be that another one is gone: the watch knows which. The launcher, too, asks the rest to
         # stop when one of its processes has ended.
-        wait = (
-            NEWS_SECONDS
-            if state == "failed" and _is_communication(error)
-            else STOP_SECONDS
-            if state == "stopped"
-            else None
-        )
+        lost = state == "failed" and _is_communication(error)
+        wait = NEWS_SECONDS if lost else STOP_SECONDS if state == "stopped" else None
         other = current.peers.verdict(wait) if wait is not None else None
         if other is not None and (state == "failed" or other.state != "stopped"):
             return _end_after(other, current)
@@ -136,6 +141,9 @@ def end_stuck(other: Ending, current: Run) -> None:
             time.sleep(GRACE_SECONDS)
     if not current.claim():
         return
+    for thread in threading.enumerate():  # such as the one that makes a checkpoint durable
+        if not thread.daemon and thread is not threading.main_thread():
+            thread.join(max(0.0, deadline - time.monotonic()))
     last = threading.Timer(LAST_WORDS_SECONDS, os._exit, (1,))
     last.daemon = True
     last.start()

@@ -337,3 +337,20 @@ def test_sigterm_for_one_process_ends_both_after_the_same_step(two_processes):
     found = two_processes["stopped"]
     assert found["steps"] == [3, 3] and all(found["messages"])
     assert found["difference"] == 0.0 and found["histories"][0] == found["histories"][1]
+
+
+@pytest.mark.launch
+def test_a_step_that_is_no_number_on_one_process_is_skipped_by_both(two_processes):
+    found = two_processes["skipped"]
+    assert found["skipped"][0] == found["skipped"][1] and [entry["step"] for entry in found["skipped"][0]] == [4]
+    assert found["apart"] == 0.0 and found["logged"] == [1, 2, 3, 5]
+
+
+@pytest.mark.launch
+@pytest.mark.parametrize("stage", ["writing", "sealing"])
+def test_a_full_disk_of_the_main_process_ends_both_and_both_states_are_saved_elsewhere(two_processes, stage):
+    found = two_processes["full disk"][stage]
+    assert found["messages"][0] == found["messages"][1] and "No space left on device" in found["messages"][0]
+    assert found["step"] == 2 or (stage == "sealing" and found["step"] in (3, 4))
+    assert {"rng_state_0.pth", "rng_state_1.pth"} <= set(found["files"])
+    assert found["same"] and [name for name in found["left"] if name != "checkpoint-5"] in ([], ["checkpoint-4"])
