@@ -112,9 +112,11 @@ class Saver:
             self._rescue(error)
 
     def finish(self) -> None:
-        """Return when the last checkpoint is whole. Raises DiskError, as :meth:`save` does."""
+        """Return when the last checkpoint is whole, and those before it are gone that are not to be kept, also where the run that
+        wrote it was killed before it came to that. Raises DiskError, as :meth:`save` does."""
         try:
             on_main(self._sealer.wait)
+            on_main(checkpoints.rotate, self._output, self._trainer.config.train.keep_checkpoints, self._trainer.best_step())
         except (OSError, DiskError) as error:
             self._rescue(error)
 

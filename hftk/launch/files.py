@@ -49,7 +49,7 @@ def write_atomically(path: Path, text: str) -> None:
 
 def remove_unfinished(folder: Path, name: str = "*") -> None:
     """Remove what :func:`write_atomically` left in ``folder`` of files of this name when its process was killed. Only for who
-    alone writes them; the files by which other processes look at the lock of the folder are left to them."""
+    alone writes them; the files by which other processes ask a folder for its time are left to them."""
     for path in folder.glob(f".{name}.*.tmp"):
-        if re.fullmatch(r"\.(?!clock\.|run\.lock\.).+\.\d+\.tmp", path.name) and path.is_file():
+        if re.fullmatch(r"\.(?!clock\.).+\.\d+\.tmp", path.name) and path.is_file():
             path.unlink(missing_ok=True)

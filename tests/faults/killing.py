@@ -27,7 +27,7 @@ ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "false", "ARROW_DEFAULT_MEMORY_POOL": "system", "ACCELERATE_USE_CPU": "true",
 }  # fmt: skip
 """One thread, so that the bits are the same; no thread of a library's own where processes are forked."""
-LONGEST = 120.0
+LONGEST = 300.0
 """Seconds that no run of a small recipe takes."""
 POLL = 0.0003
 

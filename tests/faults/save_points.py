@@ -9,9 +9,11 @@ from left_behind import differences, left_behind
 
 
 def points_of(operations: list[Operation]) -> list[tuple[int, bool]]:
-    """Where to kill: (number from 1, torn) for the operations of the second save up to the first of the third, old ones removed included."""
+    """Where to kill: (number from 1, torn) for the operations of the last save of a run, which nothing after it can make good, and
+    of the removal of what it replaces, up to the first of saving the trained model."""
     begun = [n for n, done in enumerate(operations, 1) if done.kind == "mkdir" and done.path.startswith("checkpoints/.partial/")]
-    numbers = range(begun[1], begun[2] + 1)
+    ended = next(n for n, done in enumerate(operations, 1) if done.path.startswith(".saving.tmp"))
+    numbers = range(begun[-1], ended + 1)
     return [(n, torn) for n in numbers for torn in (False, True) if not torn or operations[n - 1].kind == "write"]
 
 

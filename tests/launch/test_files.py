@@ -19,11 +19,11 @@ def test_a_file_that_cannot_be_written_whole_leaves_the_old_one_and_nothing_else
 
 
 def test_what_a_killed_process_left_is_removed_and_the_rest_is_not(tmp_path):
-    kept = (".clock.12.tmp", ".run.lock.12.tmp", ".saving.tmp", ".mine.tmp", "record.json", "a.12.tmp")
-    for name in (*kept, ".record.json.12.tmp", ".predictions.jsonl.3.tmp"):
+    kept = (".clock.12.tmp", ".saving.tmp", ".mine.tmp", "record.json", "a.12.tmp")
+    for name in (*kept, ".record.json.12.tmp", ".run.lock.12.tmp", ".predictions.jsonl.3.tmp"):
         (tmp_path / name).touch()
     files.remove_unfinished(tmp_path, "predictions.jsonl")
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted((*kept, ".record.json.12.tmp"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted((*kept, ".record.json.12.tmp", ".run.lock.12.tmp"))
     files.remove_unfinished(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(kept)
 
