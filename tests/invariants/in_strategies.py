@@ -20,7 +20,6 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 
 import strategy_runs
-from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from hftk.launch import launched, launcher
 
@@ -57,7 +56,6 @@ def main(folder: Path, strategy: str, names: list[str]) -> None:
     found: dict[str, Any] = {}
     for name in names:
         under, extra = (fsdp2(), CONFIGURED) if strategy == "fsdp2" else (nullcontext(), {})
-        unset_hf_deepspeed_config()  # of the run before: it would shard what is loaded
         with under:
             found[name] = act(name, folder / strategy, extra)
             is_main = launched().is_main
