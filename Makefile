@@ -34,6 +34,7 @@ docs: $(VENV)/dev
 
 bench: export HF_HUB_OFFLINE := 1
 bench: $(VENV)/dev
+	$(BIN)/python benchmarks/saving.py
 	$(BIN)/python benchmarks/packing.py $(if $(DATA),--data $(DATA))
 	$(if $(NANOGPT),$(BIN)/python benchmarks/nanogpt.py --nanogpt $(NANOGPT) --data $(DATA)/lm_tinyshakespeare_en)
 	$(if $(SCRIPT),$(BIN)/python benchmarks/run_classification.py --script $(SCRIPT) --model $(MODEL) --data $(DATA)/cls_sst2_en)

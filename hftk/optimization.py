@@ -11,6 +11,7 @@ import torch
 
 from hftk.choices import note
 from hftk.config import InputError, ModelConfig, Problem, TrainConfig
+from hftk.launch.launcher import strategy_in_environment
 from hftk.layers import depths
 
 PLATEAU_EVALUATIONS = 2
@@ -166,13 +167,15 @@ def make_optimizer(model: torch.nn.Module, config: TrainConfig, learning_rate: f
         groups = parameter_groups(model, config.weight_decay)
     betas = (config.adam_beta1, config.adam_beta2)
     fused = {"fused": True} if _can_fuse(groups) else {}
+    # torch (2.13) has fused kernels for the shards of FSDP2 with Adam alone.
+    fused_sgd = {} if strategy_in_environment() == "fsdp" else fused
     match config.optimizer:
         case "adamw":
             return torch.optim.AdamW(groups, lr=learning_rate, betas=betas, **fused)
         case "adam":
             return torch.optim.Adam(groups, lr=learning_rate, betas=betas, **fused)
         case "sgd":
-            return torch.optim.SGD(groups, lr=learning_rate, momentum=config.adam_beta1, **fused)
+            return torch.optim.SGD(groups, lr=learning_rate, momentum=config.adam_beta1, **fused_sgd)
         case "rmsprop":
             return torch.optim.RMSprop(groups, lr=learning_rate, momentum=config.adam_beta1)
         case "adafactor":

@@ -81,6 +81,7 @@ class Saver:
         self._output = Path(trainer.config.output)
         self._sealer = Sealer()
         self._companions: dict[str, bytes] = {}
+        self._versions: dict[str, str] = {}
         self._random_states: list[tuple[str, bytes]] = []
         self.staging: Path | None = None
         """Folder in which Trainer makes its folder of the present step, while it does."""
@@ -137,6 +138,7 @@ class Saver:
 
     def _begin(self) -> None:
         """The tokenizer's files are the same in every checkpoint of a run: written out once, while nothing waits for it."""
+        self._versions = versions()
         folder = checkpoints.clear(self._output) / checkpoints.STAGING
         folder.mkdir()
         self._trainer.tokenizer.save_pretrained(folder)
@@ -194,7 +196,7 @@ class Saver:
             facts = {
                 "step": checkpoints.step_of(final),
                 "processes": self._trainer.args.world_size,
-                "versions": versions(),
+                "versions": self._versions,
                 **facts,
             }
             checkpoints.seal(staged, final, facts)

@@ -130,11 +130,10 @@ def read_file(
 
 def _beginning(chunks: Iterator[Table], cursor: Cursor) -> Iterator[Table]:
     """The chunks from the cursor on, of a reader that goes to the cursor's place by itself where there is one."""
-    if cursor.place is not None or not cursor.chunks:
-        return chunks
-    before = cursor.chunks
-    cursor.chunks = 0
-    return islice(chunks, before, None)
+    before = 0
+    if cursor.place is None:
+        before, cursor.chunks, cursor.line = cursor.chunks, 0, 0
+    yield from islice(chunks, before, None)
 
 
 def _counted(chunks: Iterator[Table], cursor: Cursor) -> Iterator[Table]:

@@ -202,11 +202,11 @@ def _largest_batch(bytes_of: Callable[[int], int], rows: int, now: int, room: fl
 
 
 def foresee(
-    config: RunConfig, task: Task, made: PretrainedConfig, *, devices: int, precision: str
+    config: RunConfig, task: Task, made: PretrainedConfig, *, devices: int, precision: str, sharding: Sharding = "none"
 ) -> tuple[Footprint, int]:
-    """The count, and the most bytes that a device holds at once in a training step, for the model of ``made`` on ``devices`` that
-    share nothing out: what a run that is over is compared with. Raises as :func:`plan`."""
-    setup = Setup(devices=devices, sharding="ddp" if devices > 1 else "none")
+    """The count, and the most bytes that a device holds at once in a training step, for the model of ``made`` on ``devices``:
+    what a run that is over is compared with. Raises as :func:`plan`."""
+    setup = Setup(devices=devices, sharding=sharding)
     shape, _, accumulation = batch_of(config, task, made, devices)
     judged = _judged(config, made, shape, "loss" in task.judged_by)
     found = _footprint(config, task, made, shape, setup, precision, judged, accumulation)

@@ -11,7 +11,7 @@ from hftk.config import DataConfig, InputError, override
 from hftk.data import formats, sources
 from hftk.launch import StopRequested
 
-STEPS = 14
+STEPS = 20
 TEXTS = small_runs.many_to_a_block(300)
 TEXTS = [*TEXTS[:150], *TEXTS[:20], *TEXTS[150:], *TEXTS[:20]]
 """Some texts come twice."""
@@ -57,9 +57,9 @@ def assert_same(one, other):
 
 def test_stopped_at_any_step_and_continued_is_as_never_stopped(files, tmp_path, capsys):
     straight = go(config_of(files, tmp_path / "straight"))
-    assert straight[1].facts["stream"]["passes"] > 3, "more than once around (and the looks at the first rows)"
+    assert straight[0].history[-1]["epoch"] == 1.0, "the second time around"
     assert straight[1].facts["duplicates"]["train"]["found"]
-    for step in (1, 4, 7, 8, 9, 13):
+    for step in (1, 9, 17):
         config = config_of(files, tmp_path / f"stopped {step}", save_steps=0)
         with small_runs.stopping_at(step), pytest.raises(StopRequested):
             go(config)
@@ -69,7 +69,7 @@ def test_stopped_at_any_step_and_continued_is_as_never_stopped(files, tmp_path, 
 def test_files_before_are_not_read_again(files, tmp_path, monkeypatch):
     straight = go(config_of(files, tmp_path / "run", max_steps=7))
     steps = [json.loads((c / "hftk.json").read_text())["stream"] for c in checkpoints.checkpoints(tmp_path / "run")]
-    assert [position["epoch"] for position in steps] == [0] * 7 and steps[-1]["begin"]["begin"][0] >= 2
+    assert [position["epoch"] for position in steps] == [0] * 7 and steps[-1]["begin"]["begin"][0] >= 1
     config = config_of(files, tmp_path / "stopped", max_steps=7)
     with small_runs.stopping_at(6), pytest.raises(StopRequested):
         go(config)
@@ -86,7 +86,7 @@ def test_files_before_are_not_read_again(files, tmp_path, monkeypatch):
     assert small_runs.same_bits(run.weights, straight[0].weights)
     first = ("part-0.jsonl", 0)
     assert opened[0] == first, "what the data are is seen from their first rows"
-    assert first not in opened[1:] and opened[1][0] >= "part-2.jsonl"
+    assert first not in opened[1:] and opened[1][0] >= "part-1.jsonl"
 
 
 def test_a_file_that_vanishes_ends_the_run_clearly_and_it_goes_on_when_it_is_back(files, tmp_path, capsys):

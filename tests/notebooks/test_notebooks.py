@@ -21,7 +21,13 @@ CHINESE = sorted((ROOT / "notebooks" / "zh").glob("*.ipynb"))
 EVERY = pytest.mark.parametrize(
     "path", ENGLISH + CHINESE, ids=lambda path: path.relative_to(ROOT / "notebooks").as_posix()
 )
-PLOTS = {"gpt2_clm": 4, "bert_classification": 5, "from_theory_to_practice": 12}
+PLOTS = {
+    "gpt2_clm": 4,
+    "bert_classification": 5,
+    "from_theory_to_practice": 13,
+    "marian_translation": 2,
+    "t5_summarization": 3,
+}
 CELL_SECONDS = 600
 
 
@@ -102,9 +108,8 @@ def test_the_chinese_version_has_the_same_cells_and_the_same_code(path):
 # As they run --------------------------------------------------------------------------------------------------------------------
 
 
-def execute(path, folder, **environment):
+def execute(notebook, folder, **environment):
     """The notebook with its outputs, run in an empty folder by a kernel of its own."""
-    notebook = read(path)
     client = nbclient.NotebookClient(
         notebook, timeout=CELL_SECONDS, kernel_name="python3", resources={"metadata": {"path": str(folder)}}
     )
@@ -126,7 +131,7 @@ def runs(request, tmp_path_factory):
     longest_first = sorted(folders, key=lambda name: (-PLOTS[name], name))
     with ThreadPoolExecutor(2) as pool:
         yield {
-            name: (pool.submit(execute, ROOT / "notebooks" / f"{name}.ipynb", folders[name]), folders[name])
+            name: (pool.submit(execute, read(ROOT / "notebooks" / f"{name}.ipynb"), folders[name]), folders[name])
             for name in longest_first
         }
     for folder in folders.values():
@@ -173,6 +178,26 @@ def test_the_scores_have_intervals_and_the_report_is_shown(ran):
     assert "<h1" in page.read_text(encoding="utf-8")
     shown = [o.data["text/html"] for o in by_id["report"].outputs if "text/html" in o.get("data", {})]
     assert len(shown) == 1 and "srcdoc" in shown[0]
+
+
+@pytest.mark.slow
+@EACH
+def test_it_runs_with_the_model_that_the_reader_names(ran, tmp_path):
+    """As with a real model from the Hub; here it is the one that the notebook has trained, in a folder of another name."""
+    name, executed, folder = ran
+    theory = name == "from_theory_to_practice"
+    shutil.copytree(folder / "out" / "notebooks" / ("theory/base" if theory else name), tmp_path / "model")
+    notebook = read(ROOT / "notebooks" / f"{name}.ipynb")
+    source = "\n".join(cell.source for cell in cells(notebook, "code"))
+    if not theory:
+        assert source.count("MODEL = None  #") == 1 and source.count("max_steps=") + source.count("epochs=") == 1
+    for cell in cells(notebook, "code"):
+        cell.source = cell.source.replace("MODEL = None  #", f"MODEL = {str(tmp_path / 'model')!r}  #")
+        if not theory:
+            cell.source = re.sub(r"(max_steps|epochs)=\d+", "max_steps=5", cell.source)
+            cell.source = re.sub(r"eval_steps=\d+", "eval_steps=5", cell.source)
+    again = execute(notebook, tmp_path, HFTK_NOTEBOOK_MODEL=str(tmp_path / "model"))
+    assert len(plots(again)) == PLOTS[name] == len(plots(executed))
 
 
 @pytest.mark.parametrize(
