@@ -37,3 +37,20 @@ class ServiceError(Exception):
 
     The message says what happened and what to type next; it is shown without a traceback, and the exit code is 1.
     """
+
+
+class OutOfMemory(RuntimeError):
+    """A run that needs more memory than there is; the message says how much, and which settings need less.
+
+    It is shown without a traceback, and the exit code is 1.
+    """
+
+
+_WORDS = ("not enough memory", "can't allocate memory", "cannot allocate memory", "out of memory", "bad_alloc", "failed to allocate")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out: Python's, or one of torch's, on any device."""
+    if isinstance(error, MemoryError | OutOfMemory) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError) and any(word in str(error).lower() for word in _WORDS)

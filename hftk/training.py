@@ -22,6 +22,7 @@ from hftk.config import InputError, Problem, RunConfig, to_dict
 from hftk.evaluation import collect, first_rows
 from hftk.launch import StopRequested, graceful, on_main
 from hftk.model import default_length, is_pretrained
+from hftk.planning import shortage
 from hftk.planning.hindsight import held_against_plan, memory_level
 from hftk.quantization import bytes_of, count
 from hftk.task import Features, Splits, Task
@@ -78,6 +79,7 @@ def fit(
         InputError: settings that do not fit the data or the checkpoint.
         StopRequested: SIGTERM or SIGINT; a checkpoint was saved first.
         TrainingDiverged: a loss or gradient is no finite number; the last checkpoint is kept.
+        OutOfMemory: the message holds the plan's numbers and settings that would fit.
     """
     _check_validation(splits, config)
     level = memory_level(model)
@@ -102,7 +104,8 @@ def fit(
     trainer.choose_precision(config, state.get("precision"))
     if checkpoint:
         note(f"continuing from {checkpoint} ({checkpoints.step_of(checkpoint)} of {plan.total_steps} steps done)")
-    with graceful():
+    on_main(shortage.foretell, config, task, model, trainer.precision)
+    with graceful(), shortage.explained(config, task, model, trainer.precision):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if trainer.stopped:
         raise StopRequested(f"after step {trainer.state.global_step} of {plan.total_steps}")

@@ -44,6 +44,7 @@ from hftk.launch.output import (
     write_status,
 )
 from hftk.launch.signals import StopRequested, die_with, graceful, handled, ignore_requests, stop_requested
+from hftk.problems import OutOfMemory, is_out_of_memory
 
 __all__ = ["Launch", "StopRequested", "graceful", "launched", "on_main", "run", "stop_requested"]
 
@@ -303,8 +304,10 @@ def _meaning(error: BaseException) -> tuple[str, int, str]:
         return "stopped", 3, f"stopped on request ({error or 'SIGINT'})"
     if isinstance(error, SystemExit) and not error.code:
         return "done", 0, ""
-    if isinstance(error, ServiceError):
+    if isinstance(error, ServiceError | OutOfMemory):
         return "failed", 1, str(error)
+    if is_out_of_memory(error):
+        return "failed", 1, f"out of memory: {_first_line(error)}; hftk plan RECIPE with the same settings says what needs it, and what would fit"
     message = f"{type(error).__name__}: {error}"
     if _processes() > 1 and re.search(r"Connection (closed|reset) by peer", message):
         message = f"another process of this run ended without a word (killed, or out of memory?); {message}"
@@ -318,7 +321,7 @@ def _print_ending(error: BaseException, state: str, message: str, folder: Path |
         text = "\n".join(lines)
     elif state == "stopped":
         text = f"hftk: {message}" + ("; --resume auto goes on from the last checkpoint" if folder else "")
-    elif isinstance(error, ServiceError):
+    elif isinstance(error, ServiceError) or is_out_of_memory(error):
         text = f"hftk: failed: {message}"
     elif state == "failed":
         traceback.print_exception(error)
@@ -327,6 +330,10 @@ def _print_ending(error: BaseException, state: str, message: str, folder: Path |
         return
     sys.stdout.flush()
     print(private(text), file=sys.stderr, flush=True)
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).splitlines()), "") or type(error).__name__
 
 
 def _processes() -> int:
