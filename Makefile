@@ -1,6 +1,7 @@
 # make quickstart   sets up .venv and runs the first recipe        make test       what CI runs
 # make test-all     slow tests too                                 make bench      benchmarks, side by side (hours)
-# make lint         ruff, mypy, import-linter                      make clean      removes .venv and outputs
+# make lint         ruff, mypy, import-linter                      make docs       the site, into build/site
+# make clean        removes .venv and outputs
 #
 # make bench compares with what you have at hand: DATA=DIR (the data sets that recipes/configs name), NANOGPT=DIR (a checkout of
 # karpathy/nanoGPT), SCRIPT=FILE (run_classification.py of huggingface/transformers) with MODEL=DIR (MiniLM), TRANSLATION=FILE
@@ -12,7 +13,7 @@ TORCH ?= torch==2.13.0
 VENV := .venv
 BIN := $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 
-.PHONY: quickstart test test-all lint bench clean
+.PHONY: quickstart test test-all lint docs bench clean
 quickstart: $(VENV)/quickstart
 	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no recipes/gpt2_clm.py --overwrite
 
@@ -27,12 +28,18 @@ lint: $(VENV)/dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+docs: $(VENV)/dev
+	$(BIN)/python docs/settings_page.py
+	$(BIN)/python -m sphinx -b html -W --keep-going -q -d build/doctrees docs build/site
+
 bench: export HF_HUB_OFFLINE := 1
 bench: $(VENV)/dev
+	$(BIN)/python benchmarks/saving.py
 	$(BIN)/python benchmarks/packing.py $(if $(DATA),--data $(DATA))
 	$(if $(NANOGPT),$(BIN)/python benchmarks/nanogpt.py --nanogpt $(NANOGPT) --data $(DATA)/lm_tinyshakespeare_en)
 	$(if $(SCRIPT),$(BIN)/python benchmarks/run_classification.py --script $(SCRIPT) --model $(MODEL) --data $(DATA)/cls_sst2_en)
 	$(if $(TRANSLATION),$(BIN)/python benchmarks/run_translation.py --script $(TRANSLATION) --data $(DATA)/mt_multi30k_en_de $(if $(TRAINED),--trained $(TRAINED) --bf16))
+	$(BIN)/python benchmarks/kills.py
 	$(BIN)/python benchmarks/tables.py
 
 clean:

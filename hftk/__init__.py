@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from hftk.data.load import load_splits
     from hftk.evaluation import evaluate, evaluate_baselines
     from hftk.generation import generate
-    from hftk.hub import publish
+    from hftk.hub import publish, push_checkpoints
     from hftk.launch import run
     from hftk.model import load_model, load_trained
     from hftk.records import load_record, record
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from hftk.tasks.classification import Classification, ClassificationConfig
     from hftk.tasks.summarization import Summarization, SummarizationConfig
     from hftk.tasks.translation import Translation, TranslationConfig
+    from hftk.trackers import track
     from hftk.training import fit
 
 __version__ = "0.1.0"
@@ -45,7 +46,7 @@ _HOMES = {
     "hftk.data.load": ("load_splits",),
     "hftk.evaluation": ("evaluate", "evaluate_baselines"),
     "hftk.generation": ("generate",),
-    "hftk.hub": ("publish",),
+    "hftk.hub": ("publish", "push_checkpoints"),
     "hftk.launch": ("run",),
     "hftk.model": ("load_model", "load_trained"),
     "hftk.records": ("load_record", "record"),
@@ -54,6 +55,7 @@ _HOMES = {
     "hftk.tasks.classification": ("Classification", "ClassificationConfig"),
     "hftk.tasks.summarization": ("Summarization", "SummarizationConfig"),
     "hftk.tasks.translation": ("Translation", "TranslationConfig"),
+    "hftk.trackers": ("track",),
     "hftk.training": ("fit",),
 }  # fmt: skip
 _HOME = {name: module for module, names in _HOMES.items() for name in names}

@@ -6,7 +6,6 @@ and SHA-256 are on the disk; and it ends by one rename too. A damaged one is nev
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import itertools
 import json
@@ -17,11 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from hftk.config import InputError, Problem
+from hftk.launch.files import sync as sync
 
 MANIFEST = "manifest.json"
 FOLDER = "checkpoints"
 STAGING = ".partial"
 REMOVED = ".removed"
+LOADED = frozenset({".safetensors", ".bin", ".pt", ".pth", ".json"})
+"""Endings of files that a continued run, or whoever loads the model, may take for a part of the checkpoint."""
 _NAME = re.compile(r"checkpoint-(\d+)")
 
 
@@ -35,46 +37,58 @@ def seal(staged: Path, final: Path, facts: dict[str, Any]) -> None:
     files = sorted(p for p in staged.rglob("*") if p.is_file())
     listed = {str(p.relative_to(staged).as_posix()): {"bytes": p.stat().st_size, "sha256": _sha256(p)} for p in files}
     for path in files:
-        _sync(path)
+        sync(path)
     manifest = staged / MANIFEST
-    manifest.write_text(json.dumps({**facts, "files": listed}, indent=1), encoding="utf-8")
-    _sync(manifest)
+    manifest.write_bytes(_manifest({**facts, "files": listed}))
+    sync(manifest)
     for folder in sorted((p for p in staged.rglob("*") if p.is_dir()), reverse=True):
-        _sync(folder)
-    _sync(staged)
+        sync(folder)
+    sync(staged)
     if final.exists() and damage(final):
         os.replace(final, _unused(final.with_name(f"damaged-{final.name}")))
     replaced = _set_aside(final) if final.exists() else None
     os.replace(staged, final)
-    _sync(final.parent)
+    sync(final.parent)
     if replaced:
-        shutil.rmtree(replaced, ignore_errors=True)
+        _delete(replaced)
 
 
 def damage(folder: Path, *, contents: bool = True) -> str:
-    """What is wrong with a checkpoint, in words; "" if every file has the size and SHA-256 of the manifest.
+    """What is wrong with a checkpoint, in words; "" if it holds what the manifest says: every file by its size and SHA-256, and no
+    other that would be loaded.
 
-    Without ``contents`` the files are not read: sizes alone are compared.
+    Without ``contents`` the files are not read: names and sizes alone are compared.
     """
     try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        files = [(name, int(facts["bytes"]), str(facts["sha256"])) for name, facts in manifest["files"].items()]
+        raw = (folder / MANIFEST).read_bytes()
+        manifest = json.loads(raw)
+        files = {name: (int(facts["bytes"]), str(facts["sha256"])) for name, facts in manifest["files"].items()}
+        if raw != _manifest({key: value for key, value in manifest.items() if key != "sha256"}):
+            return "its manifest is not what was written (SHA-256 differs)"
     except FileNotFoundError:
         return "it has no manifest"
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"its manifest cannot be read ({type(error).__name__}: {error})"
-    for name, size, digest in files:
+    for name, (size, digest) in files.items():
         path = folder / name
         try:
             if not path.is_file():
-                return f"{name} is missing"
+                return f"{name} is {'no file' if path.exists() else 'missing'}"
             if path.stat().st_size != size:
                 return f"{name} has {path.stat().st_size} bytes instead of {size}"
             if contents and _sha256(path) != digest:
                 return f"{name} is not what was written (SHA-256 differs)"
         except OSError as error:
             return f"{name} cannot be read ({error})"
-    return ""
+    found = (path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.suffix in LOADED)
+    added = next((name for name in found if name not in files and name != MANIFEST and not Path(name).name.startswith(".")), None)
+    return f"{added} was added after it was written" if added else ""
+
+
+def _manifest(content: dict[str, Any]) -> bytes:
+    """The manifest as a file, with its own SHA-256 in it: not one byte of it can change unseen."""
+    digest = hashlib.sha256(json.dumps(content).encode()).hexdigest()
+    return json.dumps({**content, "sha256": digest}, indent=1).encode()
 
 
 def checkpoints(output: str | Path) -> list[Path]:
@@ -141,14 +155,35 @@ def rotate(output: str | Path, keep: int, best: int | None) -> None:
     whole = [c for c in checkpoints(output) if not damage(c, contents=False)]
     for folder in whole[:-keep]:
         if step_of(folder) != best and not damage(folder):
-            shutil.rmtree(_set_aside(folder), ignore_errors=True)
+            _delete(_set_aside(folder))
+
+
+def clear(output: str | Path) -> Path:
+    """The folder of checkpoints, made if absent, without what a run left that was killed while it saved or deleted one."""
+    folder = Path(output) / FOLDER
+    for left in [folder / STAGING, *folder.glob(f"{REMOVED}-*")]:
+        _delete(left)
+    folder.mkdir(parents=True, exist_ok=True)
+    sync(folder.parent)  # whoever made the folder: checkpoints in it count only if its own name outlives a power cut
+    return folder
 
 
 def _set_aside(folder: Path) -> Path:
-    """Rename a checkpoint that is about to be deleted, so that a half deleted one is never taken for a damaged one."""
+    """Rename a checkpoint that is about to be deleted, so that a half deleted one is never taken for a damaged one, nor after a
+    power cut, which may bring the old name back if it was not synced."""
     gone = folder.with_name(f"{REMOVED}-{folder.name}")
-    shutil.rmtree(gone, ignore_errors=True)
-    return folder.replace(gone)
+    _delete(gone)
+    folder.replace(gone)
+    sync(folder.parent)
+    return gone
+
+
+def _delete(folder: Path) -> None:
+    """A checkpoint that its owner has put elsewhere, with a link in its place, stays where it is: the link goes."""
+    if folder.is_symlink():
+        folder.unlink()
+    else:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _unused(path: Path) -> Path:
@@ -168,16 +203,3 @@ def _digest(file: Any) -> str:  # Python 3.10
         digest.update(chunk)
     return digest.hexdigest()
 
-
-def _sync(path: Path) -> None:
-    """fsync a file or a folder; Windows cannot open folders, and needs no sync of them."""
-    if path.is_dir() and os.name == "nt":
-        return
-    handle = os.open(path, os.O_RDONLY if path.is_dir() or os.name != "nt" else os.O_RDWR)
-    try:
-        os.fsync(handle)
-    except OSError as error:
-        if not (path.is_dir() and error.errno in (errno.EINVAL, errno.ENOTSUP)):  # some network disks sync no folders
-            raise
-    finally:
-        os.close(handle)

@@ -12,6 +12,7 @@ from hftk.model import check_model, decoder_positions, default_length
 from hftk.optimization import check_optimizer
 from hftk.precision import choose_precision
 from hftk.task import Task
+from hftk.trackers import tracker_problems
 
 
 def check(config: RunConfig, task: Task) -> int:
@@ -21,13 +22,7 @@ def check(config: RunConfig, task: Task) -> int:
         InputError: every problem found: contradictory settings, no such model, a block longer than the model's context, an
             optimizer or a precision that is not to be had here.
     """
-    if config.data.sample and config.model.name is None:
-        kind = config.model.architecture or task.architecture
-        note(
-            f"a trial: an untrained {kind} ({config.model.size}) on the sample {config.data.sample}; for your own data and a real model "
-            "type --data.path FILE_OR_FOLDER --model.name HUB_ID_OR_FOLDER"
-        )
-    problems, context = [*config.problems(), *_metric_problems(config, task), *push_problems(config.publish), *_base_problems(config)], 0
+    problems, context = [*config.problems(), *_metric_problems(config, task), *push_problems(config.publish), *_base_problems(config), *tracker_problems(config.train)], 0
     try:
         made = check_model(config.model, task, config.train.max_length)
         context = default_length(made)
@@ -42,6 +37,12 @@ def check(config: RunConfig, task: Task) -> int:
             problems += error.problems
     if problems:
         raise InputError(*dict.fromkeys(problems))
+    if config.data.sample and config.model.name is None:
+        kind = config.model.architecture or task.architecture
+        note(
+            f"a trial: an untrained {kind} ({config.model.size}) on the sample {config.data.sample}; for your own data and a real model "
+            "type --data.path FILE_OR_FOLDER --model.name HUB_ID_OR_FOLDER"
+        )
     return context
 
 

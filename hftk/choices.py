@@ -3,17 +3,33 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 _noted: list[str] = []
+_listening: list[list[str]] = []
 
 
 def note(line: str) -> None:
     """Print an automatic choice (on the main process only) and keep it; a line already said is not repeated."""
+    for heard_lines in _listening:
+        heard_lines.append(line)
     if line in _noted:
         return
     _noted.append(line)
     if os.environ.get("RANK", "0") == "0":
         print(f"  · {line}", flush=True)
+
+
+@contextmanager
+def heard() -> Iterator[list[str]]:
+    """The lines noted inside the ``with`` block, those too that were said before."""
+    lines: list[str] = []
+    _listening.append(lines)
+    try:
+        yield lines
+    finally:
+        _listening.remove(lines)
 
 
 def noted() -> list[str]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback
+
+from hftk.progress import progress_bar, write_beside
 
 if TYPE_CHECKING:
     from hftk.trainer import ExactTrainer
@@ -20,8 +21,6 @@ class Conductor(TrainerCallback):
         self.epoch = 0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        from tqdm.auto import tqdm
-
         trainer, train = self.trainer, self.trainer.config.train
         trainer.begin(state.global_step)
         total = state.max_steps
@@ -33,10 +32,9 @@ class Conductor(TrainerCallback):
         if self.eval_every is None and not self.by_epoch:
             self.eval_every = per_epoch
         self.epoch = int(state.epoch or 0)
-        self.bar = tqdm(
-            total=total, initial=state.global_step, desc="training", unit="step", dynamic_ncols=True,
-            disable=not state.is_world_process_zero, mininterval=0.2 if sys.stderr.isatty() else 10,
-        )  # fmt: skip
+        self.bar = progress_bar(
+            total=total, initial=state.global_step, desc="training", unit="step", disable=not state.is_world_process_zero
+        )
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         trainer, step = self.trainer, state.global_step
@@ -53,6 +51,7 @@ class Conductor(TrainerCallback):
         if trainer.stop_asked and not last:
             trainer.stopped = True
             control.should_save = control.should_training_stop = True
+        control.should_save |= trainer.saving_failed  # which raises what went wrong
         control.should_training_stop |= last
         self.bar.update(1)
 
@@ -63,7 +62,7 @@ class Conductor(TrainerCallback):
         if "eval_loss" in logs:
             judged = dict.fromkeys(("eval_loss", self.trainer.metric))
             said = ", ".join(f"{name} {logs[name]:.4f}" for name in judged if name in logs)
-            self.bar.write(f"step {state.global_step}: {said}", file=sys.stderr)
+            write_beside(self.bar, f"step {state.global_step}: {said}")
         self.bar.set_postfix(shown, refresh=False)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

@@ -14,7 +14,9 @@ from typing import Any, Literal
 from hftk.adaptation import AdapterConfig as AdapterConfig
 from hftk.adaptation import QuantizationConfig as QuantizationConfig
 from hftk.adaptation import starts_from_weights
+from hftk.problems import DiskError as DiskError
 from hftk.problems import InputError as InputError
+from hftk.problems import PlainError as PlainError
 from hftk.problems import Problem as Problem
 from hftk.problems import ServiceError as ServiceError
 from hftk.publication import PublishConfig as PublishConfig
@@ -64,6 +66,8 @@ class DataConfig:
     """Unicode normalization of every text; altered rows are counted."""
     incomplete: Literal["auto", "drop", "error"] = "auto"
     """What becomes of rows without a text or a label: drop (counted), or error: stop and say which they are. auto: drop in language modelling, error where each row has a label."""
+    cache: str = "auto"
+    """Folder where the tokens of large sets (from 8 MB of rows on) are kept, for all processes and for later runs on the same rows. auto: hftk/features in HF_HOME; none: nowhere."""
     deduplicate: bool = True
     """Drop rows of the training split that repeat an earlier one. Training rows that stand in validation or test are always dropped."""
 
@@ -226,12 +230,16 @@ class TrainConfig:
     """Seed of initialization, data order and dropout."""
     deterministic: bool = False
     """Allow only deterministic algorithms, also on GPUs (slower)."""
+    on_non_finite: Literal["stop", "skip"] = "stop"
+    """What a step is to do whose loss or gradient is nan or infinite. stop: end the run with a diagnosis and the last checkpoint; skip: leave the weights as they are and go on, which the record counts (ten such steps in a row end the run)."""
+    peer_timeout: float = 30.0
+    """Several processes: seconds after which one that answers no more, as its machine or the network is down, is given up and the others end."""
     extra: dict[str, Any] = field(default_factory=dict)
     """Any other field of transformers.TrainingArguments by its name, such as --train.extra.neftune_noise_alpha 5."""
 
     def problems(self) -> Iterator[Problem]:
         positive = ("epochs", "max_steps", "per_device_batch_size", "max_tokens_per_batch", "global_batch_size",
-                    "global_batch_tokens", "max_length", "learning_rate", "log_steps", "keep_checkpoints", "eval_steps")  # fmt: skip
+                    "global_batch_tokens", "max_length", "learning_rate", "log_steps", "keep_checkpoints", "eval_steps", "peer_timeout")  # fmt: skip
         for name in positive:
             value = getattr(self, name)
             if value is not None and not value > 0:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -19,10 +18,13 @@ from hftk.batching import fill_batches, sort_rows
 from hftk.choices import note
 from hftk.config import EvalConfig, GenerationSettings
 from hftk.decoding import is_sharded
+from hftk.features import encode
 from hftk.generation import generate, generate_keeping
 from hftk.launch import on_main
-from hftk.launch.output import PREDICTIONS, write_atomically
+from hftk.launch.files import remove_unfinished, write_atomically
+from hftk.launch.output import PREDICTIONS
 from hftk.model import context_length, default_length, is_pretrained
+from hftk.progress import progress_bar
 from hftk.task import Features, Score, Splits, Task
 
 if TYPE_CHECKING:
@@ -79,7 +81,7 @@ def evaluate(
     split, rows = held_out
     rows = first_rows(rows, config.max_rows)
     max_length = max_length or default_length(model.config)
-    features = task.encode(rows, tokenizer, max_length=max_length, training=False)
+    features = encode(task, rows, tokenizer, max_length=max_length, training=False)
     outputs = collect(task, model, tokenizer, features, batch_size=config.batch_size, title=f"evaluating {when} training" if when in ("before", "after") else "evaluating")  # fmt: skip
     if "generation" in task.judged_by and (when != "before" or is_pretrained(task.config.model)):
         outputs["generated"] = np.array(_generate(task, model, tokenizer, rows, max_length, output), dtype=object)
@@ -156,6 +158,7 @@ def _generate(
 def write_predictions(folder: Path, predictions: list[dict[str, Any]]) -> None:
     """``predictions.jsonl`` into ``folder``, whole or not at all; what generation kept for it goes."""
     folder.mkdir(parents=True, exist_ok=True)
+    remove_unfinished(folder, PREDICTIONS)
     lines = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in predictions)
     write_atomically(folder / PREDICTIONS, lines)
     for kept in folder.glob(f"{GENERATED}*"):
@@ -175,7 +178,7 @@ def evaluate_baselines(
         return []
     split, rows = splits.held_out
     rows = first_rows(rows, config.max_rows)
-    features = task.encode(rows, tokenizer, max_length=max_length, training=False) if task.baselines_read_tokens else None
+    features = encode(task, rows, tokenizer, max_length=max_length, training=False) if task.baselines_read_tokens else None
     scores = on_main(task.baselines, splits, features, rows, tokenizer, resamples=config.resamples, seed=config.seed)
     return [replace(s, split=split) for s in scores]
 
@@ -304,7 +307,5 @@ def _in_order(
 
 
 def _progress(numbers: list[int], title: str) -> Any:
-    from tqdm.auto import tqdm
-
     hidden = _place()[0] != 0 or not title
-    return tqdm(numbers, desc=title, unit="batch", leave=False, disable=hidden, delay=1, mininterval=0.2 if sys.stderr.isatty() else 10)  # fmt: skip
+    return progress_bar(numbers, desc=title, unit="batch", leave=False, disable=hidden, delay=1)

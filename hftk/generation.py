@@ -27,7 +27,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 from transformers import GenerationConfig, PretrainedConfig, PreTrainedTokenizerBase
 
 from hftk.architectures import positions
@@ -35,6 +34,7 @@ from hftk.batching import split_step
 from hftk.config import GenerationSettings, InputError, Problem
 from hftk.constraints import RowSampling
 from hftk.decoding import decode, make_generation_config, vocabulary_size
+from hftk.progress import progress_bar
 from hftk.tokenizers import join_wordpieces
 
 logger = logging.getLogger(__name__)
@@ -302,7 +302,7 @@ def _frame(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], encoded: 
 
 
 def _shown(batches: list[list[int]], progress: bool) -> Iterator[list[int]]:
-    with tqdm(total=sum(map(len, batches)), unit="row", desc="generate", disable=not progress) as bar:
+    with progress_bar(total=sum(map(len, batches)), unit="row", desc="generate", disable=not progress) as bar:
         for batch in batches:
             yield batch
             bar.update(len(batch))

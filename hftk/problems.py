@@ -21,7 +21,15 @@ class Problem:
         return f"{where}{self.message}" + (f"\n    {self.fix}" if self.fix else "")
 
 
-class InputError(Exception):
+class Told(Exception):
+    """An error whose message is all that its reader needs."""
+
+    def _render_traceback_(self) -> list[str]:
+        """What a notebook shows in place of a traceback."""
+        return [f"{type(self).__name__}: {self}"]
+
+
+class InputError(Told):
     """Wrong input by the user. :func:`hftk.launch.run` prints it without a traceback and exits with code 2.
 
     Built from one message or from several :class:`Problem`, which are shown together.
@@ -32,18 +40,23 @@ class InputError(Exception):
         super().__init__("\n".join(str(p) for p in self.problems))
 
 
-class ServiceError(Exception):
-    """A server or the network failed; nothing is wrong with the input and nothing is lost.
+class PlainError(Told):
+    """What ended the run is no defect of the program and no wrong input.
 
-    The message says what happened and what to type next; it is shown without a traceback, and the exit code is 1.
+    The message says what happened, what is kept and what to type next; it is shown without a traceback, and the exit code is 1.
     """
 
 
-class OutOfMemory(RuntimeError):
-    """A run that needs more memory than there is; the message says how much, and which settings need less.
+class ServiceError(PlainError):
+    """A server or the network failed; nothing is wrong with the input and nothing is lost."""
 
-    It is shown without a traceback, and the exit code is 1.
-    """
+
+class DiskError(PlainError):
+    """A disk is full or cannot be written; what was whole before is still there."""
+
+
+class OutOfMemory(PlainError):
+    """A run that needs more memory than there is; the message says how much, and which settings need less."""
 
 
 _WORDS = ("not enough memory", "can't allocate memory", "cannot allocate memory", "out of memory", "bad_alloc", "failed to allocate")

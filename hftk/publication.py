@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 from hftk.problems import Problem
 
@@ -19,6 +20,8 @@ class PublishConfig:
     """Make the repository private; false: everybody can see the model, its settings and its report."""
     dry_run: bool = False
     """Show what would be pushed, file by file and with the model card, and send nothing."""
+    checkpoints: Literal["none", "weights", "whole"] = "none"
+    """Push each checkpoint while training goes on, to the branch checkpoints of publish.repo: weights (with config and tokenizer: they load with revision="checkpoints"), or whole (with the optimizer: the run can be continued elsewhere)."""
     license: str | None = None
     """License of the model as the Hub names it, such as apache-2.0, mit or cc-by-4.0. Default: the card names none."""
     language: str | None = None
@@ -46,6 +49,8 @@ class PublishConfig:
         if self.license is not None and not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", self.license):
             message = f"expected a license as the Hub names it, such as apache-2.0 or mit, found {self.license}"
             yield Problem(setting="publish.license", message=message, fix="https://huggingface.co/docs/hub/repositories-licenses")
+        if self.checkpoints != "none" and self.repo is None:
+            yield Problem(setting="publish.checkpoints", message="there is no repository to push checkpoints to", fix="add --publish.repo NAME/MODEL")  # fmt: skip
         if self.dry_run and self.repo is None:
             yield Problem(setting="publish.dry_run", message="shows a push, but there is no repository to push to", fix="add --publish.repo NAME/MODEL")  # fmt: skip
 

@@ -19,10 +19,11 @@ from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 from hftk import __version__
-from hftk.choices import noted
+from hftk.choices import forget, noted
 from hftk.config import InputError, Problem
 from hftk.launch.environment import command_line, environment, private, redact
-from hftk.launch.output import read_status, write_atomically
+from hftk.launch.files import write_atomically
+from hftk.launch.output import read_status
 from hftk.task import Score
 
 if TYPE_CHECKING:
@@ -156,7 +157,7 @@ def record(
     started = started or _started(config)
     seconds = _seconds(trained, before, after, (finished - started).total_seconds() if started else None)
     begun = started or finished - timedelta(seconds=seconds["total"])
-    return RunRecord(
+    made = RunRecord(
         hftk=__version__,
         task=task or _task_name(config),
         status=status,
@@ -178,6 +179,8 @@ def record(
         processes=processes or int(os.environ.get("WORLD_SIZE") or 1),
         **environment(),
     )
+    forget()  # a notebook's next run makes its own choices
+    return made
 
 
 def _started(config: Any) -> datetime | None:

@@ -8,11 +8,10 @@ what the model happens to count, and for most classic models by nothing: https:/
 from __future__ import annotations
 
 import functools
-import json
 import math
-import shutil
 import tempfile
 import time
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,30 +19,29 @@ from typing import TYPE_CHECKING, Any
 
 import accelerate.optimizer
 import torch
-from accelerate.utils import gather_object
 from transformers import PrinterCallback, Trainer, TrainingArguments
 
-from hftk import adapter_files, adapters, checkpoints, optimization
+from hftk import checkpoints, optimization
 from hftk.batching import Plan, StepLoader, StreamPlan
 from hftk.choices import note
 from hftk.conductor import Conductor
 from hftk.config import RunConfig
+from hftk.divergence import Guard
+from hftk.divergence import TrainingDiverged as TrainingDiverged
 from hftk.dropout import fast_dropout
 from hftk.evaluation import collect, scores_of_text
 from hftk.launch import on_main, stop_requested
+from hftk.launch.machines import bring
 from hftk.precision import autocast, choose_precision
-from hftk.task import Features, Task
-from hftk.weights import no_progress_bars
+from hftk.saving import Saver
+from hftk.task import Features, Stream, Task
+from hftk.trackers import Trackers, close_open, take_over
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-STATE = "hftk.json"
-"""What a checkpoint of ours holds besides Trainer's files: history, counters, automatic choices, and what the run trains on."""
 CURVES = ("loss", "learning_rate", "grad_norm")
 """What the history keeps of Trainer's logs, beside evaluations."""
-CHECK_STEPS = 100
-"""Most steps between two looks at the losses: on a GPU each look waits for the device."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,15 +54,11 @@ class Judged:
     """Context in tokens."""
 
 
-class TrainingDiverged(RuntimeError):
-    """A loss or gradient that is no finite number; what was saved before is kept."""
-
-
 def make_arguments(config: RunConfig, plan: Plan | StreamPlan) -> TrainingArguments:
     """Trainer's arguments; ``train.extra`` comes last. When to log, judge and save is the plan's business, not theirs."""
     train = config.train
     accelerator = torch.cuda.is_available() or torch.backends.mps.is_available()
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(Path(config.output) / checkpoints.FOLDER),
         max_steps=plan.total_steps,
         per_device_train_batch_size=train.per_device_batch_size,
@@ -85,6 +79,10 @@ def make_arguments(config: RunConfig, plan: Plan | StreamPlan) -> TrainingArgume
         ignore_data_skip=True,
         **train.extra,
     )  # fmt: skip
+    if arguments.n_gpu > 1:  # not under hftk.run, which stops before: Trainer would wrap the model in nn.DataParallel
+        note(f"one of {arguments.n_gpu} GPUs is used: a notebook is one process; for all of them run the recipe by accelerate launch")
+        arguments._n_gpu = 1
+    return arguments
 
 
 class ExactTrainer(Trainer):
@@ -94,7 +92,7 @@ class ExactTrainer(Trainer):
         self, task: Task, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, arguments: TrainingArguments,
         config: RunConfig, loader: StepLoader, validation: Judged | None, run: dict[str, Any], state: dict[str, Any],
     ) -> None:  # fmt: skip
-        """``run`` is :func:`hftk.training.fingerprint`, ``state`` what :data:`STATE` of the checkpoint holds that the run continues from."""
+        """``run`` is :func:`hftk.training.fingerprint`, ``state`` what :data:`hftk.saving.STATE` of the checkpoint holds that the run continues from."""
         use_cache = getattr(model.config, "use_cache", None)
         # No processing_class: with one, Trainer writes the tokenizer's ids into the model's config (align_special_tokens).
         self._conductor = Conductor(self)
@@ -118,10 +116,15 @@ class ExactTrainer(Trainer):
         self.unlogged: tuple[float, int] | None = state.get("unlogged")
         """Sum of the losses since the last logged step, and that step, at the checkpoint that the run continues from."""
         self.stopped = False
-        self._losses: list[torch.Tensor] = []
+        self.guard = Guard(self, state.get("skipped", []))
+        self.trackers: Trackers | None = None
+        self.stream: Stream | None = None
+        self.on_checkpoint: Callable[[Path], None] | None = None
         self.stop_asked = False
+        self.saving_failed = False
+        """Whether the last checkpoint could not be sealed: the end of this step will say so."""
         self._clock = time.perf_counter()
-        self._staging: Path | None = None
+        self.saver = Saver(self)
         loader.tokens = state.get("tokens", 0)
 
     @property
@@ -133,8 +136,7 @@ class ExactTrainer(Trainer):
 
     def begin(self, step: int) -> None:
         """Make ready for the steps after ``step``; Trainer has loaded its own state."""
-        # What a run left that was killed while it saved would be sealed with the next checkpoint of the same step.
-        on_main(shutil.rmtree, self.folder / checkpoints.STAGING, ignore_errors=True)
+        self.saver.begin()
         self.loader.start = step
         if self.unlogged is not None:
             self._tr_loss += self.unlogged[0]
@@ -186,10 +188,25 @@ class ExactTrainer(Trainer):
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         _search_for_lomo_once()
+        close_open()  # of an earlier run in this process
         try:
-            return super().train(*args, **kwargs)
+            result = super().train(*args, **kwargs)
+            self.saver.finish()
+        except BaseException:
+            self.saver.settle()
+            raise
         finally:
             self._conductor.close()
+        self.tick("save")
+        return result
+
+    def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
+        """Trainer ends its callbacks here; those of trackers stay open for the scores of the test split.
+
+        What it logs first is kept from them too: its samples per second count our steps for rows.
+        """
+        self.trackers = take_over(self.callback_handler, (self.args, self.state, self.control), self.plain)
+        return super()._finalize_training(*args, **kwargs)
 
     # The exact loss -------------------------------------------------------------------------------------------------------
 
@@ -201,33 +218,51 @@ class ExactTrainer(Trainer):
                 for term, items in self.task.items(batch).items():
                     totals[term] = totals.get(term, 0.0) + (0.0 if batch.get("filler") else float(items))
         if self.args.world_size > 1:
-            # One reduction for all terms, and for the wish to stop, on which the processes must agree.
-            values = torch.tensor([*totals.values(), float(stop_requested())], dtype=torch.float64, device=device)
+            # One reduction for all terms, and for the reasons to stop, on which the processes must agree.
+            asked = [float(stop_requested()), float(self.saver.failed)]
+            values = torch.tensor([*totals.values(), *asked], dtype=torch.float64, device=device)
             torch.distributed.all_reduce(values)
-            totals = dict(zip(totals, values.tolist()[:-1], strict=True))
-            self.stop_asked = bool(values[-1] > 0)
+            *sums, stop, failed = values.tolist()
+            totals = dict(zip(totals, sums, strict=True))
+            self.stop_asked, self.saving_failed = stop > 0, failed > 0
         else:
-            self.stop_asked = stop_requested()
+            self.stop_asked, self.saving_failed = stop_requested(), self.saver.failed
         return totals
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
         """One optimizer step's gradient: forward and backward over this process's micro-batches."""
         if not self.plain.training:
             model.train()
-        total = torch.zeros((), device=self.args.device)
+        return self.guard.watch(functools.partial(self._forward_backward, model, inputs, num_items_in_batch))
+
+    def _forward_backward(self, model: Any, inputs: Any, totals: Any) -> list[torch.Tensor]:
+        """The losses of this process's micro-batches."""
+        losses = []
         for number, batch in enumerate(inputs):
             last = number == len(inputs) - 1
             self.accelerator.gradient_state._set_sync_gradients(last)
             # Around the backward pass too, where gradient checkpointing drops the same elements again.
             with self._dropout(), nullcontext() if last else self._no_sync(model):
-                loss = self._loss(model, self._prepare_inputs(batch), num_items_in_batch)
+                loss = self._loss(model, self._prepare_inputs(batch), totals)
                 if last and self.config.train.l1_penalty:
                     weights = optimization.decayed(self.plain.named_parameters())
                     loss = loss + self.config.train.l1_penalty * torch.stack([w.abs().sum() for w in weights]).sum()
                 self.accelerator.backward(loss)
-            total += loss.detach()
-        self._losses.append(total)
-        return total
+            losses.append(loss.detach())
+        return losses
+
+    def _clip_grad_norm(self, model: Any) -> Any:
+        self.guard.remember()
+        return super()._clip_grad_norm(model)
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        if grad_norm is None:
+            self.guard.remember()
+        return self.guard.before_update(super()._get_grad_norm(model, grad_norm=grad_norm))
+
+    def leave_out_of_curve(self) -> None:
+        """The step being done has no loss: the mean at the next point of the curve is over the others."""
+        self._globalstep_last_logged += 1
 
     def _dropout(self) -> AbstractContextManager[Any]:
         return nullcontext() if self.args.torch_compile else fast_dropout(self.args.device)
@@ -266,7 +301,7 @@ class ExactTrainer(Trainer):
             self.higher_is_better = any(self.metric == f"eval_{s.name}" and s.higher_is_better for s in scores)
         self.tick("evaluate")
         if not math.isfinite(metrics["eval_loss"]):
-            raise self._diverged(f"eval_loss is {metrics['eval_loss']} after step {self.state.global_step}")
+            raise self.guard.diverged(f"eval_loss is {metrics['eval_loss']} after step {self.state.global_step}")
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         self.control.should_save |= self.restore_best and self.best_step() == self.state.global_step
@@ -295,33 +330,13 @@ class ExactTrainer(Trainer):
 
     def _maybe_log_save_evaluate(self, tr_loss: Any, grad_norm: Any, *args: Any, **kwargs: Any) -> None:
         control = self.control
-        if control.should_log or control.should_evaluate or control.should_save or len(self._losses) >= CHECK_STEPS:
-            self._check_finite(grad_norm)
+        if control.should_log or control.should_evaluate or control.should_save or self.guard.due():
+            self.guard.check(grad_norm)
         super()._maybe_log_save_evaluate(tr_loss, grad_norm, *args, **kwargs)
 
-    def _check_finite(self, grad_norm: Any) -> None:
-        """Raise before anything is logged or saved that is not finite. All processes see the same numbers."""
-        step = self.state.global_step
-        if self._losses:
-            losses = self.accelerator.gather(torch.stack(self._losses)).view(self.args.world_size, -1).mean(0).tolist()
-            self._losses.clear()
-            for number, loss in enumerate(losses, step - len(losses) + 1):
-                if not math.isfinite(loss):
-                    raise self._diverged(f"the loss of step {number} is {loss}")
-        if grad_norm is not None and not self.accelerator.optimizer_step_was_skipped and not math.isfinite(grad_norm):
-            raise self._diverged(f"the gradient of step {step} has the norm {float(grad_norm)}")
-
-    def _diverged(self, what: str) -> TrainingDiverged:
-        train = self.config.train
-        ways = [f"a lower --train.learning_rate (it was {self.learning_rate:g})"]
-        ways += [] if train.warmup else ["--train.warmup 0.05"]
-        ways += [] if 0 < train.max_grad_norm <= 1 else ["--train.max_grad_norm 1"]
-        ways += ["--train.precision bf16 or fp32"] if self.precision == "fp16" else []
-        saved = checkpoints.checkpoints(self.config.output)
-        kept = f"; {saved[-1]} is kept: its weights are a start for a new run by --model.name" if saved else ""
-        return TrainingDiverged(f"training diverged: {what}. Try {', '.join(ways)}{kept}")
-
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs:
+            self.guard.check_curve(logs["loss"])
         super().log(logs, start_time)
         if "loss" in logs or "eval_loss" in logs:
             if not self.history or self.history[-1]["step"] != self.state.global_step:
@@ -331,37 +346,44 @@ class ExactTrainer(Trainer):
             self.history[-1].update({k: v for k, v in logs.items() if k in CURVES or k.startswith("eval_")})
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """Trainer's own files into a staging folder, then sealed and renamed (see :mod:`hftk.checkpoints`)."""
         self.tick("train")
-        root = self.folder
-        self._staging = root / checkpoints.STAGING
-        name = f"checkpoint-{self.state.global_step}"
-        self.unlogged = (self.accelerator.gather(self._tr_loss).mean().item(), self._globalstep_last_logged)
-        best, self.state.best_global_step = self.state.best_global_step, None  # ours is best_step()
-        with no_progress_bars():
-            super()._save_checkpoint(model, trial)
-        self.state.best_global_step = best
-        staged, self._staging = self._staging / name, None
-        self.accelerator.wait_for_everyone()
-        on_main(self._seal, staged, root / name)
+        self.saver.save()
         self.tick("save")
 
-    def _seal(self, staged: Path, final: Path) -> None:
-        (staged / "training_args.bin").unlink(missing_ok=True)  # a pickle that nothing reads
-        state = {
-            "history": self.history, "unlogged": self.unlogged, "tokens": self.tokens, "seconds": self.seconds,
-            "precision": self.precision, "run": self.run, "higher_is_better": self.higher_is_better,
+    def write_files(self) -> None:
+        """Trainer's own files of a checkpoint, into the saver's staging folder."""
+        best, self.state.best_global_step = self.state.best_global_step, None  # ours is best_step()
+        try:
+            super()._save_checkpoint(self.plain, None)
+        finally:
+            self.state.best_global_step = best
+
+    def gather_losses(self) -> None:
+        """Sum up over the processes what was not logged yet, for :meth:`run_state`."""
+        self.unlogged = (self.accelerator.gather(self._tr_loss).mean().item(), self._globalstep_last_logged)
+
+    def run_state(self) -> dict[str, Any]:
+        """What :data:`hftk.saving.STATE` keeps, as it is now."""
+        return {
+            "history": [dict(point) for point in self.history], "unlogged": self.unlogged, "tokens": self.tokens,
+            "seconds": dict(self.seconds), "precision": self.precision, "run": self.run, "higher_is_better": self.higher_is_better,
+            "skipped": list(self.guard.skipped), **self._stream_state(),
         }  # fmt: skip
-        self.tokenizer.save_pretrained(staged)
-        if adapters.is_adapter(self.plain):
-            adapter_files.save_config(self.plain, staged)
-        (staged / STATE).write_text(json.dumps(state), encoding="utf-8")
-        checkpoints.seal(staged, final, {"step": self.state.global_step, "processes": self.args.world_size})
-        staged.parent.rmdir()
-        checkpoints.rotate(final.parent.parent, self.config.train.keep_checkpoints, self.best_step())
+
+    def _stream_state(self) -> dict[str, Any]:
+        position = getattr(self.loader.plan, "position", None)
+        if position is None or self.stream is None:
+            return {}
+        return {"stream": position, "stream_keys": self.stream.keys(position["begin"])}
+
+    def state_bytes(self) -> int:
+        """About how many bytes a checkpoint takes up: weights and the optimizer's state, as this process holds them."""
+        states = self.optimizer.state.values() if self.optimizer is not None else ()
+        tensors = [*self.plain.parameters(), *(t for state in states for t in state.values() if isinstance(t, torch.Tensor))]
+        return sum(tensor.nbytes for tensor in tensors)
 
     def _get_output_dir(self, trial: Any) -> str:
-        return str(self._staging or self.args.output_dir)
+        return str(self.saver.staging or self.args.output_dir)
 
     def load_weights(self, step: int) -> None:
         """Take the weights of the checkpoint of ``step``; RuntimeError if it is not whole (Trainer would only warn)."""
@@ -369,17 +391,19 @@ class ExactTrainer(Trainer):
         problem = on_main(checkpoints.damage, folder)
         if problem:
             raise RuntimeError(f"the best weights, in {folder}, cannot be restored: {problem}")
-        self.state.best_model_checkpoint = str(folder)
+        self.state.best_model_checkpoint = str(bring(folder))
         self._load_best_model()
+
+    def random_states(self) -> list[tuple[str, bytes]]:
+        """Name and content of Trainer's file of this process's random state."""
+        with tempfile.TemporaryDirectory() as folder:
+            super()._save_rng_state(folder)
+            return [(path.name, path.read_bytes()) for path in Path(folder).iterdir()]
 
     def _save_rng_state(self, output_dir: str) -> None:
         """Every process has a random state of its own; the main one writes them all."""
-        with tempfile.TemporaryDirectory() as folder:
-            super()._save_rng_state(folder)
-            own = [(path.name, path.read_bytes()) for path in Path(folder).iterdir()]
-        for name, content in gather_object(own):
-            if self.args.should_save:
-                (Path(output_dir) / name).write_bytes(content)
+        if self.args.should_save:
+            self.saver.write_random_states(output_dir)
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
         """Weights that a checkpoint lacks are an error. Trainer warns, and of tied weights too, which are saved once."""
@@ -399,6 +423,9 @@ class ExactTrainer(Trainer):
 
     def floating_point_ops(self, inputs: Any) -> int:
         return 0  # Trainer counts padding too; tokens and seconds are in the history
+
+    def store_flos(self) -> None:
+        """Nothing was counted. Trainer would sum it up over the processes in the middle of a save, of which one may have failed."""
 
 
 def _search_for_lomo_once() -> None:

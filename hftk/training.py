@@ -7,26 +7,31 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 
 from hftk import adapter_files, adapters, checkpoints
 from hftk.batching import BatchSize, Plan, StepLoader, StreamPlan
 from hftk.choices import note, noted
-from hftk.config import InputError, Problem, RunConfig, to_dict
+from hftk.config import DiskError, InputError, Problem, RunConfig, to_dict
 from hftk.evaluation import collect, first_rows
+from hftk.features import encode
 from hftk.launch import StopRequested, graceful, on_main
+from hftk.launch.machines import bring
 from hftk.model import default_length, is_pretrained
 from hftk.planning import shortage
 from hftk.planning.hindsight import held_against_plan, memory_level
 from hftk.quantization import bytes_of, count
+from hftk.saving import STATE, STREAM_KEYS, in_words
 from hftk.task import Features, Splits, Task
-from hftk.trainer import STATE, ExactTrainer, Judged, make_arguments
+from hftk.trackers import Trackers
+from hftk.trainer import ExactTrainer, Judged, make_arguments
 from hftk.weights import no_progress_bars
 
 if TYPE_CHECKING:
@@ -65,20 +70,25 @@ class Trained:
     stopped_early: bool = False
     plan: dict[str, Any] = field(default_factory=dict)
     """Peak memory and seconds, planned and measured: :func:`hftk.planning.hindsight.held_against_plan`."""
+    trackers: Trackers | None = field(default=None, repr=False)
+    """Of ``train.extra.report_to``, open until :func:`hftk.trackers.track` has given them the scores."""
 
 
 def fit(
-    task: Task, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, splits: Splits, config: RunConfig
-) -> Trained:
+    task: Task, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, splits: Splits, config: RunConfig,
+    *, on_checkpoint: Callable[[Path], None] | None = None,
+) -> Trained:  # fmt: skip
     """Train ``model`` (in place) on ``splits.train`` and save it with its tokenizer in ``config.output``.
 
     The validation split, where there is one, is judged between steps. With ``config.resume`` the run continues from a
     checkpoint of the same run, on the CPU bit for bit as if it had never stopped. All processes call this.
+    ``on_checkpoint`` is called on the main process with the folder of each checkpoint that is whole; it must not raise nor take long.
 
     Raises:
         InputError: settings that do not fit the data or the checkpoint.
         StopRequested: SIGTERM or SIGINT; a checkpoint was saved first.
-        TrainingDiverged: a loss or gradient is no finite number; the last checkpoint is kept.
+        DiskError: a checkpoint or the trained model could not be written; the message says what is kept, and where.
+        TrainingDiverged: a loss or gradient is no finite number; the message holds a diagnosis, the last checkpoint is kept.
         OutOfMemory: the message holds the plan's numbers and settings that would fit.
     """
     _check_validation(splits, config)
@@ -86,13 +96,17 @@ def fit(
     if config.resume == "never":
         on_main(_clear_checkpoints, config)
     checkpoint, told = on_main(checkpoints.choose, config.resume, config.output)
+    checkpoint = bring(checkpoint)
     for line in told:
         note(line)
     state = json.loads((checkpoint / STATE).read_text(encoding="utf-8")) if checkpoint else {}
     max_length = config.train.max_length or default_length(model.config)
-    plan, facts = _plan(task, tokenizer, splits, config, max_length)
+    keys = (checkpoint / STREAM_KEYS).read_bytes() if checkpoint and (checkpoint / STREAM_KEYS).exists() else b""
+    plan, facts = _plan(task, tokenizer, splits, config, max_length, keys)
     run = fingerprint(task, plan, config, model)
     _check_same_run(state, run)
+    if isinstance(plan, StreamPlan):
+        plan.go_on = state.get("stream")
     arguments = make_arguments(config, plan)
     loader = StepLoader(
         plan, task.collator(tokenizer, model, training=True), process=arguments.process_index, processes=arguments.world_size,
@@ -101,6 +115,7 @@ def fit(
     trainer = ExactTrainer(
         task, model, tokenizer, arguments, config, loader, _judged(task, model, tokenizer, splits, config), run, state
     )
+    trainer.on_checkpoint, trainer.stream = on_checkpoint, splits.stream
     trainer.choose_precision(config, state.get("precision"))
     if checkpoint:
         note(f"continuing from {checkpoint} ({checkpoints.step_of(checkpoint)} of {plan.total_steps} steps done)")
@@ -131,10 +146,11 @@ def fit(
         peak_memory_bytes=peak,
         model_facts=_model_facts(unwrapped, tokenizer, config),
         choices=noted(),
-        data_facts=facts,
+        data_facts=facts | ({"skipped_steps": trainer.guard.skipped} if trainer.guard.skipped else {}),
         analysis=analysis,
         stopped_early=trainer.state.global_step < plan.total_steps,
         plan=plan_held,
+        trackers=trainer.trackers,
     )
 
 
@@ -146,7 +162,7 @@ def _judged(
         return None
     rows = first_rows(splits.validation, config.eval.max_rows)
     max_length = default_length(model.config)
-    features = task.encode(rows, tokenizer, max_length=max_length, training=False)
+    features = encode(task, rows, tokenizer, max_length=max_length, training=False)
     return Judged(rows=rows, features=features, max_length=max_length)
 
 
@@ -158,7 +174,7 @@ def _finish(
     def look(split: str, indices: Sequence[int] | None = None) -> tuple[Any, dict[str, np.ndarray]]:
         rows = getattr(splits, split)
         rows = rows if indices is None else rows.select(indices)
-        features = task.encode(rows, tokenizer, max_length=default_length(model.config), training=False)
+        features = encode(task, rows, tokenizer, max_length=default_length(model.config), training=False)
         outputs = collect(task, model, tokenizer, features, batch_size=config.eval.batch_size, title=f"looking at {split} rows")  # fmt: skip
         return rows, outputs
 
@@ -167,22 +183,38 @@ def _finish(
 
 def save_trained(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, output: Path) -> None:
     """Weights (safetensors; of an adapter it alone), config and tokenizer into ``output``: each file whole under another name
-    first, then renamed."""
+    first, then renamed.
+
+    Raises:
+        DiskError: the disk does not take them; the checkpoint of the last step holds them too.
+    """
     staging = output / ".saving.tmp"
-    with no_progress_bars():
-        model.save_pretrained(staging)
-    if adapters.is_adapter(model):
-        adapter_files.save_config(model, staging)
-    tokenizer.save_pretrained(staging)
-    for path in sorted(staging.iterdir()):
-        os.replace(path, output / path.name)
-    staging.rmdir()
+    try:
+        shutil.rmtree(staging, ignore_errors=True)  # of a run that was killed here
+        with no_progress_bars():
+            model.save_pretrained(staging)
+        if adapters.is_adapter(model):
+            adapter_files.save_config(model, staging)
+        tokenizer.save_pretrained(staging)
+        for path in staging.rglob("*"):
+            checkpoints.sync(path)
+        for path in sorted(staging.iterdir()):
+            if path.is_dir():
+                shutil.rmtree(output / path.name, ignore_errors=True)
+            os.replace(path, output / path.name)
+        checkpoints.sync(output)
+        staging.rmdir()
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(staging, ignore_errors=True)
+        saved = checkpoints.checkpoints(output)
+        kept = f"{saved[-1]} is whole: make room, and the same command with --resume auto goes on" if saved else "make room"
+        raise DiskError(f"the trained model could not be written to {output}: {in_words(error)}; {kept}") from error
 
 
 def _plan(
-    task: Task, tokenizer: PreTrainedTokenizerBase, splits: Splits, config: RunConfig, max_length: int
+    task: Task, tokenizer: PreTrainedTokenizerBase, splits: Splits, config: RunConfig, max_length: int, keys: bytes
 ) -> tuple[Plan | StreamPlan, dict[str, Any]]:
-    """Encode the training split and lay out the optimizer steps."""
+    """Encode the training split and lay out the optimizer steps. ``keys`` is what a checkpoint kept of the rows of a stream."""
     train, processes = config.train, int(os.environ.get("WORLD_SIZE", "1"))
     if train.max_tokens_per_batch is not None and train.max_tokens_per_batch < max_length:
         raise InputError(
@@ -202,12 +234,20 @@ def _plan(
     if config.data.streaming:
         assert max_steps is not None
 
-        def chunks(epoch: int) -> Iterator[Features]:
-            for rows in splits.train.batch(STREAM_ROWS):
-                yield task.encode(rows, tokenizer, max_length=max_length, training=True)
+        def chunks(epoch: int, begin: Mapping[str, Any] | None = None) -> Iterator[Features]:
+            batches: Iterator[tuple[Any, Any]]
+            if splits.stream is None:
+                batches = ((None, rows) for rows in splits.train.batch(STREAM_ROWS))
+            else:
+                batches = splits.stream.batches(STREAM_ROWS, begin, keys if begin else b"")
+            before = begin["counts"]["rows"] + begin["rows_before"] if begin else 0
+            for here, rows in batches:
+                features = task.encode(rows, tokenizer, max_length=max_length, training=True)
+                yield replace(features, rows=features.rows + before, begin=here)
+                before += len(next(iter(rows.values())))
 
         return StreamPlan(chunks, size, seed=train.seed, max_steps=max_steps), {"streaming": True}
-    features = task.encode(splits.train, tokenizer, max_length=max_length, training=True)
+    features = encode(task, splits.train, tokenizer, max_length=max_length, training=True)
     if not len(features):
         raise InputError(Problem(setting="data.train", message="no training row is left after encoding"))
     return Plan(features, size, seed=train.seed, epochs=epochs, max_steps=max_steps), features.facts

@@ -29,10 +29,11 @@ def main(config):
     model, tokenizer = hftk.load_model(config.model, task, splits, seed=config.train.seed)
     baselines = hftk.evaluate_baselines(task, tokenizer, splits, config.eval, max_length=max_length)
     before = hftk.evaluate(task, model, tokenizer, splits.held_out, config.eval, when="before")
-    trained = hftk.fit(task, model, tokenizer, splits, config)
+    trained = hftk.fit(task, model, tokenizer, splits, config, on_checkpoint=hftk.push_checkpoints(config))
     after = hftk.evaluate(task, trained.model, tokenizer, splits.held_out, config.eval, output=config.output)
     result = hftk.record(config, splits, trained, before, after, baselines)
     hftk.write_report(result, config.output)
+    hftk.track(trained, result.scores)
     hftk.publish(result, config)
     return result
 

@@ -1,4 +1,5 @@
-"""A Hub on loopback: the calls by which ``huggingface_hub`` makes, fills and reads a model repository, and faults on request.
+"""A Hub on loopback: the calls by which ``huggingface_hub`` makes, fills and reads a model repository and reads a data set, and
+faults on request.
 
 It keeps the files, asks for a token, knows large files by their hash, and checks a card's metadata as the Hub does in the
 points that cards get wrong. Calls and forms are those that huggingface_hub 2.4 uses without xet.
@@ -10,19 +11,24 @@ import base64
 import contextlib
 import hashlib
 import json
+import math
 import re
 import socket
 import threading
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 import yaml
 
 USER, TOKEN = "somebody", "hf_loopbackToken0123456789abcdef"
 HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?", re.ASCII)
 LICENSES = ("apache-2.0", "mit", "cc-by-4.0", "cc-by-sa-4.0", "openrail", "other", "unknown")
+PIPELINES = (
+    "text-generation", "text-classification", "summarization", "translation", "token-classification", "fill-mask", "question-answering",
+)  # fmt: skip
+RELATIONS = ("adapter", "finetune", "merge", "quantized")
 LARGE = (".safetensors", ".bin", ".spm", ".model")
 
 
@@ -35,12 +41,23 @@ def git_hash(content: bytes) -> str:
 class Repo:
     private: bool
     files: dict[str, bytes] = field(default_factory=dict)
+    """Of the branch main."""
     commits: list[str] = field(default_factory=list)
+    """Summaries, of all branches."""
+    others: dict[str, dict[str, bytes]] = field(default_factory=dict)
+    """Other branches to their files."""
+    history: dict[str, dict[str, bytes]] = field(default_factory=dict)
+    """Hash of every commit to the files that it left."""
 
-    @property
-    def sha(self) -> str:
-        """Of what it holds: clients keep files by it."""
-        state = [(path, git_hash(content)) for path, content in sorted(self.files.items())]
+    def branch(self, revision: str) -> dict[str, bytes] | None:
+        """The files of a branch, given its name or the hash of what it holds now, or of a commit."""
+        branches = {"main": self.files, **self.others}
+        named = branches.get(revision, self.history.get(revision))
+        return named if named is not None else next((f for f in branches.values() if self.sha(f) == revision), None)
+
+    def sha(self, files: dict[str, bytes]) -> str:
+        """Of what a branch holds: clients keep files by it."""
+        state = [(path, git_hash(content)) for path, content in sorted(files.items())]
         return hashlib.sha1(repr((state, self.commits)).encode()).hexdigest()
 
 
@@ -60,6 +77,7 @@ class Hub:
 
     def __init__(self) -> None:
         self.repos: dict[str, Repo] = {}
+        """``owner/name`` of a model, ``datasets/owner/name`` of a data set, to what it holds."""
         self.blobs: dict[str, bytes] = {}
         self.calls: list[str] = []
         """Method and path of every call, in their order."""
@@ -111,30 +129,54 @@ def card_errors(content: str) -> list[str]:
         for value in [values] if isinstance(values, str) else values:
             if not HUB_ID.fullmatch(value):
                 errors.append(f'"{name}" with value "{value}" is not valid. Use an id from the Hub')
-    if data.get("license", "mit") not in LICENSES:
-        errors.append(f'"license" must be one of {LICENSES}')
+    allowed = {"license": LICENSES, "pipeline_tag": PIPELINES, "base_model_relation": RELATIONS, "library_name": ("transformers", "peft")}
+    for name, values in allowed.items():
+        if name in data and data[name] not in values:
+            errors.append(f'"{name}" must be one of {values}')
+    if "base_model_relation" in data and "base_model" not in data:
+        errors.append('"base_model_relation" needs a "base_model"')
     languages = data.get("language") or []
     for code in [languages] if isinstance(languages, str) else languages:
         if not re.fullmatch(r"[a-z]{2,3}|code|multilingual", str(code)):
             errors.append(f'"language" with value "{code}" is not valid. It must be an ISO 639 code')
+    for name in ("tags", "metrics"):
+        if not all(isinstance(value, str) and value for value in data.get(name) or []):
+            errors.append(f'"{name}" must be a list of texts')
+    if "co2_eq_emissions" in data and not is_finite(data["co2_eq_emissions"].get("emissions")):
+        errors.append('"co2_eq_emissions.emissions" must be a number (grams)')
     for model in data.get("model-index") or []:
         if not isinstance(model.get("name"), str) or not model["name"]:
             errors.append('"model-index[0].name" is required')
-        for at, result in enumerate(model.get("results") or [None]):
-            where = f'"model-index[0].results[{at}]'
-            if result is None:
-                errors.append('"model-index[0].results" does not contain any value')
-                continue
-            errors += [
-                f'{where}.{part}.type" is required'
-                for part in ("task", "dataset")
-                if not result.get(part, {}).get("type")
-            ]
-            errors += [] if result.get("dataset", {}).get("name") else [f'{where}.dataset.name" is required']
-            for metric in result.get("metrics") or [{}]:
-                if not metric.get("type") or not isinstance(metric.get("value"), (int, float, str)):
-                    errors.append(f'{where}.metrics" needs a type and a value')
+        if not model.get("results"):
+            errors.append('"model-index[0].results" does not contain any value')
+        for at, result in enumerate(model.get("results") or []):
+            errors += result_errors(result, f'"model-index[0].results[{at}]')
     return errors
+
+
+def result_errors(result: dict[str, Any], where: str) -> list[str]:
+    """What the Hub does not take in one result: https://github.com/huggingface/hub-docs/blob/main/modelcard.md."""
+    task, dataset = (result.get(part) or {} for part in ("task", "dataset"))
+    errors = [] if task.get("type") in PIPELINES else [f'{where}.task.type" must be one of {PIPELINES}']
+    if not HUB_ID.fullmatch(str(dataset.get("type") or "")):
+        errors.append(f'{where}.dataset.type" is required, and has the form of an id')
+    if not isinstance(dataset.get("name"), str) or not dataset["name"].strip():
+        errors.append(f'{where}.dataset.name" is required')
+    for key in ("config", "split", "revision"):
+        if key in dataset and not isinstance(dataset[key], str):
+            errors.append(f'{where}.dataset.{key}" must be a text')
+    if not result.get("metrics"):
+        errors.append(f'{where}.metrics" is required')
+    for metric in result.get("metrics") or []:
+        if not isinstance(metric.get("type"), str) or not isinstance(metric.get("name", ""), str):
+            errors.append(f'{where}.metrics" needs a type')
+        if not isinstance(metric.get("value"), str) and not is_finite(metric.get("value")):
+            errors.append(f'{where}.metrics" needs a value, a finite number or a text')
+    return errors
+
+
+def is_finite(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -208,6 +250,17 @@ class Handler(BaseHTTPRequestHandler):
         self.error(401, "Invalid credentials in Authorization header")
         return False
 
+    def branch(
+        self, name: str, revision: str, *, write: bool = False, kind: str = "models"
+    ) -> tuple[Repo, dict[str, bytes]] | None:
+        """The repository and the files of one of its branches; else the call is answered."""
+        if (repo := self.repo(name if kind == "models" else f"{kind}/{name}", write=write)) is None:
+            return None
+        if (files := repo.branch(revision)) is None:
+            self.error(404, f"Invalid rev id: {revision}", "RevisionNotFound")
+            return None
+        return repo, files
+
     def repo(self, name: str, *, write: bool = False) -> Repo | None:
         """The repository, if this caller may see (or change) it; else the call is answered."""
         repo = self.hub.repos.get(name)
@@ -243,12 +296,12 @@ class Handler(BaseHTTPRequestHandler):
         errors = card_errors(json.loads(body)["content"])
         self.json({"errors": [{"message": e} for e in errors], "warnings": []}, 400 if errors else 200)
 
-    def preupload(self, body: bytes, name: str) -> None:
-        if (repo := self.repo(name, write=True)) is None:
+    def preupload(self, body: bytes, name: str, revision: str) -> None:
+        if (kept := self.branch(name, revision, write=True)) is None:
             return
         files = []
         for asked in json.loads(body)["files"]:
-            path, there = asked["path"], repo.files.get(asked["path"])
+            path, there = asked["path"], kept[1].get(asked["path"])
             large = path.endswith(LARGE) or asked["size"] > 10_000_000
             oid = None if there is None else hashlib.sha256(there).hexdigest() if large else git_hash(there)
             files.append({"path": path, "uploadMode": "lfs" if large else "regular", "shouldIgnore": False, "oid": oid})
@@ -281,68 +334,78 @@ class Handler(BaseHTTPRequestHandler):
         else:
             self.json({})
 
-    def commit(self, body: bytes, name: str) -> None:
+    def make_branch(self, body: bytes, name: str, branch: str) -> None:
         if (repo := self.repo(name, write=True)) is None:
             return
+        if repo.branch(branch) is not None:
+            self.error(409, "Reference already exists")
+            return
+        repo.others[branch] = dict(repo.files)
+        self.json({})
+
+    def commit(self, body: bytes, name: str, revision: str) -> None:
+        if (kept := self.branch(name, revision, write=True)) is None:
+            return
+        repo, files = kept
         for line in body.decode().splitlines():
             item = json.loads(line)
             value = item["value"]
             if item["key"] == "file":
-                repo.files[value["path"]] = base64.b64decode(value["content"])
+                files[value["path"]] = base64.b64decode(value["content"])
             elif item["key"] == "lfsFile":
-                repo.files[value["path"]] = self.hub.blobs[value["oid"]]
+                files[value["path"]] = self.hub.blobs[value["oid"]]
             elif item["key"] == "deletedFile":
-                del repo.files[value["path"]]
+                del files[value["path"]]
             else:
                 repo.commits.append(value["summary"])
-        self.json({"success": True, "commitOid": repo.sha, "commitUrl": f"{self.hub.url}/{name}/commit/{repo.sha}"})
+        sha = repo.sha(files)
+        repo.history[sha] = dict(files)
+        self.json({"success": True, "commitOid": sha, "commitUrl": f"{self.hub.url}/{name}/commit/{sha}"})
 
-    def info(self, body: bytes, name: str) -> None:
-        if (repo := self.repo(name)) is not None:
-            files = [{"rfilename": path} for path in sorted(repo.files)]
-            self.json(
-                {
-                    "_id": "0",
-                    "id": name,
-                    "modelId": name,
-                    "sha": repo.sha,
-                    "private": repo.private,
-                    "tags": [],
-                    "downloads": 0,
-                    "likes": 0,
-                    "siblings": files,
-                }
-            )
+    def info(self, body: bytes, kind: str, name: str, revision: str | None) -> None:
+        if (kept := self.branch(name, revision or "main", kind=kind)) is not None:
+            repo, files = kept
+            siblings = [{"rfilename": path} for path in sorted(files)]
+            facts = {"_id": "0", "id": name, "modelId": name, "sha": repo.sha(files), "private": repo.private}
+            self.json({**facts, "tags": [], "downloads": 0, "likes": 0, "siblings": siblings})
 
-    def tree(self, body: bytes, name: str) -> None:
-        if (repo := self.repo(name)) is not None:
-            self.json(
-                [
-                    {"type": "file", "oid": git_hash(c), "size": len(c), "path": path}
-                    for path, c in sorted(repo.files.items())
-                ]
-            )
+    def tree(self, body: bytes, kind: str, name: str, revision: str, folder: str | None) -> None:
+        if (kept := self.branch(name, revision, kind=kind)) is not None:
+            paths = sorted(path for path in kept[1] if path.startswith(f"{folder}/" if folder else ""))
+            self.json([self.entry(path, kept[1][path]) for path in paths])
 
-    def resolve(self, body: bytes, name: str, path: str) -> None:
-        if (repo := self.repo(name)) is None:
+    def paths_info(self, body: bytes, kind: str, name: str, revision: str) -> None:
+        if (kept := self.branch(name, revision, kind=kind)) is not None:
+            asked = parse_qs(body.decode()).get("paths", []) if body[:1] != b"{" else json.loads(body)["paths"]
+            self.json([self.entry(path, kept[1][path]) for path in asked if path in kept[1]])
+
+    @staticmethod
+    def entry(path: str, content: bytes) -> dict[str, Any]:
+        return {"type": "file", "oid": git_hash(content), "size": len(content), "path": path}
+
+    def resolve(self, body: bytes, kind: str | None, name: str, revision: str, path: str) -> None:
+        if (kept := self.branch(name, revision, kind=(kind or "models").rstrip("/"))) is None:
             return
-        if path not in repo.files:
+        repo, files = kept
+        if path not in files:
             self.error(404, "Entry not found", "EntryNotFound")
             return
-        content = repo.files[path]
-        self.send(200, content, ETag=f'"{hashlib.sha256(content).hexdigest()}"', X_Repo_Commit=repo.sha)
+        content = files[path]
+        self.send(200, content, ETag=f'"{hashlib.sha256(content).hexdigest()}"', X_Repo_Commit=repo.sha(files))
 
 
 ROUTES = [
     (r"GET /api/whoami-v2", Handler.whoami),
     (r"POST /api/repos/create", Handler.create),
     (r"POST /api/validate-yaml", Handler.validate),
-    (r"POST /api/models/(.+?)/preupload/main", Handler.preupload),
+    (r"POST /api/models/(.+?)/preupload/([\w-]+)", Handler.preupload),
     (r"POST /(.+?)\.git/info/lfs/objects/batch", Handler.batch),
     (r"PUT /blobs/(\w+)", Handler.put),
     (r"POST /(.+?)/verify", Handler.verify),
-    (r"POST /api/models/(.+?)/commit/main", Handler.commit),
-    (r"GET /api/models/([^/]+/[^/]+)(?:/revision/\w+)?", Handler.info),
-    (r"GET /api/models/([^/]+/[^/]+)/tree/\w+", Handler.tree),
-    (r"(?:GET|HEAD) /([^/]+/[^/]+)/resolve/\w+/(.+)", Handler.resolve),
+    (r"POST /api/models/(.+?)/branch/([\w-]+)", Handler.make_branch),
+    (r"POST /api/models/(.+?)/commit/([\w-]+)", Handler.commit),
+    (r"GET /api/(models|datasets)/([^/]+/[^/]+)(?:/revision/([\w-]+))?", Handler.info),
+    (r"GET /api/(models|datasets)/([^/]+/[^/]+)/tree/([\w-]+)(?:/(.+))?", Handler.tree),
+    (r"POST /api/(models|datasets)/([^/]+/[^/]+)/paths-info/([\w-]+)", Handler.paths_info),
+    (r"(?:GET|HEAD) /(datasets/)?([^/]+/[^/]+)/resolve/([\w-]+)/(.+)", Handler.resolve),
 ]

@@ -96,6 +96,69 @@ def test_a_missing_or_damaged_manifest_is_damage_and_no_crash(tmp_path: Path, co
     assert newest_whole(tmp_path)[0] is None
 
 
+def test_no_bit_of_a_manifest_can_change_unseen(tmp_path: Path) -> None:
+    staged, final = stage(tmp_path, 1, {"é.bin": b"x"})
+    seal(staged, final, {"step": 1, "of": "Zürich"})
+    manifest = final / MANIFEST
+    whole = manifest.read_bytes()
+    assert b"\\u00e9" in whole, "whose letters mean the same in upper case"
+    for place in range(len(whole)):
+        for bit in range(8):
+            manifest.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << bit]) + whole[place + 1 :])
+            assert "manifest" in damage(final) or "é.bin" in damage(final), (place, bit)
+    for length in range(len(whole)):
+        manifest.write_bytes(whole[:length])
+        assert "manifest" in damage(final)
+    manifest.write_bytes(whole)
+    assert damage(final) == ""
+
+
+@pytest.mark.parametrize("name", ["optimizer.bin", "pytorch_model.bin", "model-00001-of-00002.safetensors", "sub/adapter_config.json"])
+def test_a_file_that_would_be_loaded_and_was_not_written_is_damage(tmp_path: Path, name: str) -> None:
+    (folder,) = save(tmp_path, 1)
+    (folder / "notes.txt").write_text("the good one")
+    (folder / ".nfs.json").write_text("of a network disk")
+    assert damage(folder) == "" == damage(folder, contents=False)
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / name).write_text("{}")
+    assert damage(folder) == damage(folder, contents=False) == f"{name} was added after it was written"
+
+
+@pytest.mark.parametrize("name", [*FILES, MANIFEST])
+def test_a_folder_in_the_place_of_a_file_is_damage(tmp_path: Path, name: str) -> None:
+    (folder,) = save(tmp_path, 1)
+    (folder / name).unlink()
+    (folder / name).mkdir()
+    assert ("manifest" if name == MANIFEST else f"{name} is no file") in damage(folder)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="symbolic links need rights there")
+def test_links_are_as_good_as_what_they_lead_to(tmp_path: Path) -> None:
+    old, new = save(tmp_path, 1, 2)
+    away = tmp_path / "another disk"
+    shutil.move(old, away)
+    old.symlink_to(away, target_is_directory=True)
+    (new / "model.safetensors").unlink()
+    (new / "model.safetensors").symlink_to(away / "model.safetensors")
+    assert damage(old) == damage(new) == ""
+    (away / "model.safetensors").write_bytes(b"other")
+    assert "model.safetensors" in damage(old) and "model.safetensors" in damage(new)
+    (away / "model.safetensors").unlink()
+    assert "is missing" in damage(old) and "is missing" in damage(new)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="symbolic links need rights there")
+def test_rotation_takes_away_a_link_and_not_what_it_leads_to(tmp_path: Path) -> None:
+    for step in (1, 2):
+        (old,) = save(tmp_path, step)
+        away = tmp_path / f"another disk {step}"
+        shutil.move(old, away)
+        old.symlink_to(away, target_is_directory=True)
+        save(tmp_path, 10)
+        rotate(tmp_path, keep=1, best=None)
+        assert names(tmp_path) == ["checkpoint-10"] and contents(away).keys() == {*FILES, MANIFEST}
+
+
 def test_a_file_that_cannot_be_read_is_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (folder,) = save(tmp_path, 1)
 
@@ -150,7 +213,7 @@ def test_a_write_that_fails_leaves_the_older_checkpoints_as_they_were(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(*{"write": (Path, "write_text"), "sync": (os, "fsync"), "rename": (os, "replace")}[place], full)
+        patch.setattr(*{"write": (Path, "write_bytes"), "sync": (os, "fsync"), "rename": (os, "replace")}[place], full)
         with pytest.raises(OSError, match="No space left"):
             seal(staged, final, {"step": 3})
     assert not final.exists() and [contents(p) for p in old] == before

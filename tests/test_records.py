@@ -135,6 +135,17 @@ def test_choices_noted_anywhere_are_kept_once() -> None:
         choices.forget()
 
 
+def test_the_next_run_of_a_notebook_does_not_tell_the_choices_of_the_last_one() -> None:
+    choices.forget()
+    choices.note("of the first run")
+    assert record(CausalLMConfig(), None, None, None, None).choices == ["of the first run"]
+    choices.note("of the second run")
+    try:
+        assert record(CausalLMConfig(), None, None, None, None).choices == ["of the second run"]
+    finally:
+        choices.forget()
+
+
 # The file ---------------------------------------------------------------------------------------------------------------
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from hftk import __version__
-from hftk.cli import classes, comparison, export, planning, prediction, publication, recipes
+from hftk.cli import classes, comparison, export, planning, prediction, publication, recipes, reporting
 from hftk.cli.trained import all_at_once, check_model, check_output, load, say, takes_pairs, task_name, task_of, wrong
 from hftk.config import DataConfig, InputError, Problem, ServiceError
 
@@ -43,11 +43,6 @@ examples:
 
 Every --data.* and --eval.* that recipes take is taken too, such as --data.encoding, --data.documents,
 --eval.max_rows and --eval.resamples; --eval.* that are not given are as in the folder's config.yaml, if it has one."""
-REPORT = """\
-example:
-  hftk report out/gpt2_clm"""
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command in ``argv`` (default: the command line) and return its exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
@@ -102,10 +97,10 @@ def _command(words: list[str]) -> int:
         return _COMMANDS[given.command](given)
     if given.command == "plan":
         return planning.run_plan(given, dotted)
-    return _evaluate(given, dotted) if given.command == "evaluate" else _report(given)
+    return _evaluate(given, dotted)
 
 
-_COMMANDS = {"export": export.export, "push": publication.push, "new": recipes.copy_recipe, "recipes": recipes.list_recipes}
+_COMMANDS = {"report": reporting.report, "export": export.export, "push": publication.push, "new": recipes.copy_recipe, "recipes": recipes.list_recipes}
 
 
 # Flags ----------------------------------------------------------------------------------------------------------------
@@ -153,10 +148,10 @@ def _parsers() -> tuple[ArgumentParser, dict[str, ArgumentParser]]:
     )  # fmt: skip
     planning.add_flags(plan)
     report = commands.add_parser(
-        "report", help="make report.html anew from record.json", epilog=REPORT,
-        description="Make report.html anew from the record.json of a run.",
+        "report", help="a page about a run, or about several runs on the same rows", epilog=reporting.EXAMPLES,
+        description="Make report.html of a run anew from its record.json; or compare several runs on one page.",
     )  # fmt: skip
-    report.add_argument("dir", metavar="DIR", help="output folder of a run")
+    reporting.add_flags(report)
     push = commands.add_parser(
         "push", help="publish a run on the Hub, with a model card", epilog=publication.EXAMPLES,
         description="Publish the model of a finished run on the Hub, with a card made from its record.",
@@ -234,7 +229,7 @@ _OF_PREDICT = (
 """Settings of recipes to the flags of ``hftk predict``, the longer names first."""
 
 
-# evaluate and report --------------------------------------------------------------------------------------------------
+# evaluate --------------------------------------------------------------------------------------------------
 
 
 def _evaluate(given: Namespace, dotted: Sequence[str]) -> int:
@@ -331,13 +326,3 @@ def _table(result: Evaluation) -> str:
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in (head, *rows)]
     signatures = dict.fromkeys(score.signature for score in result.scores if score.signature)
     return "\n".join([*(line.rstrip() for line in lines), *signatures])
-
-
-def _report(given: Namespace) -> int:
-    from hftk.records import load_record, write_text
-    from hftk.reports import REPORT as NAME
-    from hftk.reports import render_html
-
-    path = Path(given.dir).expanduser()
-    print(write_text((path if path.is_dir() else path.parent) / NAME, render_html(load_record(path))))
-    return 0

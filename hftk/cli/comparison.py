@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Mapping, Sequence
@@ -59,12 +60,10 @@ def compare(given: Namespace) -> int:
     """
     if given.resamples < 1:
         raise InputError(Problem(setting="resamples", message=f"expected at least 1, found {given.resamples}"))
-    a, b = all_at_once(lambda: _read(given.dir_a), lambda: _read(given.dir_b))
-    _check_same(a, b)
+    a, b = read_runs([given.dir_a, given.dir_b])
     from hftk.metrics.comparison import in_words
 
-    chance = {"resamples": given.resamples, "seed": given.seed}
-    found, sentences = _METHODS[a.record.task](a, b, chance)
+    found, sentences = compare_runs(a, b, {"resamples": given.resamples, "seed": given.seed})
     sentences = [in_words(comparison, a.name, b.name) for comparison in found] + sentences
     say(f"{len(a.lines):,} rows of the {a.split or 'judged'} split")
     if given.json:
@@ -72,6 +71,23 @@ def compare(given: Namespace) -> int:
     else:
         print("\n".join(sentences))
     return 0
+
+
+def read_runs(names: Sequence[str]) -> list[Run]:
+    """The runs in folders of these names, judged on the same rows.
+
+    Raises:
+        InputError: a folder without a finished run, runs of different tasks or on different rows.
+    """
+    runs = all_at_once(*(functools.partial(_read, name) for name in names))
+    for other in runs[1:]:
+        _check_same(runs[0], other)
+    return list(runs)
+
+
+def compare_runs(a: Run, b: Run, chance: Mapping[str, Any]) -> tuple[list[Comparison], list[str]]:
+    """The paired tests of every score, and what else was tested in sentences; ``chance`` holds resamples and seed."""
+    return _METHODS[a.record.task](a, b, chance)
 
 
 def _read(name: str) -> Run:

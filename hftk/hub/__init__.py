@@ -18,6 +18,7 @@ from typing import TypeVar
 from hftk.checks import push_problems
 from hftk.config import InputError, PublishConfig, RunConfig
 from hftk.hub.card import card
+from hftk.hub.checkpoints import finish_checkpoints, push_checkpoints
 from hftk.hub.folder import CARD, File, collect, left_out, public
 from hftk.hub.upload import full_name, send
 from hftk.launch import launched, on_main
@@ -26,7 +27,7 @@ from hftk.launch.launcher import WORLD_SIZE, number_from_environment
 from hftk.records import RunRecord, load_record
 from hftk.reports import wording
 
-__all__ = ["Plan", "plan_push", "publish", "push"]
+__all__ = ["Plan", "plan_push", "publish", "push", "push_checkpoints"]
 
 T = TypeVar("T")
 PULSE_SECONDS = 60.0
@@ -80,7 +81,7 @@ def publish(record: RunRecord, config: RunConfig) -> str | None:
     """
     if config.publish.repo is None:
         return None
-    return _on_main_for_long(lambda: _publish(record, Path(config.output), config.publish))
+    return _on_main_for_long(lambda: _publish(record, config))
 
 
 def push(folder: str | Path, settings: PublishConfig, tell: Callable[[str], None] = print) -> str:
@@ -132,7 +133,9 @@ def finishing_command(folder: Path, settings: PublishConfig) -> str:
     return " ".join(word if word.startswith("~/") else shlex.quote(word) for word in words)
 
 
-def _publish(record: RunRecord, folder: Path, settings: PublishConfig) -> str | None:
+def _publish(record: RunRecord, config: RunConfig) -> str | None:
+    folder, settings = Path(config.output), config.publish
+
     def tell(line: str) -> None:
         print(line, flush=True)
 
@@ -140,6 +143,8 @@ def _publish(record: RunRecord, folder: Path, settings: PublishConfig) -> str | 
         plan = plan_push(record, folder, settings)
         tell("\n".join(["", "A dry run: nothing is sent.", *plan.lines(), "", f"{CARD}:", "", plan.card]))
         return None
+    for line in finish_checkpoints(config):
+        tell(line)
     return _push(record, folder, settings, tell)
 
 

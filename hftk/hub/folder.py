@@ -63,6 +63,19 @@ def collect(folder: Path, record: RunRecord, card: str, base_model: str | None =
         InputError: no weights, a part of them missing, a JSON file that cannot be read, an adapter whose base is a folder
             of this machine.
     """
+    files = model_files(folder, base_model)
+    files += [
+        File(name=CARD, content=card.encode()),
+        File(name=RECORD, content=_json(plain(record.to_dict()))),
+        File(name=REPORT, content=render_html(record).encode()),
+    ]
+    if record.config:
+        files.append(File(name=SETTINGS, content=_yaml(record.config)))
+    return sorted(files, key=lambda file: file.name)
+
+
+def model_files(folder: Path, base_model: str | None = None) -> list[File]:
+    """Weights, tokenizer and configs: what loading takes. Raises as :func:`collect`."""
     present = sorted(entry.name for entry in folder.iterdir() if entry.is_file())
     problems = list(_missing(folder, present))
     files = [File(name=name, content=folder / name) for name in present if matches(name, SENT)]
@@ -78,14 +91,7 @@ def collect(folder: Path, record: RunRecord, card: str, base_model: str | None =
             files.append(File(name=name, content=_json(without_folders(values))))
     if problems:
         raise InputError(*problems)
-    files += [
-        File(name=CARD, content=card.encode()),
-        File(name=RECORD, content=_json(plain(record.to_dict()))),
-        File(name=REPORT, content=render_html(record).encode()),
-    ]
-    if record.config:
-        files.append(File(name=SETTINGS, content=_yaml(record.config)))
-    return sorted(files, key=lambda file: file.name)
+    return files
 
 
 def left_out(folder: Path) -> list[str]:

@@ -9,12 +9,15 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from json import JSONDecodeError
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from hftk.adapter_files import ADAPTER
 from hftk.config import InputError, Problem, PublishConfig, ServiceError
 from hftk.hub.folder import WEIGHTS, File, matches
 from hftk.launch.environment import private
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi, ModelInfo
 
 T = TypeVar("T")
 WAITS = (2.0, 5.0, 15.0)
@@ -42,32 +45,17 @@ def send(files: Sequence[File], settings: PublishConfig, finish: str, tell: Call
             repository where a private one was asked for.
         ServiceError: the Hub or the network failed, also after several attempts. What arrived stays there.
     """
-    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+    from huggingface_hub import HfApi
 
     assert settings.repo is not None
     api, name = HfApi(library_name="hftk"), settings.repo
     try:
-        made = _persist(lambda: api.create_repo(name, private=settings.private, exist_ok=True), tell)
-        repo = made.repo_id
-        there = _persist(lambda: api.model_info(repo), tell)
-        if settings.private and there.private is False:
-            message = f"{repo} is public, and a private push was asked for: nothing was sent"
-            raise InputError(
-                Problem(
-                    setting="publish.private",
-                    message=message,
-                    fix="add --publish.private false, or name another --publish.repo",
-                )
-            )
-        if not settings.private and there.private:
-            tell(f"{repo} exists and stays private; its settings on the Hub make it public")
+        repo, there = _repository(api, settings, tell)
         names = {file.name for file in files}
-        stale = [s.rfilename for s in there.siblings or [] if matches(s.rfilename, STALE) and s.rfilename not in names]
+        stale = [name for name in there if matches(name, STALE) and name not in names]
         if stale:
             tell(f"removed from {repo}, an earlier push left them: {', '.join(stale)}")
-        operations: list[Any] = [CommitOperationDelete(path_in_repo=path) for path in stale]
-        operations += [CommitOperationAdd(path_in_repo=f.name, path_or_fileobj=f.content) for f in files]
-        _persist(lambda: api.create_commit(repo, operations, commit_message="Upload model with hftk"), tell)
+        _commit(api, repo, files, stale, "main", "Upload model with hftk", tell)
     except InputError:
         raise
     except KeyboardInterrupt:
@@ -76,6 +64,56 @@ def send(files: Sequence[File], settings: PublishConfig, finish: str, tell: Call
     except Exception as error:  # whatever the client, its HTTP library or hf_xet meets
         raise explain(error, name, finish) from error
     return f"{api.endpoint}/{repo}"
+
+
+def send_to_branch(files: Sequence[File], settings: PublishConfig, branch: str, message: str) -> None:
+    """Let a branch hold ``files`` and nothing else, in one commit and without a word; repository and branch are made if need be.
+
+    Raises whatever the client raises after several attempts (:func:`explain` says what it means), and InputError for a public
+    repository where a private one was asked for.
+    """
+    from huggingface_hub import HfApi
+
+    api = HfApi(library_name="hftk")
+    repo, _ = _repository(api, settings, quiet)
+    _persist(lambda: api.create_branch(repo, branch=branch, exist_ok=True), quiet)
+    there = _names(_persist(lambda: api.model_info(repo, revision=branch), quiet))
+    names = {file.name for file in files}
+    _commit(api, repo, files, [name for name in there if name not in names and name != ".gitattributes"], branch, message, quiet)
+
+
+def quiet(line: str) -> None:
+    """Takes lines and says nothing: of work beside the training the end alone is told."""
+
+
+def _repository(api: HfApi, settings: PublishConfig, tell: Callable[[str], None]) -> tuple[str, list[str]]:
+    """Id of the repository, made if need be, and the names of its files on the main branch."""
+    assert settings.repo is not None
+    name = settings.repo
+    repo = _persist(lambda: api.create_repo(name, private=settings.private, exist_ok=True), tell).repo_id
+    info = _persist(lambda: api.model_info(repo), tell)
+    if settings.private and info.private is False:
+        message = f"{repo} is public, and a private push was asked for: nothing was sent"
+        fix = "add --publish.private false, or name another --publish.repo"
+        raise InputError(Problem(setting="publish.private", message=message, fix=fix))
+    if not settings.private and info.private:
+        tell(f"{repo} exists and stays private; its settings on the Hub make it public")
+    return repo, _names(info)
+
+
+def _names(info: ModelInfo) -> list[str]:
+    return [file.rfilename for file in info.siblings or []]
+
+
+def _commit(
+    api: HfApi, repo: str, files: Sequence[File], stale: Sequence[str], branch: str, message: str, tell: Callable[[str], None]
+) -> None:  # fmt: skip
+    """One commit that puts ``files`` in and takes ``stale`` out."""
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete
+
+    operations: list[Any] = [CommitOperationDelete(path_in_repo=path) for path in stale]
+    operations += [CommitOperationAdd(path_in_repo=f.name, path_or_fileobj=f.content) for f in files]
+    _persist(lambda: api.create_commit(repo, operations, commit_message=message, revision=branch), tell)
 
 
 def full_name(repo: str, finish: str, tell: Callable[[str], None]) -> str:

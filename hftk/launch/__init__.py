@@ -21,37 +21,26 @@ import gc
 import io
 import os
 import pickle
-import re
 import sys
-import time
-import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 from hftk import choices
-from hftk.config import InputError, RunConfig, ServiceError, override, to_dict
-from hftk.launch import launcher
-from hftk.launch.environment import command_line, private, redact
-from hftk.launch.output import (
-    check_output,
-    now,
-    prepare_output,
-    read_status,
-    release_output,
-    settle_output,
-    write_status,
-)
+from hftk.config import InputError, RunConfig, override, to_dict
+from hftk.launch import launcher, machines, peers
+from hftk.launch.endings import Run, end, end_stuck, is_main, processes
+from hftk.launch.environment import command_line, redact
+from hftk.launch.files import write_atomically
+from hftk.launch.output import check_output, now, prepare_output, release_output, write_status
 from hftk.launch.signals import StopRequested, die_with, graceful, handled, ignore_requests, stop_requested
-from hftk.problems import OutOfMemory, is_out_of_memory
 
-__all__ = ["Launch", "StopRequested", "graceful", "launched", "on_main", "run", "stop_requested"]
+__all__ = ["Launch", "StopRequested", "alone", "graceful", "launched", "on_main", "run", "stop_requested", "wait_for_all"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
-PEER_SECONDS = 2.0
-"""How long a failed peer waits for the main process to say the same before it speaks itself."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,16 +78,17 @@ def launched() -> Launch:
     from accelerate import DistributedType, PartialState
 
     started_by = launcher.find_launcher()
-    processes = _processes()
+    asked = processes()
     available = torch.accelerator.current_accelerator(check_available=True)
     kind = "cpu" if available is None or _cpu_asked(started_by) else available.type
-    if kind == "mps" and processes > 1:  # accelerate joins no processes on Apple's GPU: each would believe it is alone
+    if kind == "mps" and asked > 1:  # accelerate joins no processes on Apple's GPU: each would believe it is alone
         kind = "cpu"
     if kind == "cpu" and "LOCAL_RANK" in os.environ:
         # The launcher hands on `use_cpu` to a single process only (accelerate 1.15), and Trainer makes the state anew.
         os.environ["ACCELERATE_USE_CPU"] = "true"
-    state = PartialState(cpu=kind == "cpu")
-    strategy = launcher.strategy_in_environment() or ("ddp" if processes > 1 else "none")
+    patience = {"timeout": timedelta(seconds=_Inside.timeout)} if asked > 1 else {}
+    state = PartialState(cpu=kind == "cpu", **patience)
+    strategy = launcher.strategy_in_environment() or ("ddp" if asked > 1 else "none")
     launch = Launch(
         processes=state.num_processes,
         rank=state.process_index,
@@ -111,7 +101,7 @@ def launched() -> Launch:
     # Where accelerate sees no group of processes and Trainer sees several GPUs, it wraps the model in nn.DataParallel.
     gpus = torch.cuda.device_count() if kind == "cuda" and state.distributed_type == DistributedType.NO else 1
     problems = launcher.downgrades(
-        asked=processes, found=launch.processes, strategy=strategy, device=launch.device, gpus_of_one_process=gpus
+        asked=asked, found=launch.processes, strategy=strategy, device=launch.device, gpus_of_one_process=gpus
     )
     if problems:
         raise InputError(*problems)
@@ -121,28 +111,31 @@ def launched() -> Launch:
 def on_main(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """Calls ``function`` on the main process only and returns its result, or raises its exception, on every process.
 
-    So a full disk on the main process ends its peers instead of leaving them waiting. All processes must come here; the others
-    wait no longer than the backend's time-out. The result must be picklable. A single process needs no torch for it.
+    So a full disk on the main process ends its peers instead of leaving them waiting. All processes must come here. Under
+    :func:`run` the others wait as long as it takes; elsewhere no longer than the backend's time-out. The result must be
+    picklable. A single process needs no torch for it.
     """
-    if _processes() == 1 or _Inside.on_main:
+    if alone():
         return function(*args, **kwargs)
-    is_main = launched().is_main
+    current = _Inside.run
+    main = launched().is_main
     from accelerate.utils import broadcast_object_list
 
     value: Any = None
     error: BaseException | None = None
     parcel: list[Any] = [None]
-    if is_main:
-        _Inside.on_main = True
+    if main:
+        current.busy = True
         try:
             value = function(*args, **kwargs)
         except BaseException as caught:
             error = caught
         finally:
-            _Inside.on_main = False
+            current.busy = False
         parcel, error = _packed(value, error)
+    wait_for_all()
     broadcast_object_list(parcel, from_process=0)
-    if not is_main:
+    if not main:
         value, error = pickle.loads(parcel[0])
         if error is not None:
             error.__dict__["from_main"] = True
@@ -151,13 +144,27 @@ def on_main(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     return value
 
 
+def alone() -> bool:
+    """Whether this process has nobody to wait for: it is the only one, or does something that :func:`on_main` gave it."""
+    return processes() == 1 or _Inside.run.busy
+
+
+def wait_for_all() -> None:
+    """Returns when all processes have come here. Under :func:`run` that may take as long as it takes; else it does not wait.
+
+    To be called before a collective operation at which some processes may arrive long after the others.
+    """
+    if _Inside.run.peers is not None:
+        _Inside.run.peers.meet()
+
+
 def run(main: Callable[[Any], Any], config: RunConfig, argv: Sequence[str] | None = None) -> None:
     """Runs ``main`` with ``config`` under the flags in ``argv`` (default: the command line); exits with the codes above.
 
     Reads the flags, compares the launch with what was asked for, prepares the output folder, prints and saves the merged config,
     and keeps ``status.json``. Returns if all went well. Wrong flags and ``--help`` need no torch and touch no file.
     """
-    current = _Run()
+    current = _Inside.run = Run()
     code = 1
     with handled():
         try:
@@ -166,66 +173,75 @@ def run(main: Callable[[Any], Any], config: RunConfig, argv: Sequence[str] | Non
             if isinstance(error, SystemExit) and current.folder is None:
                 raise  # --help
             ignore_requests()
-            code = _end(error, current)
+            code = end(error, current)
         finally:
-            if current.folder is not None and _is_main():
-                with contextlib.suppress(OSError):
-                    settle_output(current.folder, keep_new=code != 2 or _has_weights(current.folder))
-                release_output(current.folder)
+            current.close(code)
+            _Inside.run = Run()
     if code:
         sys.stdout.flush()
         sys.exit(code)
 
 
-def _has_weights(folder: Path) -> bool:
-    """Whether this run has trained: what an earlier run left is set aside, so these are not its weights."""
-    return any(folder.glob("*.safetensors")) or any((folder / "checkpoints").glob("checkpoint-*"))
-
-
 class _Inside:
-    on_main = False
+    """Of this process."""
+
+    run = Run()
+    timeout = 1800.0
+    """Seconds after which a collective operation of gloo or NCCL gives up: as ``TrainingArguments.ddp_timeout`` has it."""
 
 
-@dataclass
-class _Run:
-    """What :func:`run` knows so far."""
-
-    folder: Path | None = None
-    """The output folder once it is locked for this run."""
-    status: dict[str, Any] | None = None
-
-
-def _attempt(main: Callable[[Any], Any], config: RunConfig, argv: Sequence[str] | None, current: _Run) -> int:
+def _attempt(main: Callable[[Any], Any], config: RunConfig, argv: Sequence[str] | None, current: Run) -> int:
     from hftk.parsing import parse
 
     recipe = config
     description = getattr(sys.modules.get(main.__module__), "__doc__", None) or ""
-    with contextlib.nullcontext() if _is_main() else contextlib.redirect_stdout(io.StringIO()):  # --help once
+    with contextlib.nullcontext() if is_main() else contextlib.redirect_stdout(io.StringIO()):  # --help once
         config = parse(config, argv, description=description)
     choices.forget()
     started_by = launcher.find_launcher()
     problems = launcher.contradictions(started_by)
     if problems:
         raise InputError(*problems)
+    if launcher.is_orphan(started_by):
+        raise StopRequested("the launcher has ended")
     if started_by is not None:
         die_with(started_by.pid)
     launcher.use_all_cores(started_by)
     launcher.keep_memory()
     atexit.register(gc.freeze)  # else the interpreter looks through a million objects at its end: 1.5 s
-    if _processes() == 1:  # several processes have to be joined before one of them may stop
+    if processes() == 1:  # several processes have to be joined before one of them may stop
         check_output(config)
-    if _processes() > 1 or not _cpu_asked(started_by):  # one process on the CPU, as asked: nothing can be amiss
-        launched()  # before --overwrite sets anything aside
+    if processes() > 1 or not _cpu_asked(started_by):  # one process on the CPU, as asked: nothing can be amiss
+        _Inside.timeout = float(config.train.extra.get("ddp_timeout", 1800))
+        launch = launched()  # before --overwrite sets anything aside
+        if launch.processes > 1:
+            _watch(launch, config.train.peer_timeout, current)
     current.folder, current.status = on_main(_begin, config, recipe)
+    if current.peers is not None:
+        machines.check_output_is_seen(current.folder, current.status, launched().strategy)
     main(config)
-    on_main(_write, current, state="done", exit_code=0, message="")
+    on_main(current.write, state="done", exit_code=0, message="")
+    if current.peers is not None:
+        current.peers.leave("done")
     _leave_group()
     return 0
 
 
+def _watch(launch: Launch, seconds: float, current: Run) -> None:
+    """Lets the processes watch each other, or says that they cannot."""
+    found = peers.watch(launch.rank, launch.processes, seconds, functools.partial(end_stuck, current=current))
+    if isinstance(found, str):
+        choices.note(
+            f"the processes do not watch each other, since {found}; a lost one is noticed by {launch.backend} alone, and none may "
+            f"work alone for more than {_Inside.timeout:g} s (--train.extra.ddp_timeout)"
+        )
+    else:
+        current.peers = found
+
+
 def _begin(config: RunConfig, recipe: RunConfig) -> tuple[Path, dict[str, Any]]:
     """Locks the output folder, says that the run runs, saves the config and prints what is special in it."""
-    from hftk.parsing import print_changed, save_config
+    from hftk.parsing import dump_config, print_changed
 
     folder = prepare_output(config)
     try:
@@ -233,117 +249,19 @@ def _begin(config: RunConfig, recipe: RunConfig) -> tuple[Path, dict[str, Any]]:
             folder,
             {
                 "state": "running", "exit_code": None, "message": "", "pid": os.getpid(), "started": now(), "updated": "",
-                "processes": _processes(), "command": command_line(),
+                "processes": processes(), "command": command_line(),
             },
         )  # fmt: skip
         saved = folder / "config.yaml"
         anew = config.resume == "never" or not saved.exists()  # a resumed run is compared with what is there
         if anew:
-            save_config(config, saved)
+            write_atomically(saved, dump_config(config))
         print_changed(override(config, redact(to_dict(config))), recipe)
         print(f"all settings{'' if anew else ' of the first start'}: {saved}", flush=True)
     except BaseException:
         release_output(folder)
         raise
     return folder, status
-
-
-def _write(current: _Run, **changes: Any) -> None:
-    if current.folder is not None and current.status is not None:
-        write_status(current.folder, {**current.status, **changes})
-
-
-def _end(error: BaseException, current: _Run) -> int:
-    """Says how the run ended, on stderr and in ``status.json``, and returns the exit code."""
-    state, code, message = _meaning(error)
-    if not _is_main():
-        return _end_peer(error, current, state, code, message)
-    told_by_peer = _told(current)
-    if told_by_peer is not None:  # what ends the main process then is only that the peer is gone
-        print(f"hftk: {told_by_peer['state']}: {told_by_peer['message']}", file=sys.stderr, flush=True)
-        return int(told_by_peer["exit_code"])
-    _print_ending(error, state, message, current.folder)
-    with contextlib.suppress(OSError):  # a full disk must not hide the reason
-        _write(current, state=state, exit_code=code, message=message)
-    return code
-
-
-def _end_peer(error: BaseException, current: _Run, state: str, code: int, message: str) -> int:
-    """A process that is not the main one speaks only where the main process, given time, does not say what went wrong."""
-    if state in ("stopped", "done") or getattr(error, "from_main", False):
-        return code
-    if current.folder is None:  # too early for the two to have seen different things, unless it is a defect
-        if state == "failed":
-            traceback.print_exception(error)
-        return code
-    deadline = time.monotonic() + PEER_SECONDS
-    while time.monotonic() < deadline:
-        if _told(current) is not None:
-            return code
-        time.sleep(0.05)
-    message = f"process {launcher.number_from_environment(launcher.RANK, 0)}: {message}"
-    _print_ending(error, state, message, current.folder)
-    with contextlib.suppress(OSError):  # another machine may not see the folder
-        _write(current, state=state, exit_code=code, message=message)
-    return code
-
-
-def _told(current: _Run) -> dict[str, Any] | None:
-    """``status.json`` if it already says how this run went wrong."""
-    status = read_status(current.folder) if current.folder is not None else None
-    if status is None or current.status is None or status["state"] not in ("failed", "wrong input"):
-        return None
-    return status if (status["pid"], status["started"]) == (current.status["pid"], current.status["started"]) else None
-
-
-def _meaning(error: BaseException) -> tuple[str, int, str]:
-    """(state, exit code, message) of what ended the run."""
-    if isinstance(error, InputError):
-        return "wrong input", 2, str(error)
-    if isinstance(error, KeyboardInterrupt):
-        return "stopped", 3, f"stopped on request ({error or 'SIGINT'})"
-    if isinstance(error, SystemExit) and not error.code:
-        return "done", 0, ""
-    if isinstance(error, ServiceError | OutOfMemory):
-        return "failed", 1, str(error)
-    if is_out_of_memory(error):
-        return "failed", 1, f"out of memory: {_first_line(error)}; hftk plan RECIPE with the same settings says what needs it, and what would fit"
-    message = f"{type(error).__name__}: {error}"
-    if _processes() > 1 and re.search(r"Connection (closed|reset) by peer", message):
-        message = f"another process of this run ended without a word (killed, or out of memory?); {message}"
-    return "failed", 1, message
-
-
-def _print_ending(error: BaseException, state: str, message: str, folder: Path | None) -> None:
-    if state == "wrong input" and isinstance(error, InputError):
-        number = len(error.problems)
-        lines = [f"hftk: {number} problem{'s' if number > 1 else ''} in the input", *(f"  {p}" for p in error.problems)]
-        text = "\n".join(lines)
-    elif state == "stopped":
-        text = f"hftk: {message}" + ("; --resume auto goes on from the last checkpoint" if folder else "")
-    elif isinstance(error, ServiceError) or is_out_of_memory(error):
-        text = f"hftk: failed: {message}"
-    elif state == "failed":
-        traceback.print_exception(error)
-        text = f"hftk: failed: {message}" + (f" (kept in {folder / 'status.json'})" if folder else "")
-    else:
-        return
-    sys.stdout.flush()
-    print(private(text), file=sys.stderr, flush=True)
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).splitlines()), "") or type(error).__name__
-
-
-def _processes() -> int:
-    """Processes on all machines together, from the environment alone."""
-    return launcher.number_from_environment(launcher.WORLD_SIZE, 1)
-
-
-def _is_main() -> bool:
-    """Whether this process is the main one, from the environment alone."""
-    return launcher.number_from_environment(launcher.RANK, 0) == 0
 
 
 def _cpu_asked(started_by: launcher.Launcher | None) -> bool:

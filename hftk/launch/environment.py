@@ -96,20 +96,24 @@ def _launcher() -> list[str]:
         words = parent.cmdline() if parent is not None else []
     except Exception:  # no psutil, no parent, no permission: the command is then shown as a plain python one
         return []
-    for at, word in enumerate(words[:4]):
-        name = Path(word).stem
-        if name in ("accelerate", "accelerate-launch", "torchrun"):
+    for at, word in enumerate(words[:6]):
+        name = ["python", "-m", word] if words[at - 1 : at] == ["-m"] else [Path(word).stem]
+        if name[-1] in ("accelerate", "accelerate-launch", "torchrun", "accelerate.commands.launch", "torch.distributed.run"):
             rest = words[at + 1 :]
             script = next((i for i, w in enumerate(rest) if w.endswith(".py")), len(rest))
-            return [name, *rest[:script]]
+            return [*name, *rest[:script]]
     return []
 
 
 def environment() -> dict[str, Any]:
     """``hardware``, ``versions`` and ``git`` of this process, without anything that names the machine or its user."""
-    versions: dict[str, str | None] = {"hftk": __version__, "python": platform.python_version()}
-    versions |= {name: version(name) for name in PACKAGES}
-    return {"hardware": _hardware(), "versions": {k: v for k, v in versions.items() if v}, "git": _git()}
+    return {"hardware": _hardware(), "versions": versions(), "git": _git()}
+
+
+def versions() -> dict[str, str]:
+    """Versions of hftk, Python and the libraries that matter, as far as they are installed."""
+    found = {"hftk": __version__, "python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
+    return {name: number for name, number in found.items() if number}
 
 
 def version(package: str) -> str | None:

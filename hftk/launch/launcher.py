@@ -24,6 +24,9 @@ from hftk.launch.environment import redact_command
 TWO_PROCESSES = "recipes/accelerate/two_processes.yaml"
 RANK = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
 THREADS = "OMP_NUM_THREADS"
+_SET_BY_LAUNCHERS = ("TORCHELASTIC_RUN_ID", "ACCELERATE_MIXED_PRECISION")
+_FOSTER_PARENTS = ("systemd", "init", "tini", "dumb-init", "docker-init", "catatonit", "launchd")
+"""Who takes in the children of a process that has ended."""
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h
 WORLD_SIZE = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 LOCAL_RANK = ("LOCAL_RANK", "MPI_LOCALRANKID", "OMPI_COMM_WORLD_LOCAL_RANK", "MV2_COMM_WORLD_LOCAL_RANK")
@@ -80,6 +83,19 @@ def find_launcher() -> Launcher | None:
             asked = _asked_of_accelerate(_before_script(arguments), Path(folder)) if name == "accelerate" else {}
             return Launcher(name=name, pid=parent.pid, **asked)
     return None
+
+
+def is_orphan(launcher: Launcher | None) -> bool:
+    """Whether a launcher started this process and is gone already, so that nobody would wait for it or end it."""
+    import psutil
+
+    if launcher is not None or not any(name in os.environ for name in _SET_BY_LAUNCHERS):
+        return False
+    try:
+        parent = psutil.Process().parent()
+        return parent is None or parent.pid == 1 or parent.name() in _FOSTER_PARENTS
+    except psutil.Error:
+        return False
 
 
 def contradictions(launcher: Launcher | None) -> list[Problem]:

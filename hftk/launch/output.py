@@ -21,15 +21,17 @@ from typing import Any
 
 from hftk.config import InputError, Problem, RunConfig
 from hftk.launch.environment import private
+from hftk.launch.files import make_folder, remove_unfinished, write_atomically
 
 STATUS = "status.json"
 PREDICTIONS = "predictions.jsonl"
 LOCK = "run.lock"
+DIVERGENCE = "divergence.json"
 OURS = (
     "*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json", "adapter_config.json", "base_config.json", "base",
     "training_args.bin", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
     "vocab.json", "vocab.txt", "merges.txt", "*.spm", "spiece.model", "sentencepiece.bpe.model", "tokenizer.model",
-    "chat_template.json*", "chat_template.jinja", "README.md", "report.html", "report.md", PREDICTIONS,
+    "chat_template.json*", "chat_template.jinja", "README.md", "report.html", "report.md", PREDICTIONS, DIVERGENCE,
     ".generated.jsonl*", "checkpoints", ".saving", ".replaced", f"{PREDICTIONS}.partial", ".*.tmp", LOCK, "record.json", "config.yaml", STATUS,
 )  # fmt: skip
 """Names that a run leaves in its output folder, and that ``--overwrite`` removes; the last ones tell whose folder it is."""
@@ -54,10 +56,11 @@ def prepare_output(config: RunConfig) -> Path:
     """
     folder = check_output(config)
     with _folder_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         _lock(folder)
         try:
             _check_contents(folder, config)  # again: until the lock was taken, another run may have written
+            remove_unfinished(folder)
             if config.overwrite:
                 _set_aside(folder)
         except BaseException:
@@ -115,20 +118,6 @@ def read_status(folder: Path) -> dict[str, Any] | None:
     return status if status is not None and {"state", "exit_code", "pid"} <= status.keys() else None
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Writes a small text file so that readers and crashes meet the old content or the new, never a part."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-
-
 def now() -> str:
     """The time in UTC, ISO 8601, to the second."""
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
@@ -167,10 +156,13 @@ def _check_contents(folder: Path, config: RunConfig) -> None:
 
 
 def _continues(config: RunConfig, folder: Path) -> bool:
-    """Whether the run goes on with what the folder holds: --resume auto, or the path of a checkpoint inside of it."""
+    """Whether the run goes on with what the folder holds: --resume auto, or the path of a checkpoint inside of it, or of one
+    that was saved elsewhere because this folder's disk was full (its manifest tells)."""
     if config.resume in ("auto", "never"):
         return config.resume == "auto"
-    return Path(config.resume).expanduser().resolve().is_relative_to(folder.resolve())
+    path = Path(config.resume).expanduser().resolve()
+    here = folder.resolve()
+    return path.is_relative_to(here) or (_read_json(path / "manifest.json") or {}).get("output") == str(here)
 
 
 def _check_removable(folder: Path, foreign: list[str], earlier: str | None) -> None:
@@ -308,7 +300,7 @@ def _is_alive(owner: Mapping[str, Any], path: Path) -> bool:
     import psutil
 
     if owner["host"] != socket.gethostname():
-        return _silence(path) < SILENT_SECONDS
+        return _is_touched(path)
     try:
         process = psutil.Process(int(owner["pid"]))
         same = (
@@ -319,6 +311,29 @@ def _is_alive(owner: Mapping[str, Any], path: Path) -> bool:
         return False
     except psutil.AccessDenied:
         return True
+
+
+def _is_touched(path: Path) -> bool:
+    """Whether the owner, on another machine, still touches its lock: waits until it does, or has been silent for long enough.
+
+    So a run that is started again on another machine, after the first one's failed, need not be started twice.
+    """
+    seen, told = _touched(path), False
+    while (silence := _silence(path)) < SILENT_SECONDS:
+        if _touched(path) != seen:
+            return True
+        if not told:
+            told = True
+            print(f"{path}: another machine's run was here {silence:.0f} s ago; waiting to see whether it still runs (at most {SILENT_SECONDS:g} s)", flush=True)  # fmt: skip
+        time.sleep(min(1.0, SILENT_SECONDS / 10))
+    return False
+
+
+def _touched(path: Path) -> int:
+    try:
+        return path.stat().st_mtime_ns
+    except FileNotFoundError:
+        return 0
 
 
 def _silence(path: Path) -> float:

@@ -16,6 +16,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from hftk.progress import in_notebook
+
 SAME_REQUEST_SECONDS = 1.0
 """A terminal's Ctrl-C reaches the launcher too, which hands it on: a SIGINT this soon after the first is the same wish."""
 WATCH_SECONDS = 2.0
@@ -114,6 +116,8 @@ def _on_signal(number: int, frame: FrameType | None) -> None:
         return
     if _request.signal_name:
         if number == signal.SIGINT and time.monotonic() - _request.since > SAME_REQUEST_SECONDS:
+            if in_notebook():  # the kernel lives on, and what its cells have made with it
+                raise KeyboardInterrupt
             os.write(2, b"\nSecond interrupt: ended at once, nothing more is saved.\n")
             os._exit(130)
         return

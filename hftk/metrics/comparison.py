@@ -166,6 +166,17 @@ def compare_regression(
     return comparisons
 
 
+def holm(p_values: Sequence[float]) -> list[float]:
+    """P-values adjusted for several tests at once, in the order given (Holm, A simple sequentially rejective multiple test
+    procedure, Scandinavian Journal of Statistics 6, 1979)."""
+    order = sorted(range(len(p_values)), key=lambda i: p_values[i])
+    adjusted, so_far = [0.0] * len(p_values), 0.0
+    for rank, i in enumerate(order):
+        so_far = max(so_far, min(1.0, (len(order) - rank) * p_values[i]))
+        adjusted[i] = so_far
+    return adjusted
+
+
 def in_words(comparison: Comparison, name_a: str, name_b: str, *, level: float = 0.05) -> str:
     """One sentence that says which system is better, by how much, and whether the difference is real (p < ``level``).
 

@@ -209,11 +209,12 @@ def format_help(config: Any, description: str = "", prog: str | None = None) -> 
             groups[section] = parser.add_argument_group(section or "run", _first_line(config, section))
         name = f"--{item.name}.NAME" if item.mapping is not None else f"--{item.name}"
         text = f"{item.meaning} {_shown_default(item)}".strip()
-        groups[section].add_argument(name, metavar=_metavar(item), help=text.replace("%", "%%"))
+        groups[section].add_argument(name, metavar=metavar(item), help=text.replace("%", "%%"))
     return parser.format_help()
 
 
-def _metavar(item: Setting) -> str:
+def metavar(item: Setting) -> str:
+    """What stands for the value in the help, such as NUMBER or true|false."""
     choices = [str(choice) for kind in item.members if get_origin(kind) is Literal for choice in get_args(kind)]
     choices = ["true", "false", *choices] if choices and item.is_bool else choices
     kind = item.members[0]

@@ -81,7 +81,7 @@ def render_html(record: RunRecord) -> str:
         "environment": "Environment",
         "again": "Run it again",
     }
-    page = _environment().get_template("report.html.j2").render(
+    page = environment().get_template("report.html.j2").render(
         record=record,
         model=wording.model_name(record),
         data=wording.data_name(record),
@@ -104,7 +104,8 @@ def render_html(record: RunRecord) -> str:
     return page.lstrip()
 
 
-def _environment() -> Environment:
+def environment() -> Environment:
+    """The templates' environment. Raises InputError where Jinja2 is missing."""
     try:
         import jinja2  # noqa: F401
     except ImportError:

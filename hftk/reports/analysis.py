@@ -106,7 +106,7 @@ def _largest(
     heads = (*titles, "rows", f"share of {titles[0]}")
     lines = [(rows[i], columns[j], value, _percent(value / totals[i])) for value, i, j in cells[:MOST_CELLS]]
     keys = [{"key": str(k), "title": head} for k, head in enumerate(heads)]
-    shown = _table({"columns": keys, "rows": [{str(k): v for k, v in enumerate(line)} for line in lines]})
+    shown = table_view({"columns": keys, "rows": [{str(k): v for k, v in enumerate(line)} for line in lines]})
     off = f"{len(cells):,} cells off the diagonal of {len(rows):,} x {len(columns):,} hold rows"
     more = f"; these are the {MOST_CELLS} largest" if len(cells) > MOST_CELLS else ""
     return {**shown, "lead": f"{off}{more}." if cells else "No cell off the diagonal holds a row."}
@@ -115,7 +115,8 @@ def _largest(
 # Tables, examples, facts ------------------------------------------------------------------------------------------------
 
 
-def _table(section: Mapping[str, Any]) -> dict[str, Any]:
+def table_view(section: Mapping[str, Any]) -> dict[str, Any]:
+    """A section of the kind table as heads and rows of cells, each with text, title, number (or not) and interval."""
     columns = [(column["key"], str(column.get("title") or column["key"])) for column in _list(section, "columns")]
     given = _list(section, "rows")
     rows = given[:MOST_ROWS]
@@ -192,7 +193,7 @@ def _reliability(section: Mapping[str, Any]) -> dict[str, Any]:
     columns = [{"key": key, "title": key} for key in ("bin", "rows", "confidence", "accuracy")]
     return {
         "shape": "reliability", "x": scale, "y": scale, "dots": dots, "layers": [],
-        "x_title": "confidence", "y_title": "accuracy", "table": _table({"columns": columns, "rows": rows}),
+        "x_title": "confidence", "y_title": "accuracy", "table": table_view({"columns": columns, "rows": rows}),
         "description": f"Accuracy over confidence in {wording.plural(len(dots), 'bin')}; the table holds the numbers.",
     }  # fmt: skip
 
@@ -237,7 +238,7 @@ def _scatter(section: Mapping[str, Any]) -> dict[str, Any]:
 
 
 SHAPES = {
-    "matrix": _matrix, "table": _table, "examples": _examples, "reliability": _reliability, "scatter": _scatter,
+    "matrix": _matrix, "table": table_view, "examples": _examples, "reliability": _reliability, "scatter": _scatter,
     "facts": _facts,
 }  # fmt: skip
 
@@ -267,8 +268,11 @@ def _percent(share: float) -> str:
 
 
 def _short(text: str, most: int = LONGEST_NAME) -> dict[str, str]:
-    """A text cut to a length, with the whole one as its title where it was cut."""
-    return {"text": text, "title": ""} if len(text) <= most else {"text": text[: most - 1] + "…", "title": text}
+    """A text cut to a length, with the whole one as its title where it was cut; of a name its end stays, which tells it from others."""
+    if len(text) <= most:
+        return {"text": text, "title": ""}
+    end = most // 3 if most == LONGEST_NAME else 0
+    return {"text": text[: most - 1 - end] + "…" + text[len(text) - end :], "title": text}
 
 
 def _json(value: Any) -> str:

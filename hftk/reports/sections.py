@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from hftk.records import RunRecord, plain
@@ -111,6 +111,15 @@ def _metric(scores: list[Score]) -> dict[str, Any]:
     before = [s for s in scores if s.when == "before"]
     others = [s for s in scores if s.when not in ("after", "before")]
     others.sort(key=lambda s: -s.value if s.higher_is_better else s.value)
+    made = metric([(wording.system(s), s) for s in (*after, *before, *others)])
+    for row in made["rows"]:
+        row["system"] = row["system"][:1].upper() + row["system"][1:]
+    return made
+
+
+def metric(systems: Sequence[tuple[str, Score]]) -> dict[str, Any]:
+    """One score of several systems (name, score) on one axis; the table and bars of a page."""
+    scores = [score for _, score in systems]
     ends = [v for s in scores for v in (s.value, *(s.interval or ())) if math.isfinite(v)]
     scale = axis(ends, most=4) if ends else None
     return {
@@ -119,18 +128,17 @@ def _metric(scores: list[Score]) -> dict[str, Any]:
         "unit": scores[0].unit,
         "higher": scores[0].higher_is_better,
         "axis": scale,
-        "rows": [_row(s, scale) for s in (*after, *before, *others)],
-        "signatures": _signatures(scores),
+        "rows": [_row(name, score, scale) for name, score in systems],
+        "signatures": _signatures(systems),
     }
 
 
-def _row(score: Score, scale: Axis | None) -> dict[str, Any]:
+def _row(name: str, score: Score, scale: Axis | None) -> dict[str, Any]:
     """One score with the places of its value and interval on the axis, in thousandths."""
     drawn = scale is not None and math.isfinite(score.value)
     bar = [scale.place(end) for end in score.interval] if scale and drawn and score.interval else None
-    name = wording.system(score)
     return {
-        "system": name[:1].upper() + name[1:],
+        "system": name,
         "when": score.when.partition(":")[0],
         "value": number(score.value),
         "interval": wording.interval_text(score),
@@ -140,12 +148,12 @@ def _row(score: Score, scale: Axis | None) -> dict[str, Any]:
     }
 
 
-def _signatures(scores: list[Score]) -> list[tuple[str, str]]:
+def _signatures(scored: Sequence[tuple[str, Score]]) -> list[tuple[str, str]]:
     """(systems, signature), each signature once."""
     systems: dict[str, list[str]] = {}
-    for score in scores:
+    for name, score in scored:
         if score.signature:
-            systems.setdefault(score.signature, []).append(wording.system(score))
+            systems.setdefault(score.signature, []).append(name)
     return [("" if len(systems) == 1 else ", ".join(names), text) for text, names in systems.items()]
 
 

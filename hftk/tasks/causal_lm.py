@@ -161,6 +161,9 @@ class CausalLM:
             return self._training_blocks(documents, tokenizer, max_length)
         return self._windows(documents, tokenizer, max_length)
 
+    def encoded_by(self) -> dict[str, Any]:
+        return {"packing": self.config.packing, "stride": self.config.eval.stride}
+
     def _training_blocks(
         self, documents: list[np.ndarray], tokenizer: PreTrainedTokenizerBase, max_length: int
     ) -> Features:

@@ -258,6 +258,10 @@ class Classification:
         lengths = np.array([len(ids) for ids in columns["input_ids"]], np.int64)
         return Features(columns=columns, rows=np.arange(len(lengths)), lengths=lengths, facts=facts)
 
+    def encoded_by(self) -> dict[str, Any]:
+        config = self.config
+        return {"max_length": config.train.max_length, "truncation": config.truncation, "class_weights": config.class_weights}
+
     def collator(
         self, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, *, training: bool
     ) -> Callable[[list[dict[str, Any]]], dict[str, torch.Tensor]]:

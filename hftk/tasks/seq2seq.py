@@ -169,6 +169,11 @@ class Seq2Seq(ABC):
         padded = sides if self.way.two_sided and sides.shape[1] > 1 else None
         return Features(columns=columns, rows=np.arange(len(rows)), lengths=sides.sum(1), sides=padded, facts=facts)
 
+    def encoded_by(self) -> dict[str, Any]:
+        way = {name: getattr(self.way, name) for name in type(self.way).__dataclass_fields__}
+        made = way.pop("made", None)
+        return {"prefix": self.config.source_prefix, "kind": type(self.way).__name__, "made": made and made.to_dict(), **way}
+
     def sources(self, rows: Dataset) -> list[str]:
         """What the model reads of each row: the prefix and the source."""
         return [self.config.source_prefix + text for text in rows["source"]]

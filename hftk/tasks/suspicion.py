@@ -5,7 +5,9 @@ it), and that of cross-validated TF-IDF models, which have not seen it. Rows are
 label. After Northcutt et al. 2021, *Confident Learning* (arXiv:1911.00068), which uses cross-validation alone.
 
 With several labels per row an opinion is a decision by its thresholds: the model's as tuned on the validation split, TF-IDF's tuned on
-its out-of-fold probabilities. Then a probability counts by where it lies between 0, its threshold and 1.
+its out-of-fold probabilities. Then a probability counts by where it lies between 0, its threshold and 1. And each opinion must be as
+sure as it is on average of rows that are labelled so (the thresholds of *Confident Learning*): with many labels, a weak model decides
+wrongly about one or the other in every second row.
 """
 
 from __future__ import annotations
@@ -126,14 +128,23 @@ def _several(
     where an opinion agrees with every decision; (rows,) the label; (rows,) the mean probability of the decision."""
     present = true > 0
     opinions = [own, other]
+    sure = _sure(present, own) & _sure(present, other)
     if thresholds is not None:
         opinions = [_centred(own, np.array(thresholds)), _centred(other, tune_thresholds(present, other))]
     chosen = [opinion >= 0.5 for opinion in opinions]
     right = lambda p: np.where(present, p, 1 - p)  # noqa: E731
-    doubted = (chosen[0] != present) & (chosen[1] != present)
+    doubted = sure & (chosen[0] != present) & (chosen[1] != present)
     believed = np.where(doubted, (right(opinions[0]) + right(opinions[1])) / 2, np.inf)
     worst, rows = believed.argmin(1), np.arange(len(true))
     return believed[rows, worst], worst, right((own + other) / 2)[rows, worst]
+
+
+def _sure(present: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
+    """(rows, labels) whether a probability is as far on the other side as the mean of the rows whose label is the other way."""
+    having = np.where(present, probabilities, 0).sum(0) / np.maximum(present.sum(0), 1)
+    lacking = np.where(present, 0, probabilities).sum(0) / np.maximum((~present).sum(0), 1)
+    found: np.ndarray = np.where(present, probabilities <= lacking, (probabilities >= having) & present.any(0))
+    return found
 
 
 def _centred(probabilities: np.ndarray, thresholds: np.ndarray) -> np.ndarray:

@@ -3,6 +3,7 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -266,10 +267,34 @@ def test_the_lock_of_a_number_that_another_process_has_now_is_stale(tmp_path):
     release_output(tmp_path)
 
 
-def test_a_lock_from_another_machine_is_stale_once_it_is_silent(tmp_path):
+def test_a_lock_from_another_machine_holds_as_long_as_it_is_touched(tmp_path, capsys):
     lock(tmp_path, host="elsewhere", pid=1)
+    over = threading.Event()
+
+    def touch():
+        while not over.wait(0.2):
+            os.utime(tmp_path / "run.lock")
+
+    owner = threading.Thread(target=touch)
+    owner.start()
     with pytest.raises(InputError, match="on elsewhere"):
         prepare_output(config(tmp_path))
+    over.set()
+    owner.join()
+    assert "waiting to see whether it still runs" in capsys.readouterr().out
+
+
+def test_a_lock_from_another_machine_is_waited_for_until_it_is_silent(tmp_path, monkeypatch):
+    monkeypatch.setattr(output, "SILENT_SECONDS", 0.5)
+    lock(tmp_path, host="elsewhere", pid=1)
+    started = time.monotonic()
+    assert holder(prepare_output(config(tmp_path))) == os.getpid()
+    assert time.monotonic() - started > 0.3
+    release_output(tmp_path)
+
+
+def test_a_lock_from_another_machine_that_is_long_silent_is_stale(tmp_path):
+    lock(tmp_path, host="elsewhere", pid=1)
     long_ago = time.time() - output.SILENT_SECONDS - 1
     os.utime(tmp_path / "run.lock", (long_ago, long_ago))
     assert holder(prepare_output(config(tmp_path))) == os.getpid()

@@ -23,8 +23,8 @@ from hftk.tokenizers import train_byte_bpe
 if TYPE_CHECKING:
     from hub_server import Hub
 
-for place in (Path(__file__).parents[1], Path(__file__).parents[1] / "reports"):
-    sys.path.insert(0, str(place))  # hub_server, made_up_runs
+for place in (Path(__file__).parent, Path(__file__).parents[1], Path(__file__).parents[1] / "reports"):
+    sys.path.insert(0, str(place))  # recipe_runs, hub_server, made_up_runs
 
 TEXTS = ["The river is wide and slow.", "once upon a time there was a river"] * 5
 

@@ -11,15 +11,10 @@ from typing import Any
 
 import pytest
 from hub_server import USER, Hub
+from recipe_runs import code_of
+from recipe_runs import run as recipe
 
-ROOT = Path(__file__).parents[2]
 REPO, BASE = f"{USER}/rivers", f"{USER}/base"
-
-
-def code_of(card: bytes) -> str:
-    found = re.search(r"^(`{3,})python\n(.*?)\n\1$", card.decode(), re.DOTALL | re.MULTILINE)
-    assert found
-    return found[2]
 
 
 def beside(finished: Path, folder: Path) -> Path:
@@ -79,21 +74,6 @@ print(model(torch.arange(10)[None]).logits.double().sum().item())
     assert in_8_bits == "True" and float(value) == pytest.approx(float(made.out.splitlines()[-1]), rel=1e-4)
 
 
-def recipe(name: str, *words: str) -> str:
-    """Code that runs a recipe with flags and prints its exit code."""
-    return f"""
-import importlib.util, hftk
-spec = importlib.util.spec_from_file_location("a_recipe", {str(ROOT / f"recipes/{name}.py")!r})
-module = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(module)
-try:
-    hftk.run(module.main, module.CONFIG, {list(words)!r})
-    print("exit code 0")
-except SystemExit as end:
-    print("exit code", end.code)
-"""
-
-
 def test_a_recipe_publishes_as_its_last_act_and_a_failure_there_loses_nothing(
     hub: Hub, client: Any, tmp_path: Path
 ) -> None:
@@ -104,12 +84,12 @@ def test_a_recipe_publishes_as_its_last_act_and_a_failure_there_loses_nothing(
         "--train.max_steps", "2", "--train.precision", "fp32", "--eval.resamples", "0", "--output", str(output), "--publish.repo", REPO,
         "--publish.language", "en",
     ]  # fmt: skip
-    wrong = client(code=recipe("gpt2_clm", *words), token=None)
+    wrong = client(code=recipe("gpt2_clm", words), token=None)
     assert "exit code 2" in wrong.out and "hf auth login" in wrong.err and not list(output.glob("*.safetensors")), (
         "before the slow part"
     )
     hub.fail("commit", 500)
-    failed = client(code=recipe("gpt2_clm", *words, "--overwrite"))
+    failed = client(code=recipe("gpt2_clm", [*words, "--overwrite"]))
     assert "exit code 1" in failed.out and "Traceback" not in failed.err, failed.err
     status = json.loads((output / "status.json").read_text(encoding="utf-8"))
     assert (status["state"], status["exit_code"]) == ("failed", 1) and f"--repo {REPO}" in status["message"]
@@ -128,25 +108,3 @@ def test_a_recipe_publishes_as_its_last_act_and_a_failure_there_loses_nothing(
     assert used.code == 0 and used.out.strip(), used.err
     again = client("push", output)  # its own settings name the repository
     assert again.code == 0 and str(tmp_path).encode() not in b"".join(files.values()), again.err
-
-
-def test_a_recipe_that_publishes_says_where(hub: Hub, client: Any, tmp_path: Path) -> None:
-    rows = tmp_path / "rows.jsonl"
-    rows.write_text(
-        "".join(
-            json.dumps({"text": f"number {n} is {kind}", "label": kind}) + "\n"
-            for n in range(40)
-            for kind in ("odd", "even")
-        ),
-        encoding="utf-8",
-    )
-    words = [
-        "--data.path", str(rows), "--model.vocab_size", "200", "--model.config.num_hidden_layers", "1", "--model.config.hidden_size", "16",
-        "--model.config.num_attention_heads", "2", "--model.config.intermediate_size", "16", "--train.max_steps", "2", "--train.precision", "fp32",
-        "--eval.resamples", "20", "--output", str(tmp_path / "out"), "--publish.repo", REPO, "--publish.private", "false",
-    ]  # fmt: skip
-    done = client(code=recipe("bert_classification", *words))
-    assert "exit code 0" in done.out and f"Published: {hub.url}/{REPO}" in done.out, done.err
-    assert not hub.repos[REPO].private
-    used = client(code=code_of(hub.repos[REPO].files["README.md"]), token=None)
-    assert used.code == 0 and {line.split()[0] for line in used.out.splitlines()} == {"odd", "even"}, used.err

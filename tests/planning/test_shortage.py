@@ -10,7 +10,7 @@ import torch
 
 from hftk import choices
 from hftk.config import ModelConfig, TrainConfig
-from hftk.launch import _meaning
+from hftk.launch.endings import meaning
 from hftk.planning import shortage
 from hftk.planning.shapes import planned_config
 from hftk.problems import OutOfMemory, is_out_of_memory
@@ -49,7 +49,7 @@ def test_a_real_allocation_that_fails_is_recognized() -> None:
     with pytest.raises(RuntimeError) as caught:
         torch.empty(2**55, dtype=torch.uint8)
     assert is_out_of_memory(caught.value)
-    state, code, message = _meaning(caught.value)
+    state, code, message = meaning(caught.value)
     assert (state, code) == ("failed", 1) and message.startswith("out of memory: ") and "hftk plan" in message
 
 
@@ -64,7 +64,7 @@ def test_it_ends_in_the_plans_numbers_and_settings_that_fit(task: CausalLM, monk
     assert "the plan counts" in text and "activations" in text and "GB were there" in text
     named = [line.strip().split()[0] for line in text.splitlines() if line.startswith("    --")]
     assert named[0] == "--train.per_device_batch_size" and 2 <= len(named) <= 3
-    assert _meaning(caught.value) == ("failed", 1, text)
+    assert meaning(caught.value) == ("failed", 1, text)
     assert caught.value.__context__ is None, "the tensors of the failed step are free"
 
 

@@ -273,24 +273,34 @@ def test_the_label_proposed_is_never_the_one_that_is_doubted() -> None:
 
 
 def test_of_several_labels_the_least_believed_decision_is_told() -> None:
-    true = np.array([[1.0, 0, 0], [1, 0, 0], [1, 0, 0]])
-    own = np.array([[0.1, 0.2, 0.1], [0.9, 0.8, 0.1], [0.9, 0.8, 0.1]])
-    other = np.array([[0.3, 0.1, 0.1], [0.9, 0.9, 0.1], [0.9, 0.2, 0.1]])
+    true = np.array([[1.0, 0, 0], [1, 0, 0], [1, 0, 0], [0, 1, 0]])
+    own = np.array([[0.1, 0.2, 0.1], [0.9, 0.8, 0.1], [0.9, 0.8, 0.1], [0.3, 0.7, 0.1]])
+    other = np.array([[0.3, 0.1, 0.1], [0.9, 0.9, 0.1], [0.9, 0.2, 0.1], [0.4, 0.7, 0.1]])
     belief, label, probability = suspicion._several(true, own, other, None)
-    assert belief.tolist() == pytest.approx([0.2, 0.15, np.inf]) and label[:2].tolist() == [0, 1]
+    assert belief.tolist() == pytest.approx([0.2, 0.15, np.inf, np.inf]) and label[:2].tolist() == [0, 1]
     assert probability[:2].tolist() == pytest.approx([0.2, 0.15])
 
 
 def test_decisions_about_several_labels_go_by_tuned_thresholds() -> None:
     true = np.array([[1.0], [0], [1], [1], [0], [0], [0]])
-    own = np.array([[0.12], [0.3], [0.3], [0.3], [0.05], [0.05], [0.05]])  # a rare label: the model never reaches 0.5
+    own = np.array([[0.1], [0.3], [0.3], [0.3], [0.05], [0.05], [0.05]])  # a rare label: the model never reaches 0.5
     other = np.array([[0.1], [0.4], [0.45], [0.38], [0.1], [0.1], [0.1]])  # best F1 with a threshold below 0.38
     belief, _, probability = suspicion._several(true, own, other, None)
-    assert np.isfinite(belief).tolist() == [True, False, True, True, False, False, False]  # every row that has it
+    assert np.isfinite(belief).tolist() == [True, False, False, False, False, False, False]
     belief, label, probability = suspicion._several(true, own, other, [0.2])
     assert np.isfinite(belief).tolist() == [True, True, False, False, False, False, False] and label.tolist() == [0] * 7
-    assert probability[:2].tolist() == pytest.approx([0.11, 0.65])  # of the decision: present, and absent
+    assert probability[:2].tolist() == pytest.approx([0.1, 0.65])  # of the decision: present, and absent
     assert (belief[:2] < 0.5).all()
+
+
+def test_a_doubt_about_several_labels_needs_to_be_as_sure_as_of_rows_labelled_so() -> None:
+    true = np.array([[1.0], [1], [0], [0], [0]])
+    for probability, doubted in ((0.79, False), (0.81, True)):
+        opinion = np.array([[0.7], [0.9], [probability], [0.1], [0.1]])  # the mean of those that have it is 0.8
+        belief, _, _ = suspicion._several(true, opinion, opinion, None)
+        assert np.isfinite(belief).tolist() == [False, False, doubted, False, False]
+    never = suspicion._several(np.zeros((3, 1)), np.full((3, 1), 0.9), np.full((3, 1), 0.9), None)
+    assert not np.isfinite(never[0]).any()  # nothing says how sure one is of a label that no row has
 
 
 @pytest.mark.parametrize("threshold", [0.0, 1e-9, 0.2, 0.5, 0.999, 1.0])

@@ -1,0 +1,20 @@
+"""SIGKILL before each file operation of a save, and half-way through each write."""
+
+import json
+import random
+
+import pytest
+from save_points import killed_at, points_of
+
+
+def test_a_save_killed_at_some_operations_is_made_good(firing_range):
+    points = points_of(firing_range.reference("gpt2", 1).operations)
+    assert len(points) > 60
+    wrong = killed_at(firing_range, "gpt2", random.Random(0).sample(points, 2))
+    assert not wrong, json.dumps(wrong, indent=1)
+
+
+@pytest.mark.slow
+def test_a_save_killed_at_every_operation_is_made_good(firing_range):
+    wrong = killed_at(firing_range, "gpt2", points_of(firing_range.reference("gpt2", 1).operations))
+    assert not wrong, json.dumps(wrong, indent=1)
