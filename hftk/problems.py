@@ -59,7 +59,14 @@ class OutOfMemory(PlainError):
     """A run that needs more memory than there is; the message says how much, and which settings need less."""
 
 
-_WORDS = ("not enough memory", "can't allocate memory", "cannot allocate memory", "out of memory", "bad_alloc", "failed to allocate")
+_WORDS = (
+    "not enough memory",
+    "can't allocate memory",
+    "cannot allocate memory",
+    "out of memory",
+    "bad_alloc",
+    "failed to allocate",
+)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -223,7 +223,11 @@ def meaning(error: BaseException) -> tuple[str, int, str]:
         return "failed", 1, _of_system(error)
     if is_out_of_memory(error):
         reason = next(iter(str(error).splitlines()), "") or type(error).__name__
-        return "failed", 1, f"out of memory: {reason}; hftk plan RECIPE with the same settings says what needs it, and what would fit"
+        return (
+            "failed",
+            1,
+            f"out of memory: {reason}; hftk plan RECIPE with the same settings says what needs it, and what would fit",
+        )
     message = f"{type(error).__name__}: {error}"
     if processes() > 1 and re.search(r"Connection (closed|reset) by peer", message):
         message = f"another process of this run ended without a word (killed, or out of memory?); {message}"
