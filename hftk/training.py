@@ -26,6 +26,7 @@ from hftk.features.shares import encode_in_turn
 from hftk.launch import StopRequested, graceful, on_main, strategies
 from hftk.launch.machines import bring
 from hftk.model import default_length, is_pretrained
+from hftk.planning import shortage
 from hftk.planning.hindsight import held_against_plan, memory_level
 from hftk.quantization import bytes_of, count
 from hftk.saving import STATE, STREAM_KEYS, in_words
@@ -89,6 +90,7 @@ def fit(
         StopRequested: SIGTERM or SIGINT; a checkpoint was saved first.
         DiskError: a checkpoint or the trained model could not be written; the message says what is kept, and where.
         TrainingDiverged: a loss or gradient is no finite number; the message holds a diagnosis, the last checkpoint is kept.
+        OutOfMemory: the message holds the plan's numbers and settings that would fit.
     """
     _check_validation(splits, config)
     level = memory_level(model)
@@ -118,7 +120,8 @@ def fit(
     trainer.choose_precision(config, state.get("precision"))
     if checkpoint:
         note(f"continuing from {checkpoint} ({checkpoints.step_of(checkpoint)} of {plan.total_steps} steps done)")
-    with graceful():
+    on_main(shortage.foretell, config, task, model, trainer.precision)
+    with graceful(), shortage.explained(config, task, model, trainer.precision):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if trainer.stopped:
         raise StopRequested(f"after step {trainer.state.global_step} of {plan.total_steps}")
