@@ -35,7 +35,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "tiny": {"n_layer": 2, "n_head": 2, "n_embd": 64},
     "large": {"n_layer": 8, "n_head": 8, "n_embd": 512},
 }
-STEPS_BETWEEN = {"tiny": 50, "large": 8}
+STEPS_BETWEEN = {"tiny": 20, "large": 5}
 """Optimizer steps between two saves of a whole run."""
 
 
