@@ -186,7 +186,7 @@ class Guard:
         ways += (
             [] if self._skips or not saved else ["--resume auto --train.on_non_finite skip if a few rows are to blame"]
         )
-        kept = f"; {saved[-1]} is kept: its weights are a start for a new run by --model.name" if saved else ""
+        kept = f"; {saved[-1]} is kept: its weights are a start for a new run by --model.name" if saved and any(saved[-1].glob("*.safetensors")) else ""
         return TrainingDiverged(f"training diverged: {what}. Try {', '.join(ways)}{kept}{found}")
 
     def _first_bad_loss(self, step: int) -> tuple[int, str] | None:
@@ -222,7 +222,7 @@ class Guard:
             pieces = trainer.loader.pieces
             suspects = [
                 int(row)
-                for loss, piece in zip(losses, pieces, strict=True)
+                for loss, piece in zip(losses, pieces, strict=False)  # an L1 penalty may stand after the losses
                 if not bool(loss.isfinite())
                 for row in piece
             ]

@@ -99,7 +99,8 @@ def export(given: Namespace) -> int:
             said = ask(task, model, tokenizer, rows)
             found["model"] = str(folder)
         _write(given, model, tokenizer, staging, said)
-        tokenizer.save_pretrained(staging)
+        if given.format != "gguf":  # it holds the tokenizer, and files beside it would be mixed with that
+            tokenizer.save_pretrained(staging)
         again = _read_again(given.format, task, tokenizer, rows, staging, said)
         kind = given.gguf_type if given.format == "gguf" else given.format
         found |= compare(said, again, TOLERANCES[kind] if given.tolerance is None else given.tolerance)

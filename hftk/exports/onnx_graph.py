@@ -51,6 +51,9 @@ def write(model: PreTrainedModel, inputs: Mapping[str, torch.Tensor], path: Path
     rows = torch.export.Dim("rows")
     lengths = {"decoder": torch.export.Dim("target_tokens"), "encoder": torch.export.Dim("tokens")}
     shapes = tuple({0: rows, 1: lengths["decoder" if name.startswith("decoder_") else "encoder"]} for name in names)
+    if model.config.is_encoder_decoder:
+        # torch (2.13) loses the layout of what fused attention returns when it takes it apart, and cannot join T5's heads any more.
+        model.set_attn_implementation("eager")
     torch.onnx.export(
         _Logits(model, names).eval(), tensors, str(path), input_names=names, output_names=["logits"], dynamo=True,
         dynamic_shapes=(shapes,), external_data=False, verbose=False,

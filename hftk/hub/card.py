@@ -123,7 +123,7 @@ def _result(record: RunRecord, folder: Path, score: Score) -> EvalResult:
     return EvalResult(
         task_type=_pipeline(record, folder),
         task_name=wording.task_title(record),
-        dataset_type=sets[0] if sets else re.sub(r"[^\w.-]+", "-", wording.data_name(record)),
+        dataset_type=sets[0] if sets else _as_id(wording.data_name(record)),
         dataset_name=wording.data_name(record),
         dataset_config=(record.config.get("data") or {}).get("subset"),
         dataset_split=score.split or None,
@@ -133,6 +133,11 @@ def _result(record: RunRecord, folder: Path, score: Score) -> EvalResult:
         metric_value=score.value,
         metric_args={name: value for name, value in exact.items() if value not in (None, "")},
     )
+
+
+def _as_id(name: str) -> str:
+    """A name in the form of a Hub id: the Hub wants one also for data that it does not have."""
+    return re.sub(r"[^\w.-]+", "-", name, flags=re.ASCII).strip("-.") or "custom"
 
 
 def _metric(name: str) -> str | None:

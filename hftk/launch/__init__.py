@@ -30,7 +30,7 @@ from typing import Any, ParamSpec, TypeVar
 
 from hftk import choices
 from hftk.config import InputError, RunConfig, override, to_dict
-from hftk.launch import launcher, machines, peers
+from hftk.launch import launcher, machines, peers, strategies
 from hftk.launch.endings import Run, end, end_stuck, is_main, processes
 from hftk.launch.environment import command_line, redact
 from hftk.launch.files import write_atomically
@@ -80,15 +80,18 @@ def launched() -> Launch:
     started_by = launcher.find_launcher()
     asked = processes()
     available = torch.accelerator.current_accelerator(check_available=True)
-    kind = "cpu" if available is None or _cpu_asked(started_by) else available.type
+    cpu_asked = _cpu_asked(started_by)
+    kind = "cpu" if available is None or cpu_asked else available.type
     if kind == "mps" and asked > 1:  # accelerate joins no processes on Apple's GPU: each would believe it is alone
         kind = "cpu"
-    if kind == "cpu" and "LOCAL_RANK" in os.environ:
+    strategy = launcher.strategy_in_environment() or ("ddp" if asked > 1 else "none")
+    if kind == "cpu" and strategy == "deepspeed":
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # accelerate drops DeepSpeed where its own variable says CPU
+    elif kind == "cpu" and "LOCAL_RANK" in os.environ:
         # The launcher hands on `use_cpu` to a single process only (accelerate 1.15), and Trainer makes the state anew.
         os.environ["ACCELERATE_USE_CPU"] = "true"
     patience = {"timeout": timedelta(seconds=_Inside.timeout)} if asked > 1 else {}
     state = PartialState(cpu=kind == "cpu", **patience)
-    strategy = launcher.strategy_in_environment() or ("ddp" if asked > 1 else "none")
     launch = Launch(
         processes=state.num_processes,
         rank=state.process_index,
@@ -101,8 +104,9 @@ def launched() -> Launch:
     # Where accelerate sees no group of processes and Trainer sees several GPUs, it wraps the model in nn.DataParallel.
     gpus = torch.cuda.device_count() if kind == "cuda" and state.distributed_type == DistributedType.NO else 1
     problems = launcher.downgrades(
-        asked=asked, found=launch.processes, strategy=strategy, device=launch.device, gpus_of_one_process=gpus
-    )
+        asked=asked, found=launch.processes, strategy=strategy, device=launch.device, gpus_of_one_process=gpus,
+        gpus_asked=bool(started_by and started_by.gpus) and not cpu_asked,
+    )  # fmt: skip
     if problems:
         raise InputError(*problems)
     return launch
@@ -199,7 +203,7 @@ def _attempt(main: Callable[[Any], Any], config: RunConfig, argv: Sequence[str] 
         config = parse(config, argv, description=description)
     choices.forget()
     started_by = launcher.find_launcher()
-    problems = launcher.contradictions(started_by)
+    problems = [*launcher.contradictions(started_by), *strategies.find_problems(config)]
     if problems:
         raise InputError(*problems)
     if launcher.is_orphan(started_by):
@@ -223,7 +227,7 @@ def _attempt(main: Callable[[Any], Any], config: RunConfig, argv: Sequence[str] 
     on_main(current.write, state="done", exit_code=0, message="")
     if current.peers is not None:
         current.peers.leave("done")
-    _leave_group()
+    leave_group()
     return 0
 
 
@@ -285,7 +289,7 @@ def _packed(value: Any, error: BaseException | None) -> tuple[list[bytes], BaseE
     return [parcel], error
 
 
-def _leave_group() -> None:
+def leave_group() -> None:
     """Leaves the group of processes, which torch otherwise complains about at exit."""
     torch = sys.modules.get("torch")
     if torch is not None and torch.distributed.is_available() and torch.distributed.is_initialized():

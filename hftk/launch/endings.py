@@ -20,6 +20,7 @@ from hftk.launch import launcher
 from hftk.launch.environment import command_line, private
 from hftk.launch.output import read_status, release_output, settle_output, write_status
 from hftk.launch.peers import Ending, PeerLost, Peers
+from hftk.problems import is_out_of_memory
 
 FROM_OUTSIDE = frozenset(
     (
@@ -220,6 +221,13 @@ def meaning(error: BaseException) -> tuple[str, int, str]:
         return "failed", 1, str(error)
     if isinstance(error, OSError) and error.errno in FROM_OUTSIDE:
         return "failed", 1, _of_system(error)
+    if is_out_of_memory(error):
+        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+        return (
+            "failed",
+            1,
+            f"out of memory: {reason}; hftk plan RECIPE with the same settings says what needs it, and what would fit",
+        )
     message = f"{type(error).__name__}: {error}"
     if processes() > 1 and re.search(r"Connection (closed|reset) by peer", message):
         message = f"another process of this run ended without a word (killed, or out of memory?); {message}"
@@ -249,7 +257,7 @@ def _print_ending(error: BaseException, state: str, message: str, folder: Path |
         text = "\n".join(lines)
     elif state == "stopped":
         text = f"hftk: {message}" + ("; --resume auto goes on from the last checkpoint" if folder else "")
-    elif isinstance(error, PlainError):
+    elif isinstance(error, PlainError) or is_out_of_memory(error):
         text = f"hftk: failed: {message}"
     elif state == "failed":
         traceback.print_exception(error)

@@ -46,6 +46,8 @@ class Launcher:
     """Whether the CPU was asked for."""
     strategy: str = ""
     """fsdp or deepspeed if asked for, else ""."""
+    gpus: bool = False
+    """Whether GPUs, or accelerators of another kind, were asked for."""
 
 
 def number_from_environment(names: Sequence[str], default: int) -> int:
@@ -127,9 +129,15 @@ def contradictions(launcher: Launcher | None) -> list[Problem]:
     return problems
 
 
-def downgrades(*, asked: int, found: int, strategy: str, device: str, gpus_of_one_process: int) -> list[Problem]:
-    """What accelerate made less of without a word: processes, FSDP on a CPU, several GPUs in one process."""
+def downgrades(
+    *, asked: int, found: int, strategy: str, device: str, gpus_of_one_process: int, gpus_asked: bool = False
+) -> list[Problem]:
+    """What accelerate made less of without a word: processes, GPUs, FSDP on a CPU, several GPUs in one process."""
     problems = []
+    if gpus_asked and device == "cpu":
+        message = "expected GPUs, as asked of accelerate launch, found none that torch can use"
+        fix = f"for a CPU type: {_relaunch(asked)}\n    or set ACCELERATE_USE_CPU=true; for a GPU see what nvidia-smi and torch.cuda.is_available() say"
+        return [_launch_problem(message, fix)]
     if found != asked:
         message = f"expected {asked} processes, as the environment says, found {found}: each would train alone"
         problems.append(
@@ -209,11 +217,14 @@ def _asked_of_accelerate(options: Sequence[str], folder: Path) -> dict[str, Any]
     config = _config_file(path) if given.config_file or not given.cpu else {}
     in_file = config.get("num_processes")
     kind = str(config.get("distributed_type", "")).lower()
+    cpu = given.cpu or bool(config.get("use_cpu"))
+    several = given.multi_gpu or given.use_fsdp or given.use_deepspeed or kind in ("multi_gpu", "fsdp", "deepspeed")
     if given.use_fsdp or given.use_deepspeed or given.multi_gpu:  # one of these wins over the file's type
         kind = "fsdp" if given.use_fsdp else "deepspeed" if given.use_deepspeed else ""
     return {
         "processes": given.num_processes or (in_file if isinstance(in_file, int) and in_file > 0 else None),
-        "cpu": given.cpu or bool(config.get("use_cpu")),
+        "cpu": cpu,
+        "gpus": several and not cpu,
         "strategy": kind if kind in ("fsdp", "deepspeed") else "",
     }
 

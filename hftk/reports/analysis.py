@@ -272,7 +272,7 @@ def _short(text: str, most: int = LONGEST_NAME) -> dict[str, str]:
     if len(text) <= most:
         return {"text": text, "title": ""}
     end = most // 3 if most == LONGEST_NAME else 0
-    return {"text": text[: most - 1 - end] + "…" + text[len(text) - end :], "title": text}
+    return {"text": text[: most - 1 - end].rstrip() + "…" + text[len(text) - end :].lstrip(), "title": text}
 
 
 def _json(value: Any) -> str:

@@ -168,20 +168,11 @@ def check_hftk(words: list[str]) -> None:
 
 
 def check_hf(words: list[str]) -> None:
-    """Walk through the groups of the command ``hf`` to the command itself, which reads its words."""
-    import click
+    """Ask the command ``hf`` for help on these words: it reads them all before it answers."""
     from huggingface_hub.cli.hf import app
 
-    command: Any = app
-    if not hasattr(app, "commands"):  # a typer app, as in some versions
-        import typer
-
-        command = typer.main.get_command(app)
-    while hasattr(command, "commands"):
-        assert words and words[0] in command.commands, f"hf has no command {words[:1]}"
-        command, words = command.commands[words[0]], words[1:]
-    with contextlib.suppress(click.exceptions.Exit):
-        command.make_context("hf", list(words))
+    sys.argv = ["hf", *words, "--help"]
+    app()
 
 
 def check_extras(words: list[str]) -> None:

@@ -64,12 +64,12 @@ def requeued(folder):
 
 def stop(folder, process):
     """What SLURM does before the time limit, once the run is under way."""
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while not (folder / "out" / "predictions.jsonl").exists():
         assert process.poll() is None and time.monotonic() < deadline, said(folder)
         time.sleep(0.05)
     process.send_signal(signal.SIGUSR1)
-    return process.wait(90)
+    return process.wait(300)
 
 
 @pytest.mark.launch
@@ -89,7 +89,7 @@ def test_a_job_on_two_nodes_is_stopped_by_its_main_process_alone(tmp_path):
 @pytest.mark.launch
 @pytest.mark.parametrize(("act", "code"), [("wrong_input", 2), ("fail", 1), ("succeed", 0)])
 def test_a_job_that_is_done_or_needs_a_person_does_not_go_back(tmp_path, act, code):
-    assert submit(tmp_path, act).wait(120) == code, said(tmp_path)
+    assert submit(tmp_path, act).wait(300) == code, said(tmp_path)
     assert not requeued(tmp_path)
 
 
@@ -103,7 +103,7 @@ def test_a_job_that_was_started_too_often_does_not_go_back(tmp_path):
 def test_torchrun_alone_starts_a_recipe(tmp_path):
     command = ["bash", str(CLUSTER / "torchrun.sh"), "--model.name", "succeed"]
     variables = environment(tmp_path, PROCESSES="1", PORT=str(20000 + os.getpid() % 20000))
-    done = subprocess.run(command, cwd=tmp_path, env=variables, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, cwd=tmp_path, env=variables, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     assert (tmp_path / "out" / "model.safetensors").exists()
 

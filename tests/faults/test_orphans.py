@@ -42,13 +42,13 @@ def wait_until(condition, seconds, folder):
 @pytest.mark.parametrize("command", LAUNCHERS.values(), ids=LAUNCHERS.keys())
 def test_nothing_is_left_when_the_launcher_is_killed(tmp_path, command):
     process = started(command, tmp_path, "wait")
-    wait_until((tmp_path / "out" / "predictions.jsonl").exists, 120, tmp_path)
+    wait_until((tmp_path / "out" / "predictions.jsonl").exists, 300, tmp_path)
     children = psutil.Process(process.pid).children(recursive=True)
     expected = 1 if "one_process" in str(command) or "--num_processes" in command else 2
     assert len([child for child in children if str(TOY) in child.cmdline()]) == expected
     process.kill()
     process.wait()
-    _, alive = psutil.wait_procs(children, timeout=30)
+    _, alive = psutil.wait_procs(children, timeout=60)
     for child in alive:
         child.kill()
     assert alive == []

@@ -372,7 +372,7 @@ def test_two_processes_encode_once_and_wait_for_longer_than_the_time_out(tmp_pat
         "--train.extra.ddp_timeout", "8",
     ]  # fmt: skip
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=150)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     found = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in range(2)]
     assert all(process["equal"] for process in found)

@@ -172,6 +172,12 @@ def test_a_run_without_scores_or_with_nan_still_has_a_card_that_the_hub_takes(tm
         assert card_errors(text) == [] and "model-index" not in text and "## How to use it" in text
 
 
+@pytest.mark.parametrize("path", ["数据.csv", ".hidden.csv", "my texts (2)/a b.csv", "données/train.csv", "-", "C:\\me\\x.csv", "a/" * 30 + "train.jsonl"])
+def test_whatever_the_data_are_called_the_hub_takes_the_card(path: str, tmp_path: Path) -> None:
+    text = card(replace(gpt2_run(5), config={"data": {"train": path}}), tmp_path, PublishConfig(), "a/b")
+    assert card_errors(text) == [] and "model-index" in text
+
+
 def test_text_of_the_data_cannot_break_the_card_or_its_code(tmp_path: Path) -> None:
     evil = '```\n---\nlicense: mit\n"""\n\'; import os # <script>|*'
     run = replace(

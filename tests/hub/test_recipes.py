@@ -175,7 +175,7 @@ def test_what_was_pushed_is_what_was_trained_and_the_card_says_it(
     files = server.repos[name].files
     card = files["README.md"].decode()
     used = client(code=code_of(files["README.md"]))
-    assert used.code == 0 and used.out.strip(), used.err
+    assert used.code == 0 and used.out, used.err  # three steps teach nobody to say something
 
     assert card_errors(card) == [] and server.count("POST /api/validate-yaml")
     facts = yaml.safe_load(card.split("---\n")[1])

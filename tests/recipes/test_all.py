@@ -66,7 +66,9 @@ def test_a_config_for_any_recipe_goes_with_every_recipe_and_every_config(script,
         if f"recipes/{script.name} --config" in other.read_text(encoding="utf-8"):
             both = parsing.parse(recipe.CONFIG, ["--config", str(other), "--config", str(path)])
             assert both.model.quantization == plain.model.quantization and both.output == f"out/{other.stem}"
-            assert both.data == parsing.parse(recipe.CONFIG, ["--config", str(other)]).data and not list(both.problems())
+            assert both.data == parsing.parse(recipe.CONFIG, ["--config", str(other)]).data and not list(
+                both.problems()
+            )
 
 
 @pytest.mark.slow  # 10 to 20 s each
