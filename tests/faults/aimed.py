@@ -16,7 +16,7 @@ from typing import Any
 import killing
 import small_recipes
 from disk import read_tree, replay
-from interposer import Operation, read_trace
+from interposer import Operation, place, read_trace
 from killing import Run, Server
 from left_behind import differences, left_behind
 from phases import PHASES
@@ -29,7 +29,7 @@ CHECKPOINT = "checkpoint"
 
 @dataclass(frozen=True)
 class Aim:
-    """When to kill: a share of the usual time after something has begun for the n-th time."""
+    """When to kill: a share of the usual time (of a checkpoint: of its file operations) after something has begun for the n-th time."""
 
     recipe: str
     processes: int
@@ -61,6 +61,21 @@ class Reference:
         if at == "training":
             return self.shared["steps done"]
         return self.shared["saves" if at == CHECKPOINT else f"times {at}"]
+
+    def operations_before(self, aim: Aim) -> float:
+        """How many operations are done when a checkpoint is to be cut short; 0 where it is not what is aimed at."""
+        if aim.at != CHECKPOINT:
+            return 0.0
+        first, last = self.window(aim.occurrence)
+        return first + aim.share * (last - first - 1)
+
+    def window(self, occurrence: int) -> tuple[int, int]:
+        """Numbers of the operations, from 1, that write the first byte of the n-th checkpoint and rename it into place."""
+        numbered = list(enumerate(self.operations, 1))
+        renamed = [n for n, done in numbered if done.kind == "rename" and done.second.startswith("checkpoints/checkpoint-")]
+        before = renamed[occurrence - 2] if occurrence > 1 else 0
+        written = (n for n, done in numbered if n > before and done.kind == "write" and place(done.path) == "staged")
+        return next(written), renamed[occurrence - 1]
 
     @property
     def total(self) -> float:
@@ -113,10 +128,11 @@ class Range:
         reference = self.reference(aim.recipe, aim.processes)
         output = reference.output()
         run = killing.start(self.server, reference.command, output, processes=aim.processes)
-        if not run.wait(functools.partial(_begun, run, aim)):
+        if not run.wait(functools.partial(_begun, run, aim, reference.operations_before(aim))):
             assert run.main.code == 0, run.printed()[-6000:]
             return None
-        time.sleep(aim.share * reference.seconds(aim.at))
+        if aim.at != CHECKPOINT:
+            time.sleep(aim.share * reference.seconds(aim.at))
         run.kill()
         if run.main.code == 0:
             return None
@@ -135,13 +151,13 @@ class Range:
         return Outcome(aim, hit, shared["step"], shared["operations"], whole, wrong)
 
 
-def _begun(run: Run, aim: Aim) -> bool:
-    """Whether what is aimed at has begun, after the first step."""
+def _begun(run: Run, aim: Aim, operations: float) -> bool:
+    """Whether what is aimed at has begun, after the first step; where it is a checkpoint, whether so many operations are done."""
     shared = run.main.shared
     if not shared["steps done"]:
         return False
     if aim.at == CHECKPOINT:
-        return shared["saves"] >= aim.occurrence
+        return shared["operations"] > operations
     return shared["steps done" if aim.at == "training" else f"times {aim.at}"] >= aim.occurrence
 
 

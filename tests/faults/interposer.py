@@ -171,12 +171,12 @@ class Watcher:
         """Count an operation that is about to be done; whether the process is to be killed instead."""
         shared = self.shared
         shared["operations"] += 1
-        if done.kind == "write" and _place(done.path) == "staged" and not shared["saving"]:
+        if done.kind == "write" and place(done.path) == "staged" and not shared["saving"]:
             shared["began"], shared["saves"] = time.monotonic_ns(), shared["saves"] + 1
             shared["saving"] = 1
         if shared["operations"] == shared["kill_at"]:
             return True
-        if done.kind == "rename" and shared["saving"] and _place(done.second) == "checkpoint" and done.second.count("/") == 1:
+        if done.kind == "rename" and shared["saving"] and place(done.second) == "checkpoint" and done.second.count("/") == 1:
             shared["nanoseconds saving a checkpoint"] += time.monotonic_ns() - shared["began"]
             shared["saving"], shared["sealed"] = 0, shared["sealed"] + 1
         if self.trace is not None:
@@ -186,7 +186,7 @@ class Watcher:
         return False
 
 
-def _place(path: str) -> str:
+def place(path: str) -> str:
     """checkpoint: of one that counts; staged: of one in the making; or ""."""
     parts = path.split("/")
     if parts[0] != "checkpoints" or len(parts) < 2:

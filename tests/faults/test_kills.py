@@ -7,8 +7,8 @@ import pytest
 from aimed import CHECKPOINT
 
 SHORT = (
-    ("gpt2", 1, CHECKPOINT), ("bert", 1, CHECKPOINT), ("marian", 1, CHECKPOINT), ("marian", 2, CHECKPOINT), ("gpt2", 1, "training"),
-    ("bert", 1, "evaluation"), ("marian", 1, "generation"), ("marian", 2, "final generation"),
+    ("gpt2", 1, CHECKPOINT), ("bert", 1, CHECKPOINT), ("marian", 1, CHECKPOINT), ("gpt2", 2, CHECKPOINT), ("gpt2", 1, "training"),
+    ("bert", 1, "evaluation"), ("marian", 1, "generation"), ("marian", 1, "final generation"),
 )  # fmt: skip
 
 
