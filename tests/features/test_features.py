@@ -323,7 +323,7 @@ def test_writers_at_the_same_time_leave_one_whole_folder(tmp_path, tokenizer):
     )
     command = [sys.executable, "-c", program, str(Path(__file__).parent), str(tmp_path)]
     others = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}) for _ in range(2)]  # fmt: skip
-    said = [process.communicate(timeout=60)[0].split()[-1] for process in others]
+    said = [process.communicate(timeout=300)[0].split()[-1] for process in others]
     threads = [threading.Thread(target=work) for _ in range(4)]
     for thread in threads:
         thread.start()
