@@ -34,10 +34,12 @@ docs: $(VENV)/dev
 
 bench: export HF_HUB_OFFLINE := 1
 bench: $(VENV)/dev
+	$(BIN)/python benchmarks/saving.py
 	$(BIN)/python benchmarks/packing.py $(if $(DATA),--data $(DATA))
 	$(if $(NANOGPT),$(BIN)/python benchmarks/nanogpt.py --nanogpt $(NANOGPT) --data $(DATA)/lm_tinyshakespeare_en)
 	$(if $(SCRIPT),$(BIN)/python benchmarks/run_classification.py --script $(SCRIPT) --model $(MODEL) --data $(DATA)/cls_sst2_en)
 	$(if $(TRANSLATION),$(BIN)/python benchmarks/run_translation.py --script $(TRANSLATION) --data $(DATA)/mt_multi30k_en_de $(if $(TRAINED),--trained $(TRAINED) --bf16))
+	$(BIN)/python benchmarks/kills.py
 	$(BIN)/python benchmarks/tables.py
 
 clean:

@@ -28,6 +28,7 @@ from hftk import checkpoints, training
 from hftk.config import DataConfig, EvalConfig, ModelConfig, TrainConfig
 from hftk.launch.environment import environment
 from hftk.trainer import ExactTrainer
+from hftk.weights import no_progress_bars
 
 ROOT = Path(__file__).resolve().parent.parent
 MODELS: dict[str, dict[str, Any]] = {
@@ -64,7 +65,8 @@ class Sides(ExactTrainer):
         self.tick("train")
         self.saver.staging = self.folder.parent / "of Trainer"
         self.processing_class = self.tokenizer
-        Trainer._save_checkpoint(self, model, None)
+        with no_progress_bars():
+            Trainer._save_checkpoint(self, model, None)
         self.saver.staging = self.processing_class = None
         self.tick("save")
         shutil.rmtree(self.folder.parent / "of Trainer")

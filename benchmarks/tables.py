@@ -1,4 +1,4 @@
-"""Write the tables of numbers in README.md and README.zh-CN.md from results/*.json.
+"""Write the tables of numbers in the READMEs and in docs/ from results/*.json.
 
     python benchmarks/tables.py            # a test checks that they are up to date
 
@@ -8,6 +8,8 @@ results/NAME.json is the record.json of the run NAME, copied there; the others a
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -75,9 +77,38 @@ WORDS = {
 }  # fmt: skip
 
 
+STOCK = {
+    "one_step": "| model | loss, stock | loss, hftk | gradient's length, stock | hftk | its cosine with the right one, stock | hftk |",
+    "split": "{rows}\u00a0x\u00a0{size}",
+    "eval_loss": "| batch size | right | stock | hftk |",
+    "two_processes": "| | right | stock | hftk |",
+    "outputs": "summaries generated for {rows} rows",
+    "loss": "BERT's validation loss, as a multiple of the right one",
+    "identical_texts": "| language | ROUGE-L, `rouge_score` | hftk | BLEU, sacreBLEU's default | hftk |",
+    "others": "| | right | stock | hftk |",
+    "sequential": "outputs of `predict()` at their own row, of {rows}",
+    "ends": "end tokens that are trained in {documents} documents, padding token = end token (`DataCollatorForLanguageModeling`)",
+    "order": "the same with `train_sampling_strategy=\"group_by_length\"`",
+}
+LANGUAGES = {"zh": "中文", "ja": "日本語", "ru": "русский", "en": "English"}
+
+
 def table(words: dict[str, str], folder: Path) -> str:
-    """The Markdown between the markers, from the results that there are."""
-    lines, machine = [words["head"], "|---" * (words["head"].count("|") - 1) + "|"], None
+    """The Markdown between the markers of the READMEs, from the results that there are."""
+    lines, machine = runs(words, folder)
+    lines += ["", *others] if (others := classifiers(words, folder)) else []
+    lines += ["", *others] if (others := writers(words, folder)) else []
+    if machine is None:
+        return ""
+    lines += ["", words["note"].format(cpu=machine["cpu"], cores=machine["cores"])]
+    for compare in (beside_nanogpt, beside_run_classification, beside_run_translation):
+        lines += ["", *found] if (found := compare(words, folder)) else []
+    return "\n".join(lines)
+
+
+def runs(words: dict[str, str], folder: Path) -> tuple[list[str], dict[str, Any] | None]:
+    """The table of language models, and the machine that they ran on."""
+    lines, machine = heading(words["head"]), None
     for name, shown in RUNS.items():
         path = folder / f"{name}.json"
         if not path.exists():
@@ -91,35 +122,42 @@ def table(words: dict[str, str], folder: Path) -> str:
             with_interval(score(record, "after", "bits_per_byte")), minutes, f"{record['tokens_per_second']:,.0f}",
         ]  # fmt: skip
         lines.append("| " + " | ".join(cells) + " |")
-    lines += classifiers(words, folder) + writers(words, folder)
-    if machine is None:
-        return ""
-    lines += ["", words["note"].format(cpu=machine["cpu"], cores=machine["cores"])]
-    if (folder / "nanogpt.json").exists():
-        found = json.loads((folder / "nanogpt.json").read_text(encoding="utf-8"))
-        loss, ratio = found["loss_nats_per_character"], found["time_ratio_to_nanogpt"]
-        lines += ["", words["nanogpt"].format(
-            rounds=len(found["seconds_of_whole_process"]["hftk"]), time=ratio["hftk"], ours=f"{loss['hftk']:.3f}",
-            theirs=f"{loss['nanogpt']:.3f}", better=f"{loss['hftk_better']:.3f}", better_time=ratio["hftk_better"],
-        )]  # fmt: skip
-    if (folder / "run_classification.json").exists():
-        found = json.loads((folder / "run_classification.json").read_text(encoding="utf-8"))
-        systems, ratio = found["systems"], found["throughput_ratio"]
-        lines += ["", words["script"].format(
-            ratio=ratio["hftk_to_script_default"]["of_means"], dynamic=ratio["hftk_to_script_dynamic"]["of_means"],
-            ours=systems["hftk"]["test_accuracy"], theirs=systems["script_dynamic"]["test_accuracy"],
-            seeds=len(systems["hftk"]["per_seed"]),
-        )]  # fmt: skip
-    if (folder / "run_translation.json").exists():
-        found = json.loads((folder / "run_translation.json").read_text(encoding="utf-8"))
-        training, systems = found["training"], found["evaluation"]["systems"]
-        greedy, beam = systems["hftk_greedy"], systems["hftk_beam_4"]
-        lines += ["", words["translation"].format(
-            training=training["tokens_per_second_ratio"]["of_means"], ours=training["validation_loss"]["hftk"],
-            theirs=training["validation_loss"]["script"], rows=found["evaluation"]["rows"], greedy=greedy["times_as_fast"],
-            beam=beam["times_as_fast"], identical=greedy["identical_rows"], identical_beam=beam["identical_rows"],
-        )]  # fmt: skip
-    return "\n".join(lines)
+    return lines, machine
+
+
+def beside_nanogpt(words: dict[str, str], folder: Path) -> list[str]:
+    found = stored(folder, "nanogpt")
+    if not found:
+        return []
+    loss, ratio = found["loss_nats_per_character"], found["time_ratio_to_nanogpt"]
+    return [words["nanogpt"].format(
+        rounds=len(found["seconds_of_whole_process"]["hftk"]), time=ratio["hftk"], ours=f"{loss['hftk']:.3f}",
+        theirs=f"{loss['nanogpt']:.3f}", better=f"{loss['hftk_better']:.3f}", better_time=ratio["hftk_better"],
+    )]  # fmt: skip
+
+
+def beside_run_classification(words: dict[str, str], folder: Path) -> list[str]:
+    found = stored(folder, "run_classification")
+    if not found:
+        return []
+    systems, ratio = found["systems"], found["throughput_ratio"]
+    return [words["script"].format(
+        ratio=ratio["hftk_to_script_default"]["of_means"], dynamic=ratio["hftk_to_script_dynamic"]["of_means"],
+        ours=systems["hftk"]["test_accuracy"], theirs=systems["script_dynamic"]["test_accuracy"], seeds=len(systems["hftk"]["per_seed"]),
+    )]  # fmt: skip
+
+
+def beside_run_translation(words: dict[str, str], folder: Path) -> list[str]:
+    found = stored(folder, "run_translation")
+    if not found:
+        return []
+    training, systems = found["training"], found["evaluation"]["systems"]
+    greedy, beam = systems["hftk_greedy"], systems["hftk_beam_4"]
+    return [words["translation"].format(
+        training=training["tokens_per_second_ratio"]["of_means"], ours=training["validation_loss"]["hftk"],
+        theirs=training["validation_loss"]["script"], rows=found["evaluation"]["rows"], greedy=greedy["times_as_fast"],
+        beam=beam["times_as_fast"], identical=greedy["identical_rows"], identical_beam=beam["identical_rows"],
+    )]  # fmt: skip
 
 
 def classifiers(words: dict[str, str], folder: Path) -> list[str]:
@@ -137,20 +175,19 @@ def classifiers(words: dict[str, str], folder: Path) -> list[str]:
             f"`{shown}`", main["split"], main["name"], others[0], f"{main['value']:.4f} [{low:.4f}, {high:.4f}]", *others[1:],
         ]  # fmt: skip
         lines.append("| " + " | ".join(cells) + " |")
-    if not lines:
-        return []
-    head = words["classifiers"]
-    return ["", head, "|---" * (head.count("|") - 1) + "|", *lines]
+    return [*heading(words["classifiers"]), *lines] if lines else []
 
 
-def writers(words: dict[str, str], folder: Path) -> list[str]:
-    """The table of runs that write texts, each by the first score of its task."""
+def writers(words: dict[str, str], folder: Path, task: str = "") -> list[str]:
+    """The table of runs that write texts (those of one task), each by the first score of its task."""
     lines = []
     for name, shown in WRITERS.items():
         path = folder / f"{name}.json"
         if not path.exists():
             continue
         record = json.loads(path.read_text(encoding="utf-8"))
+        if task not in ("", record["task"]):
+            continue
         main = next(s for s in record["scores"] if s["when"] == "after")
         same = [s for s in record["scores"] if s["when"].startswith("baseline:") and s["name"] == main["name"]]
         best = max(same, key=lambda s: s["value"])
@@ -161,8 +198,99 @@ def writers(words: dict[str, str], folder: Path) -> list[str]:
             f"{record['seconds']['train'] / 60:.1f} {words['minutes']}", f"{record['tokens_per_second']:,.0f}",
         ]  # fmt: skip
         lines.append("| " + " | ".join(cells) + " |")
-    head = words["writers"]
-    return ["", head, "|---" * (head.count("|") - 1) + "|", *lines] if lines else []
+    return [*heading(words["writers"]), *lines] if lines else []
+
+
+# docs/ ------------------------------------------------------------------------------------------------------------------
+
+
+def beside_stock_trainer(words: dict[str, str], folder: Path) -> dict[str, list[str]]:
+    """Section of docs/stock-trainer.md to its table."""
+    found = stored(folder, "stock_trainer")
+    if not found:
+        return {}
+    names = {"gpt2": "GPT-2", "bert": "BERT", "t5": "T5", "marian": "Marian"}
+    steps, losses, two, ends, order = (found[key] for key in ("one_step", "eval_loss", "two_processes", "end_tokens", "grouped_order"))
+    one_step = [
+        row(f"{names[kind]}, {words['split'].format(rows=len(found['lengths']) // int(size), size=size)}",
+            *(f"{case[side][key]:.4g}" for key in ("loss_ratio", "gradient_ratio", "cosine") for side in ("stock", "hftk")))
+        for kind, cases in steps.items() for size, case in cases.items()
+    ]  # fmt: skip
+    texts: dict[str, dict[str, Any]] = {}
+    for case in found["identical_texts"]:
+        texts.setdefault(case["language"], {})[case["score"]] = case
+    return {
+        "one_step": [*heading(words["one_step"]), *one_step],
+        "eval_loss": [*heading(words["eval_loss"]), *(row(size, *(f"{value:.4f}" for value in (losses["right"], losses["stock"][size], losses["hftk"][size]))) for size in losses["stock"])],
+        "two_processes": [
+            *heading(words["two_processes"]),
+            row(words["outputs"].format(rows=two["rows"]), two["rows"], two["stock_outputs"], two["hftk_outputs"]),
+            row(words["loss"], 1, f"{two['stock_eval_loss_ratio']:.4g}", f"{two['hftk_eval_loss_ratio']:.4g}"),
+        ],
+        "identical_texts": [
+            *heading(words["identical_texts"]),
+            *(row(LANGUAGES[name], *(f"{case[score][side]:.1f}" for score in ("rougeL", "bleu") for side in ("stock", "hftk"))) for name, case in texts.items()),
+        ],
+        "others": [
+            *heading(words["others"]), row(words["ends"].format(**ends), ends["documents"], ends["stock"], ends["hftk"]),
+            row(words["sequential"].format(**order), order["rows"], order["stock_sequential"], order["hftk"]),
+            row(words["order"], order["rows"], order["stock"], order["hftk"]),
+        ],
+    }  # fmt: skip
+
+
+def sections(readme: str, folder: Path) -> dict[str, list[str]]:
+    """Section of a page of docs/ to its lines, in the language of ``readme``."""
+    words = WORDS[readme]
+    language_models, machine = runs(words, folder)
+    note = [] if machine is None else ["", words["note"].format(cpu=machine["cpu"], cores=machine["cores"])]
+
+    def joined(*parts: list[str]) -> list[str]:
+        return [line for part in parts if part for line in ("", *part)][1:]
+
+    return {
+        "causal_lm": joined([*language_models, *note], beside_nanogpt(words, folder)),
+        "classification": joined(classifiers(words, folder), beside_run_classification(words, folder)),
+        "summarization": writers(words, folder, "summarization"),
+        "translation": joined(writers(words, folder, "translation"), beside_run_translation(words, folder)),
+        **(beside_stock_trainer(STOCK, folder) if readme == "README.md" else {}),
+    }
+
+
+def filled_page(text: str, parts: dict[str, list[str]]) -> str:
+    """A page of docs/ with each ``<!-- results: NAME -->`` followed by its section."""
+
+    def section(found: re.Match[str]) -> str:
+        return f"{found[1]}\n{''.join(line + chr(10) for line in parts.get(found[2], []))}{END}"
+
+    return re.sub(rf"(<!-- results: (\w+) -->)\n.*?{END}", section, text, flags=re.DOTALL)
+
+
+def pages() -> dict[Path, Callable[[str], str]]:
+    """Every file with numbers, and what puts them into its text."""
+    made: dict[Path, Callable[[str], str]] = {}
+    for readme, words in WORDS.items():
+        inside = table(words, ROOT / "results")
+        made[ROOT / readme] = lambda text, inside=inside: filled(text, inside)
+        parts = sections(readme, ROOT / "results")
+        for path in sorted((ROOT / "docs").rglob("*.md")):
+            if ("zh" in path.relative_to(ROOT / "docs").parts) == ("zh" in readme):
+                made[path] = lambda text, parts=parts: filled_page(text, parts)
+    return made
+
+
+def stored(folder: Path, name: str) -> Any:
+    """What is in results/NAME.json, or None."""
+    path = folder / f"{name}.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def heading(head: str) -> list[str]:
+    return [head, "|---" * (head.count("|") - 1) + "|"]
+
+
+def row(*cells: Any) -> str:
+    return f"| {' | '.join(map(str, cells))} |"
 
 
 def number(found: float | None) -> str:
@@ -189,9 +317,10 @@ def filled(text: str, inside: str) -> str:
 
 
 def main() -> None:
-    for name, words in WORDS.items():
-        path = ROOT / name
-        path.write_text(filled(path.read_text(encoding="utf-8"), table(words, ROOT / "results")), encoding="utf-8")
+    for path, fill in pages().items():
+        text = path.read_text(encoding="utf-8")
+        if fill(text) != text:
+            path.write_text(fill(text), encoding="utf-8")
 
 
 if __name__ == "__main__":

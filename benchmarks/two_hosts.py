@@ -19,18 +19,21 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from hftk.launch.environment import environment
 
 ROOT = Path(__file__).resolve().parents[1]
 NAMES = ("a", "b")
 PORT = 29500
-SMALL = (
-    "--data.sample", "python_docs", "--data.max_rows", "400", "--model.size", "tiny", "--model.vocab_size", "500",
-    "--eval.max_rows", "20", "--eval.resamples", "0", "--train.max_length", "64", "--train.save_steps", "20", "--train.eval_steps", "1000",
-    "--train.max_steps", "60",
+GPT2 = (
+    str(ROOT / "recipes" / "gpt2_clm.py"), "--data.sample", "python_docs", "--data.max_rows", "400", "--model.size", "tiny",
+    "--model.vocab_size", "500", "--eval.max_rows", "20", "--eval.resamples", "0", "--train.max_length", "64",
+    "--train.save_steps", "20", "--train.eval_steps", "1000", "--train.max_steps", "60",
 )  # fmt: skip
+"""The recipe with settings that make it short."""
 
 
 class Hosts:
@@ -110,9 +113,11 @@ def _ip(*words: str) -> None:
         raise OSError(f"ip {' '.join(words)}: {done.stderr.strip()}")
 
 
-def launch(hosts: Hosts, folder: Path, flags: Sequence[str], *, per_host: int = 1, outputs: Mapping[str, str] | None = None) -> dict[str, subprocess.Popen[bytes]]:  # fmt: skip
-    """``accelerate launch`` of the GPT-2 recipe on both hosts; ``outputs``: a folder for each host, where they share none."""
-    environment = {
+def launch(
+    hosts: Hosts, folder: Path, command: Sequence[str], *, per_host: int = 1, outputs: Mapping[str, str] | None = None
+) -> dict[str, subprocess.Popen[bytes]]:
+    """``accelerate launch`` of a recipe with its flags on both hosts; ``outputs``: a folder for each, where they share none."""
+    variables = {
         **os.environ, "ACCELERATE_USE_CPU": "true", "GLOO_SOCKET_IFNAME": "eth0", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1",
         "PYTHONPATH": str(ROOT), "TOKENIZERS_PARALLELISM": "false",
     }  # fmt: skip
@@ -122,9 +127,9 @@ def launch(hosts: Hosts, folder: Path, flags: Sequence[str], *, per_host: int = 
         words = [
             sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "2", "--machine_rank", str(rank),
             "--num_processes", str(2 * per_host), "--main_process_ip", hosts.addresses["a"], "--main_process_port", str(PORT),
-            "--mixed_precision", "no", "--dynamo_backend", "no", str(ROOT / "recipes" / "gpt2_clm.py"), "--output", output, *flags,
+            "--mixed_precision", "no", "--dynamo_backend", "no", *command, "--output", output,
         ]  # fmt: skip
-        started[name] = hosts.start(name, words, said_by(folder, name), env=environment, cwd=folder)
+        started[name] = hosts.start(name, words, said_by(folder, name), env=variables, cwd=folder)
     return started
 
 
@@ -133,49 +138,50 @@ def said_by(folder: Path, name: str) -> Path:
     return folder / f"said-{name}.txt"
 
 
-def wait_for_step(
-    folder: Path, step: int, started: Mapping[str, subprocess.Popen[bytes]], seconds: float = 300.0
+def wait_for(
+    condition: Callable[[], bool], folder: Path, started: Mapping[str, subprocess.Popen[bytes]], seconds: float = 300.0
 ) -> None:
-    """Returns once there is a checkpoint of ``step`` or later; RuntimeError with what was said where the run ends before."""
+    """Returns once ``condition`` holds; RuntimeError with what was said where the run ends before."""
     deadline = time.monotonic() + seconds
-    while not any(
-        int(p.parent.name.rpartition("-")[2]) >= step
-        for p in folder.glob("out*/checkpoints/checkpoint-*/manifest.json")
-    ):
+    while not condition():
         if time.monotonic() > deadline or any(p.poll() is not None for p in started.values()):
             raise RuntimeError("\n".join(said_by(folder, name).read_text() for name in started))
         time.sleep(0.05)
 
 
-FAULTS = ("killed", "cut")
+def has_checkpoint(folder: Path, step: int = 20) -> bool:
+    """Whether the run has a whole checkpoint of this step or a later one."""
+    found = folder.glob("out*/checkpoints/checkpoint-*/manifest.json")
+    return any(int(path.parent.name.rpartition("-")[2]) >= step for path in found)
 
 
-def fail(fault: str, host: str, folder: Path, *flags: str, per_host: int = 1) -> dict[str, Any]:
-    """A run on both hosts, to which ``fault`` happens on ``host`` after step 20.
+def fail(
+    fault: str, host: str, folder: Path, command: Sequence[str] = GPT2, *, per_host: int = 1,
+    ready: Callable[[Path], bool] = has_checkpoint, outputs: Mapping[str, str] | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """A run on both hosts, to which ``fault`` happens on ``host`` as soon as ``ready(folder)``.
 
     Returns ``seconds`` from the fault to the end of the launcher on the other host (with a cut, on each), what each host ``said``,
     and the ``status`` that is left.
     """
     with Hosts() as hosts:
-        started = launch(hosts, folder, [*SMALL, *flags], per_host=per_host)
-        wait_for_step(folder, 20, started)
+        started = launch(hosts, folder, command, per_host=per_host, outputs=outputs)
+        wait_for(lambda: ready(folder), folder, started)
         begun = time.monotonic()
         if fault == "killed":
             hosts.kill(hosts.space(host))
         else:
             hosts.cut(host)
-        seconds = {}
+        seconds: dict[str, float] = {}
         while len(seconds) < len(started) and time.monotonic() < begun + 180:
-            seconds |= {
-                n: round(time.monotonic() - begun, 2)
-                for n, p in started.items()
-                if n not in seconds and p.poll() is not None
-            }
+            ended = [name for name, process in started.items() if name not in seconds and process.poll() is not None]
+            seconds |= {name: round(time.monotonic() - begun, 2) for name in ended}
             time.sleep(0.02)
         if fault == "killed":
             del seconds[host]
         said = {name: said_by(folder, name).read_text() for name in started}
-    return {"seconds": seconds, "said": said, "status": json.loads((folder / "out" / "status.json").read_text())}
+    output = Path((outputs or {}).get("a", folder / "out"))
+    return {"seconds": seconds, "said": said, "status": json.loads((output / "status.json").read_text())}
 
 
 @contextlib.contextmanager
@@ -185,15 +191,16 @@ def scratch() -> Iterator[Path]:
         yield Path(folder)
 
 
-def resume(folder: Path, *, per_host: int = 1) -> dict[str, Any]:
+def resume(folder: Path, *, per_host: int = 1, outputs: Mapping[str, str] | None = None) -> dict[str, Any]:
     """The same command again with ``--resume auto``, to its end: what was ``said``, and the ``record`` of the whole run."""
     with Hosts() as hosts:
-        started = launch(hosts, folder, [*SMALL, "--resume", "auto"], per_host=per_host)
+        started = launch(hosts, folder, [*GPT2, "--resume", "auto"], per_host=per_host, outputs=outputs)
         codes = [process.wait(600) for process in started.values()]
         said = {name: said_by(folder, name).read_text() for name in started}
         if any(codes):
             raise RuntimeError("\n".join(said.values()))
-    return {"said": said, "record": json.loads((folder / "out" / "record.json").read_text())}
+    output = Path((outputs or {}).get("a", folder / "out"))
+    return {"said": said, "record": json.loads((output / "record.json").read_text())}
 
 
 def main() -> None:
@@ -203,17 +210,31 @@ def main() -> None:
     reason = missing()
     if reason:
         sys.exit(reason)
-    found = []
-    for fault in FAULTS:
-        for host in NAMES:
-            for per_host in (1, 2):
-                with scratch() as folder:
-                    seen = fail(fault, host, folder, per_host=per_host)
-                    resume(folder, per_host=per_host)
-                line = {"fault": fault, "host": host, "processes_per_host": per_host, "seconds": seen["seconds"], "message": seen["status"]["message"].partition(";")[0]}  # fmt: skip
-                print(json.dumps(line), flush=True)
-                found.append(line)
-    Path(output).write_text(json.dumps({"command": "python benchmarks/two_hosts.py", "runs": found}, indent=1) + "\n")
+    runs: list[dict[str, Any]] = []
+    for per_host, host, fault in (
+        (1, "b", "cut"),
+        (1, "a", "killed"),
+        (1, "b", "killed"),
+        (1, "a", "cut"),
+        (2, "b", "cut"),
+        (2, "b", "killed"),
+    ):
+        runs.append(measure(fault, host, per_host))
+        print(json.dumps(runs[-1]), flush=True)
+        facts = {"command": "python benchmarks/two_hosts.py", "peer_timeout": 30, "runs": runs, **environment()}
+        Path(output).write_text(json.dumps(facts, indent=1) + "\n")
+
+
+def measure(fault: str, host: str, per_host: int) -> dict[str, Any]:
+    """One fault and what came after it, for the table."""
+    with scratch() as folder:
+        seen = fail(fault, host, folder, per_host=per_host)
+        again = resume(folder, per_host=per_host)
+    message, _, rest = seen["status"]["message"].partition("; ")
+    return {
+        "fault": fault, "host": host, "processes_per_host": per_host, "seconds_to_the_end": seen["seconds"], "message": message,
+        "last_checkpoint": rest.partition(";")[0], "steps_after_resuming": again["record"]["history"][-1]["step"],
+    }  # fmt: skip
 
 
 if __name__ == "__main__":

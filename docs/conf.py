@@ -27,6 +27,8 @@ autodoc_default_options = {"members": True, "exclude-members": "__init__, __new_
 autodoc_mock_imports = ["torch", "transformers", "datasets", "accelerate", "peft", "bitsandbytes"]
 
 html_theme = "furo"
+html_static_path = ["_static"]
+html_css_files = ["wrapped.css"]
 html_title = f"hftk {release}"
 html_show_sphinx = False
 html_copy_source = False

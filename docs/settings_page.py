@@ -1,6 +1,6 @@
-"""Write docs/settings.md: every setting with its meaning, from the lines under the fields of the configs.
+"""The page docs/settings.md: every setting with its meaning, from the lines under the fields of the configs.
 
-python docs/settings_page.py           # a test checks that the page is up to date
+``python docs/settings_page.py`` writes it, and a test checks that it is up to date.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hftk import shards
 from hftk.problems import InputError, Problem
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ def has_adapter(folder: str | Path) -> bool:
 def save_config(model: Any, folder: Path) -> None:
     """Beside a saved adapter: the config and generation settings of the model below, without which its outputs mean nothing."""
     base = model.get_base_model()
-    kept = base.config.to_dict() | {"architectures": [type(base).__name__]}
+    kept = base.config.to_dict() | {"architectures": [shards.class_name(base)]}
     kept.pop("quantization_config", None)
     (folder / BASE_CONFIG).write_text(json.dumps(kept, indent=2, sort_keys=True, default=str) + "\n", encoding="utf-8")
     if base.can_generate():

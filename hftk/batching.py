@@ -11,7 +11,7 @@ number of processes too.
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -210,7 +210,8 @@ class Plan:
 class StreamPlan:
     """The optimizer steps of a run over a stream that is read and encoded in chunks of rows.
 
-    ``chunks(epoch)`` yields :class:`Features`, the same ones at every call. Chunks are joined until they fill
+    ``chunks(epoch)`` yields :class:`Features`, the same ones at every call, and ``chunks(epoch, begin)`` those from the ones that
+    have this ``begin`` on. Chunks are joined until they fill
     :data:`STREAM_STEPS` steps; the rows of such a pool are shuffled and grouped among themselves. A stream that ends before the
     run does is read again. The length of a pass is not known beforehand: ``steps_per_epoch`` is None.
     """
@@ -218,22 +219,32 @@ class StreamPlan:
     steps_per_epoch = None
 
     def __init__(
-        self, chunks: Callable[[int], Iterator[Features]], size: BatchSize, *, seed: int, max_steps: int,
+        self, chunks: Callable[..., Iterator[Features]], size: BatchSize, *, seed: int, max_steps: int,
         group_by_length: bool = True,
     ) -> None:  # fmt: skip
         self._chunks, self.size, self._seed, self._group = chunks, size, seed, group_by_length
         self.total_steps = max_steps
+        self.position: dict[str, Any] | None = None
+        """The pool of the last step that was given out: ``epoch``, number of the ``pool`` in it, ``done`` steps before it, and the
+        ``begin`` of its first chunk; None where chunks have none."""
+        self.go_on: Mapping[str, Any] | None = None
+        """Such a position of an earlier run: steps after it are given out without reading what stands before it."""
 
     def steps(self, start: int = 0) -> Iterator[Step]:
-        """Steps ``start`` to the end; earlier chunks are read again but never collated.
+        """Steps ``start`` to the end; earlier chunks are read again (see :attr:`go_on`) but never collated.
 
         Raises:
             InputError: a pass over the stream gave no rows.
         """
-        epoch, done = 0, 0
+        epoch, done, first, begin = 0, 0, 0, None
+        if self.go_on is not None and self.go_on["done"] <= start:
+            epoch, done, first, begin = (self.go_on[name] for name in ("epoch", "done", "pool", "begin"))
         while done < self.total_steps:
             before = done
-            for number, features in enumerate(_pools(self._chunks(epoch), self.size)):
+            chunks = self._chunks(epoch) if begin is None else self._chunks(epoch, begin)
+            for number, features in enumerate(_pools(chunks, self.size), first):
+                if features.begin is not None:
+                    self.position = {"epoch": epoch, "done": done, "pool": number, "begin": features.begin}
                 plan = plan_epoch(
                     features.padded, self.size, seed=self._seed, epoch=epoch * 1_000_003 + number, group_by_length=self._group
                 )  # fmt: skip
@@ -243,7 +254,7 @@ class StreamPlan:
                     done += 1
                 if done >= self.total_steps:
                     return
-            epoch += 1
+            epoch, first, begin = epoch + 1, 0, None
             if done == before:
                 raise InputError(
                     Problem(setting="data.train", message=f"expected rows to train on, found none in pass {epoch} over the stream")
@@ -276,6 +287,7 @@ def _join(parts: list[Features]) -> Features:
         rows=np.concatenate([part.rows for part in parts]),
         lengths=np.concatenate([part.lengths for part in parts]),
         sides=np.concatenate(sides) if sides else None,
+        begin=parts[0].begin,
     )
 
 

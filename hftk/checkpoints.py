@@ -6,7 +6,6 @@ and SHA-256 are on the disk; and it ends by one rename too. A damaged one is nev
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import itertools
 import json
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from hftk.config import InputError, Problem
+from hftk.launch.files import sync as sync
 
 MANIFEST = "manifest.json"
 FOLDER = "checkpoints"
@@ -158,11 +158,24 @@ def rotate(output: str | Path, keep: int, best: int | None) -> None:
             _delete(_set_aside(folder))
 
 
+def clear(output: str | Path) -> Path:
+    """The folder of checkpoints, made if absent, without what a run left that was killed while it saved or deleted one."""
+    folder = Path(output) / FOLDER
+    for left in [folder / STAGING, *folder.glob(f"{REMOVED}-*")]:
+        _delete(left)
+    folder.mkdir(parents=True, exist_ok=True)
+    sync(folder.parent)  # whoever made the folder: checkpoints in it count only if its own name outlives a power cut
+    return folder
+
+
 def _set_aside(folder: Path) -> Path:
-    """Rename a checkpoint that is about to be deleted, so that a half deleted one is never taken for a damaged one."""
+    """Rename a checkpoint that is about to be deleted, so that a half deleted one is never taken for a damaged one, nor after a
+    power cut, which may bring the old name back if it was not synced."""
     gone = folder.with_name(f"{REMOVED}-{folder.name}")
     _delete(gone)
-    return folder.replace(gone)
+    folder.replace(gone)
+    sync(folder.parent)
+    return gone
 
 
 def _delete(folder: Path) -> None:
@@ -190,16 +203,3 @@ def _digest(file: Any) -> str:  # Python 3.10
         digest.update(chunk)
     return digest.hexdigest()
 
-
-def sync(path: Path) -> None:
-    """fsync a file or a folder; Windows cannot open folders, and needs no sync of them."""
-    if path.is_dir() and os.name == "nt":
-        return
-    handle = os.open(path, os.O_RDONLY if path.is_dir() or os.name != "nt" else os.O_RDWR)
-    try:
-        os.fsync(handle)
-    except OSError as error:
-        if not (path.is_dir() and error.errno in (errno.EINVAL, errno.ENOTSUP)):  # some network disks sync no folders
-            raise
-    finally:
-        os.close(handle)

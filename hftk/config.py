@@ -25,7 +25,7 @@ Schedule = Literal[
     "linear", "cosine", "constant", "polynomial", "exponential", "step", "inverse_sqrt", "warmup_stable_decay",
     "reduce_on_plateau",
 ]  # fmt: skip
-Optimizer = Literal["adamw", "adam", "sgd", "rmsprop", "adafactor", "lion"]
+Optimizer = Literal["adamw", "adam", "sgd", "rmsprop", "adafactor", "lion", "adamw_8bit", "paged_adamw_8bit"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,11 +191,11 @@ class TrainConfig:
     warmup: float = 0.0
     """Linear warm-up: a share of all steps if below 1, else a number of steps."""
     optimizer: Optimizer = "adamw"
-    """Optimizer, in the implementation of torch (lion: bitsandbytes)."""
+    """Optimizer, in the implementation of torch (lion and those of 8 bits: bitsandbytes). State for each trained weight, in bytes: adamw and adam 8, lion and sgd 4, adamw_8bit 2, adafactor nearly none; that of paged_adamw_8bit moves to main memory when a GPU is full."""
     layer_decay: float = 1.0
     """The learning rate of each layer is this times that of the layer above it, down to the embeddings; 1: the same for all, 0.9 is usual."""
     weight_decay: float = 0.0
-    """Weight decay of the matrices; biases and norms are never decayed. adamw, adafactor and lion: decoupled; the others: an L2 penalty."""
+    """Weight decay of the matrices; biases and norms are never decayed. adamw (8 bits too), adafactor and lion: decoupled; the others: an L2 penalty."""
     adam_beta1: float = 0.9
     """Decay of the first moment of adamw, adam and lion; momentum of sgd and rmsprop."""
     adam_beta2: float = 0.999

@@ -27,10 +27,9 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
-from transformers.integrations.fsdp import is_fsdp_managed_module
 from transformers.modeling_outputs import BaseModelOutput
 
-from hftk import constraints
+from hftk import constraints, shards
 from hftk.beams import search
 from hftk.caches import make_cache
 from hftk.config import GenerationSettings
@@ -105,7 +104,7 @@ def make_generation_config(
 
 def vocabulary_size(model: Any) -> int:
     """Tokens that the model has embeddings for."""
-    rows: int = model.get_input_embeddings().weight.shape[0]
+    rows: int = shards.shape(model.get_input_embeddings().weight)[0]
     return rows
 
 
@@ -145,7 +144,7 @@ def why_not(model: Any, config: GenerationConfig) -> str:
     accepted = inspect.signature(inner.forward).parameters
     if inner.main_input_name != "input_ids" or not {"attention_mask", "past_key_values", "use_cache"} <= set(accepted):
         return "inputs of its own"
-    if is_sharded(inner):
+    if shards.is_sharded(inner):
         return "weights spread over processes"
     if len(set(getattr(inner, "hf_device_map", {}).values())) > 1:
         return "weights spread over devices"
@@ -153,12 +152,6 @@ def why_not(model: Any, config: GenerationConfig) -> str:
     if any(type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers):
         return "a cache of its own"
     return ""
-
-
-def is_sharded(model: Any) -> bool:
-    """Whether the weights are spread over processes (FSDP, DeepSpeed ZeRO-3), which then meet in every forward pass."""
-    weight = next(model.parameters())
-    return is_fsdp_managed_module(model) or hasattr(weight, "full_tensor") or hasattr(weight, "ds_id")
 
 
 def _inner(model: Any) -> Any:

@@ -23,9 +23,10 @@ from accelerate.utils import gather_object
 
 from hftk import checkpoints
 from hftk.choices import note
-from hftk.config import PlainError
+from hftk.config import InputError, PlainError, Problem
 from hftk.launch import on_main
-from hftk.launch.output import DIVERGENCE, write_atomically
+from hftk.launch.files import write_atomically
+from hftk.launch.output import DIVERGENCE
 
 if TYPE_CHECKING:
     from hftk.trainer import ExactTrainer
@@ -82,6 +83,9 @@ class Guard:
     def __init__(self, trainer: ExactTrainer, skipped: list[dict[str, Any]]) -> None:
         self._trainer = trainer
         self._skips = trainer.config.train.on_non_finite == "skip"
+        if self._skips and trainer.is_deepspeed_enabled:
+            message = "DeepSpeed takes its steps by itself, so that none can be skipped"
+            raise InputError(Problem(setting="train.on_non_finite", message=message, fix="leave it out, or choose DDP or FSDP"))
         self.every_step = self._skips or trainer.args.device.type == "cpu"
         """Whether the host looks at every step, before the optimizer acts."""
         self.skipped = skipped
@@ -108,8 +112,10 @@ class Guard:
 
     def remember(self) -> None:
         """Keep the norms of the gradients as they are before clipping, where nobody looks at them now."""
+        if self.every_step:
+            return
         named = [(name, p.grad) for name, p in self._trainer.plain.named_parameters() if p.grad is not None]
-        if self.every_step or not named or hasattr(named[0][1], "full_tensor"):
+        if not named or hasattr(named[0][1], "full_tensor"):
             return
         norms = torch.stack([norm.float() for norm in torch._foreach_norm([grad for _, grad in named])])
         self._norms.append((self._trainer.state.global_step + 1, [name for name, _ in named], norms))
@@ -180,7 +186,7 @@ class Guard:
         ways += (
             [] if self._skips or not saved else ["--resume auto --train.on_non_finite skip if a few rows are to blame"]
         )
-        kept = f"; {saved[-1]} is kept: its weights are a start for a new run by --model.name" if saved else ""
+        kept = f"; {saved[-1]} is kept: its weights are a start for a new run by --model.name" if saved and any(saved[-1].glob("*.safetensors")) else ""
         return TrainingDiverged(f"training diverged: {what}. Try {', '.join(ways)}{kept}{found}")
 
     def _first_bad_loss(self, step: int) -> tuple[int, str] | None:
@@ -216,7 +222,7 @@ class Guard:
             pieces = trainer.loader.pieces
             suspects = [
                 int(row)
-                for loss, piece in zip(losses, pieces, strict=True)
+                for loss, piece in zip(losses, pieces, strict=False)  # an L1 penalty may stand after the losses
                 if not bool(loss.isfinite())
                 for row in piece
             ]

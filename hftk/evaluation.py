@@ -17,13 +17,14 @@ import torch
 from hftk.batching import fill_batches, sort_rows
 from hftk.choices import note
 from hftk.config import EvalConfig, GenerationSettings
-from hftk.decoding import is_sharded
 from hftk.features import encode
 from hftk.generation import generate, generate_keeping
 from hftk.launch import on_main
-from hftk.launch.output import PREDICTIONS, write_atomically
+from hftk.launch.files import remove_unfinished, write_atomically
+from hftk.launch.output import PREDICTIONS
 from hftk.model import context_length, default_length, is_pretrained
 from hftk.progress import progress_bar
+from hftk.shards import arithmetic, is_sharded
 from hftk.task import Features, Score, Splits, Task
 
 if TYPE_CHECKING:
@@ -71,7 +72,8 @@ def evaluate(
 
     ``max_length`` is the context of each window in tokens; default: the model's, at most 1024. All processes call this and get
     the same result. No score depends on ``eval.batch_size`` or on the number of processes, and none on ``train.precision``: forward
-    passes are computed in the precision of the weights, here and on the validation split during training. With ``output``, a folder, the main
+    passes are computed in the precision of the weights, here and on the validation split during training (FSDP2 has gathered them in 16 bits where
+    it trained so: ``precision`` among the facts). With ``output``, a folder, the main
     process writes ``predictions.jsonl`` there, one line per row, before anything is scored.
     """
     if held_out is None:
@@ -97,7 +99,7 @@ def evaluate(
         outputs=outputs,
         predictions=predictions,
         analysis=task.analysis(outputs, features, rows, **chance) if when == "after" else [],
-        facts={**features.facts, "precision": PRECISIONS.get(model.dtype, str(model.dtype))},
+        facts={**features.facts, "precision": PRECISIONS.get(arithmetic(model), str(model.dtype))},
     )
 
 
@@ -136,11 +138,12 @@ def _generate(
         kept = {name: getattr(settings, name) for name in ("max_new_tokens", "no_repeat_ngram_size", "repetition_penalty")}
         settings = GenerationSettings(**kept)
     sources, _ = task.prompts(rows["source"][:], tokenizer, max_length=max_length, new=settings.max_new_tokens)
-    # Sharded weights are gathered in every forward pass: then all processes write all rows, in step.
+    # Sharded weights are gathered in every forward pass: then all processes write all rows, in step, and from the first one on, since
+    # each would have kept another number of them.
     together = processes > 1 and is_sharded(model)
     mine = list(range(len(sources))) if together else list(range(process, len(sources), processes))
     prompts = [sources[i] for i in mine]
-    if output is None:
+    if output is None or together:
         found = generate(model, tokenizer, prompts, settings, max_prompt_tokens=max_length, numbers=mine)
     else:
         path = Path(output) / f"{GENERATED}{process}"
@@ -157,6 +160,7 @@ def _generate(
 def write_predictions(folder: Path, predictions: list[dict[str, Any]]) -> None:
     """``predictions.jsonl`` into ``folder``, whole or not at all; what generation kept for it goes."""
     folder.mkdir(parents=True, exist_ok=True)
+    remove_unfinished(folder, PREDICTIONS)
     lines = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in predictions)
     write_atomically(folder / PREDICTIONS, lines)
     for kept in folder.glob(f"{GENERATED}*"):

@@ -39,8 +39,11 @@ def divide_logits(model: PreTrainedModel, temperature: float) -> None:
     """Divide the head's weights and bias, in place: the logits are divided by ``temperature``."""
     import torch
 
-    with torch.no_grad():
-        for parameter in last_layer(model).parameters():
+    from hftk import shards
+
+    head = last_layer(model)
+    with torch.no_grad(), shards.editable(head, model):
+        for parameter in head.parameters():
             parameter.div_(temperature)
 
 

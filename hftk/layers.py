@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -17,19 +17,38 @@ if TYPE_CHECKING:
 EMBEDDINGS = "embeddings"
 
 
+def _stacks(model: torch.nn.Module) -> dict[str, torch.nn.ModuleList]:
+    """Name to each stack of layers: a ``ModuleList`` that is in no other one, from below."""
+    found: dict[str, torch.nn.ModuleList] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.ModuleList) and not any(name.startswith(f"{other}.") for other in found):
+            found[name] = module
+    return found
+
+
+def layer_classes(model: Any) -> list[str]:
+    """Names of the classes of which the model's layers are: the parts that FSDP gathers one after the other.
+
+    What transformers names for it, without embeddings: accelerate (1.15) makes a part of those itself, and fails where they are
+    inside of another one, as in BERT.
+    """
+    embeddings = model.get_input_embeddings()
+    named = set(getattr(model, "_no_split_modules", None) or ())
+    parts = [module for module in model.modules() if type(module).__name__ in named]
+    around = {type(part).__name__ for part in parts if any(inner is embeddings for inner in part.modules())}
+    found = {type(part).__name__ for part in parts} - around
+    return sorted(found or {type(layer).__name__ for stack in _stacks(model).values() for layer in stack})
+
+
 def depths(model: torch.nn.Module) -> tuple[dict[str, int], int]:
     """Name of each parameter to its depth, and the number of layers.
 
     0: embeddings; 1 to N: the layers, those of an encoder below those of its decoder; N + 1: what comes after them, such as
-    heads and the last norm. What stands between the layers of an encoder and a decoder counts to the layer before it. A stack of
-    layers is a ``ModuleList`` that is in no other one.
+    heads and the last norm. What stands between the layers of an encoder and a decoder counts to the layer before it.
     """
     stacks: dict[str, int] = {}  # prefix of a layer's parameters to its depth
-    outer: list[str] = []
-    for name, module in model.named_modules():
-        if isinstance(module, torch.nn.ModuleList) and not any(name.startswith(f"{other}.") for other in outer):
-            outer.append(name)
-            stacks.update({f"{name}.{index}.": len(stacks) + index + 1 for index in range(len(module))})
+    for name, stack in _stacks(model).items():
+        stacks.update({f"{name}.{index}.": len(stacks) + index + 1 for index in range(len(stack))})
     tables = {name for name, module in model.named_modules() if isinstance(module, torch.nn.Embedding)}
     found: dict[str, int] = {}
     passed = 0

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from hftk import adapter_files, adapters, layers, quantization
+from hftk import adapter_files, adapters, int8, layers, quantization
 from hftk.architectures import LONGEST_DEFAULT, halves, kind_of, positions
 from hftk.choices import note
 from hftk.config import InputError, ModelConfig, Problem
@@ -303,6 +303,8 @@ def load_trained(
     config = ModelConfig(name=folder, dtype=dtype)  # type: ignore[arg-type]
     if adapter_files.has_adapter(folder):
         return load_adapted(config, auto_model), load_tokenizer(config)
+    if int8.is_int8(folder):
+        return int8.load(folder, auto_model), load_tokenizer(config)
     auto = getattr(transformers, auto_model)
     model = load_named(config, lambda name, **kw: auto.from_pretrained(name, dtype=dtype_of(config), **kw))
     return plain(model).eval(), load_tokenizer(config)

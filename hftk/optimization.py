@@ -11,16 +11,16 @@ import torch
 
 from hftk.choices import note
 from hftk.config import InputError, ModelConfig, Problem, TrainConfig
+from hftk.launch.launcher import strategy_in_environment
 from hftk.layers import depths
 
 PLATEAU_EVALUATIONS = 2
 PLATEAU_FACTOR = 0.5
 INVERSE_SQRT_TIMESCALE = 10_000
-LION = Problem(
-    setting="train.optimizer",
-    message="lion comes from bitsandbytes, which is not installed",
-    fix='pip install "hftk[quantize]", or use --train.optimizer adamw',
-)
+BITSANDBYTES = ("lion", "adamw_8bit", "paged_adamw_8bit")
+"""Optimizers of bitsandbytes."""
+EIGHT_BIT_FROM = 4096
+"""Elements from which on bitsandbytes keeps the state of a tensor in 8 bits."""
 
 
 LEARNING_RATES = {"ia3": 3e-3, "prompt_tuning": 3e-2}
@@ -47,11 +47,14 @@ def check_optimizer(config: TrainConfig, model: ModelConfig) -> None:
     """Find what is wrong with optimizer and schedule before anything slow.
 
     Raises:
-        InputError: lion without bitsandbytes; a lowest learning rate above the default peak.
+        InputError: an optimizer of bitsandbytes without it, a paged one without a GPU; a lowest learning rate above the default peak.
     """
     problems = []
-    if config.optimizer == "lion" and importlib.util.find_spec("bitsandbytes") is None:
-        problems.append(LION)
+    if config.optimizer in BITSANDBYTES and importlib.util.find_spec("bitsandbytes") is None:
+        problems.append(_missing(config.optimizer))
+    if config.optimizer == "paged_adamw_8bit" and not torch.cuda.is_available():
+        message = "paged_adamw_8bit moves its state between a GPU and main memory, and there is no GPU"
+        problems.append(Problem(setting="train.optimizer", message=message, fix="use --train.optimizer adamw_8bit"))
     peak = peak_learning_rate(config, model)
     if config.learning_rate is None and config.min_learning_rate > peak:
         kind = weights_in_words(model)
@@ -64,6 +67,13 @@ def check_optimizer(config: TrainConfig, model: ModelConfig) -> None:
         )
     if problems:
         raise InputError(*problems)
+
+
+def _missing(optimizer: str) -> Problem:
+    return Problem(
+        setting="train.optimizer", message=f"{optimizer} comes from bitsandbytes, which is not installed",
+        fix='pip install "hftk[quantize]", or use --train.optimizer adamw',
+    )  # fmt: skip
 
 
 def warmup_steps(warmup: float, total_steps: int) -> int:
@@ -158,7 +168,7 @@ def make_optimizer(model: torch.nn.Module, config: TrainConfig, learning_rate: f
     """The optimizer of ``train.optimizer`` over the trained parameters of ``model``.
 
     Raises:
-        InputError: lion without bitsandbytes.
+        InputError: an optimizer of bitsandbytes without it.
     """
     if config.layer_decay < 1:
         groups = layer_groups(model, config.weight_decay, learning_rate, config.layer_decay)
@@ -166,19 +176,21 @@ def make_optimizer(model: torch.nn.Module, config: TrainConfig, learning_rate: f
         groups = parameter_groups(model, config.weight_decay)
     betas = (config.adam_beta1, config.adam_beta2)
     fused = {"fused": True} if _can_fuse(groups) else {}
+    # torch (2.13) has fused kernels for the shards of FSDP2 with Adam alone.
+    fused_sgd = {} if strategy_in_environment() == "fsdp" else fused
     match config.optimizer:
         case "adamw":
             return torch.optim.AdamW(groups, lr=learning_rate, betas=betas, **fused)
         case "adam":
             return torch.optim.Adam(groups, lr=learning_rate, betas=betas, **fused)
         case "sgd":
-            return torch.optim.SGD(groups, lr=learning_rate, momentum=config.adam_beta1, **fused)
+            return torch.optim.SGD(groups, lr=learning_rate, momentum=config.adam_beta1, **fused_sgd)
         case "rmsprop":
             return torch.optim.RMSprop(groups, lr=learning_rate, momentum=config.adam_beta1)
         case "adafactor":
             return torch.optim.Adafactor(groups, lr=learning_rate)
-        case "lion":
-            return _lion(groups, learning_rate, betas)
+        case "lion" | "adamw_8bit" | "paged_adamw_8bit":
+            return _of_bitsandbytes(config.optimizer, model, groups, learning_rate, betas)
     raise InputError(Problem(setting="train.optimizer", message=f"unknown optimizer {config.optimizer}"))
 
 
@@ -189,9 +201,31 @@ def _can_fuse(groups: list[dict[str, Any]]) -> bool:
     )
 
 
-def _lion(groups: list[dict[str, Any]], learning_rate: float, betas: tuple[float, float]) -> torch.optim.Optimizer:
+def _of_bitsandbytes(
+    name: str, model: torch.nn.Module, groups: list[dict[str, Any]], learning_rate: float, betas: tuple[float, float]
+) -> torch.optim.Optimizer:
     try:
-        from bitsandbytes.optim import Lion
+        from bitsandbytes import optim
     except ImportError as error:
-        raise InputError(LION) from error
-    return Lion(groups, lr=learning_rate, betas=betas)
+        raise InputError(_missing(name)) from error
+    made = {"lion": optim.Lion, "adamw_8bit": optim.AdamW8bit, "paged_adamw_8bit": optim.PagedAdamW8bit}[name]
+    if name != "lion":
+        # Rare words have few and large gradients, which 8 bits lose (Dettmers et al. 2022, 8-bit Optimizers, section 2.3).
+        manager = optim.GlobalOptimManager.get_instance()
+        for module in model.modules():
+            if isinstance(module, torch.nn.Embedding):
+                manager.register_module_override(module, "weight", {"optim_bits": 32})
+    optimizer: torch.optim.Optimizer = made(groups, lr=learning_rate, betas=betas)
+    return optimizer
+
+
+def state_bytes(name: str, model: torch.nn.Module) -> int:
+    """Bytes that an optimizer of :data:`BITSANDBYTES` keeps for the trained weights of ``model``: one float32 moment (lion), or two moments
+    of a byte each with a float32 scale for each 256 of them; embeddings and small tensors two in float32."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    if name == "lion":
+        return 4 * sum(p.numel() for p in trained)
+    tables = {id(module.weight) for module in model.modules() if isinstance(module, torch.nn.Embedding)}
+    whole = [p for p in trained if id(p) in tables or p.numel() < EIGHT_BIT_FROM]
+    rest = sum(p.numel() for p in trained) - sum(p.numel() for p in whole)
+    return 8 * sum(p.numel() for p in whole) + 2 * rest + 2 * 4 * (rest // 256)

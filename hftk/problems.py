@@ -53,3 +53,24 @@ class ServiceError(PlainError):
 
 class DiskError(PlainError):
     """A disk is full or cannot be written; what was whole before is still there."""
+
+
+class OutOfMemory(PlainError):
+    """A run that needs more memory than there is; the message says how much, and which settings need less."""
+
+
+_WORDS = (
+    "not enough memory",
+    "can't allocate memory",
+    "cannot allocate memory",
+    "out of memory",
+    "bad_alloc",
+    "failed to allocate",
+)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out: Python's, or one of torch's, on any device."""
+    if isinstance(error, MemoryError | OutOfMemory) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError) and any(word in str(error).lower() for word in _WORDS)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from hftk import shards
 from hftk.adaptation import QuantizationConfig
 from hftk.heads import head_layers, linear_layers
 from hftk.precision import cpu_has_bf16
@@ -113,7 +114,7 @@ def bytes_of(model: torch.nn.Module) -> int:
     """Bytes of all weights, tied ones once, and of the scales of quantized ones."""
     total = 0
     for parameter in model.parameters():
-        total += parameter.numel() * parameter.element_size()
+        total += shards.size(parameter) * parameter.element_size()
         state = getattr(parameter, "quant_state", None)  # 4 bits
         scales = [getattr(parameter, "SCB", None), getattr(state, "absmax", None)]  # 8 bits; 4 bits
         scales += [getattr(getattr(state, "state2", None), "absmax", None)]
@@ -126,6 +127,6 @@ def count(model: torch.nn.Module, *, trained: bool = False) -> int:
 
     def size(parameter: torch.nn.Parameter) -> int:
         state = getattr(parameter, "quant_state", None)
-        return int(state.shape.numel()) if state is not None else parameter.numel()
+        return int(state.shape.numel()) if state is not None else shards.size(parameter)
 
     return sum(size(p) for p in model.parameters() if p.requires_grad or not trained)

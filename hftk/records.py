@@ -22,7 +22,8 @@ from hftk import __version__
 from hftk.choices import forget, noted
 from hftk.config import InputError, Problem
 from hftk.launch.environment import command_line, environment, private, redact
-from hftk.launch.output import read_status, write_atomically
+from hftk.launch.files import write_atomically
+from hftk.launch.output import read_status
 from hftk.task import Score
 
 if TYPE_CHECKING:

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 STATE = "hftk.json"
 """What a checkpoint of ours holds besides Trainer's files: history, counters, automatic choices, and what the run trains on."""
+STREAM_KEYS = "stream_keys.bin"
+"""Keys of the rows of a stream that stand before the place where a continued run goes on."""
 UNWRITTEN = re.compile(r"PytorchStreamWriter|inline_container|iostream|file write failed|Parent directory")
 """What torch's RuntimeErrors say of a file that could not be written."""
 RESCUED = "hftk-rescued-"
@@ -79,6 +81,7 @@ class Saver:
         self._output = Path(trainer.config.output)
         self._sealer = Sealer()
         self._companions: dict[str, bytes] = {}
+        self._versions: dict[str, str] = {}
         self._random_states: list[tuple[str, bytes]] = []
         self.staging: Path | None = None
         """Folder in which Trainer makes its folder of the present step, while it does."""
@@ -109,9 +112,11 @@ class Saver:
             self._rescue(error)
 
     def finish(self) -> None:
-        """Return when the last checkpoint is whole. Raises DiskError, as :meth:`save` does."""
+        """Return when the last checkpoint is whole, and those before it are gone that are not to be kept, also where the run that
+        wrote it was killed before it came to that. Raises DiskError, as :meth:`save` does."""
         try:
             on_main(self._sealer.wait)
+            on_main(checkpoints.rotate, self._output, self._trainer.config.train.keep_checkpoints, self._trainer.best_step())
         except (OSError, DiskError) as error:
             self._rescue(error)
 
@@ -135,9 +140,9 @@ class Saver:
 
     def _begin(self) -> None:
         """The tokenizer's files are the same in every checkpoint of a run: written out once, while nothing waits for it."""
-        folder = self._folder / checkpoints.STAGING
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
+        self._versions = versions()
+        folder = checkpoints.clear(self._output) / checkpoints.STAGING
+        folder.mkdir()
         self._trainer.tokenizer.save_pretrained(folder)
         if adapters.is_adapter(self._trainer.plain):
             adapter_files.save_config(self._trainer.plain, folder)
@@ -186,11 +191,14 @@ class Saver:
             for name, content in self._companions.items():
                 (staged / name).parent.mkdir(parents=True, exist_ok=True)
                 (staged / name).write_bytes(content)
+            keys = state.pop("stream_keys", b"")
+            if keys:
+                (staged / STREAM_KEYS).write_bytes(keys)
             (staged / STATE).write_text(json.dumps(state), encoding="utf-8")
             facts = {
                 "step": checkpoints.step_of(final),
                 "processes": self._trainer.args.world_size,
-                "versions": versions(),
+                "versions": self._versions,
                 **facts,
             }
             checkpoints.seal(staged, final, facts)

@@ -29,6 +29,18 @@ if TYPE_CHECKING:
         def __call__(self, split: str, indices: Sequence[int] | None = None) -> tuple[Dataset, dict[str, np.ndarray]]: ...
 
 
+class Stream(Protocol):
+    """Training rows that are read in passes, and that a pass can go on with where another one stood."""
+
+    def batches(
+        self, size: int, begin: Mapping[str, Any] | None = None, keys: bytes = b""
+    ) -> Iterator[tuple[dict[str, Any], dict[str, list[Any]]]]:
+        """(where it begins, columns) of ``size`` rows at a time; ``begin`` and ``keys`` go on with an earlier pass."""
+
+    def keys(self, begin: Mapping[str, Any]) -> bytes:
+        """What has to be kept beside ``begin``, which the present pass gave, to go on there."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Score:
     """One number about a split, with what is needed to trust and compare it."""
@@ -92,6 +104,8 @@ class Splits:
     """The rows of a run: columns renamed to their roles, cleaned, de-duplicated and proved disjoint."""
 
     train: Rows
+    stream: Stream | None = None
+    """What ``train`` is read from where it is a stream, if it can go on where a pass stood; else it is read anew from its beginning."""
     validation: Dataset | None = None
     test: Dataset | None = None
     facts: dict[str, Any] = field(default_factory=dict)
@@ -119,6 +133,8 @@ class Features:
     """(features, 2) tokens of source and target where each is padded to the longest of its own in a batch; ``lengths`` is their sum."""
     facts: dict[str, Any] = field(default_factory=dict)
     """Counts: tokens, truncated rows, tokens lost."""
+    begin: Mapping[str, Any] | None = None
+    """Of rows from a stream: what its ``batches`` takes to begin with them."""
 
     @property
     def padded(self) -> np.ndarray:

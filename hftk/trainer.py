@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import accelerate.optimizer
 import torch
-from transformers import PrinterCallback, Trainer, TrainingArguments
+from transformers import PrinterCallback, TrainingArguments
 
 from hftk import checkpoints, optimization
 from hftk.batching import Plan, StepLoader, StreamPlan
@@ -34,7 +34,8 @@ from hftk.launch import on_main, stop_requested
 from hftk.launch.machines import bring
 from hftk.precision import autocast, choose_precision
 from hftk.saving import Saver
-from hftk.task import Features, Task
+from hftk.sharded_trainer import ShardedTrainer
+from hftk.task import Features, Stream, Task
 from hftk.trackers import Trackers, close_open, take_over
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ def make_arguments(config: RunConfig, plan: Plan | StreamPlan) -> TrainingArgume
     return arguments
 
 
-class ExactTrainer(Trainer):
+class ExactTrainer(ShardedTrainer):
     """Trainer whose data loader gives one optimizer step at a time and whose loss is exact for every split of it."""
 
     def __init__(
@@ -118,6 +119,7 @@ class ExactTrainer(Trainer):
         self.stopped = False
         self.guard = Guard(self, state.get("skipped", []))
         self.trackers: Trackers | None = None
+        self.stream: Stream | None = None
         self.on_checkpoint: Callable[[Path], None] | None = None
         self.stop_asked = False
         self.saving_failed = False
@@ -171,15 +173,16 @@ class ExactTrainer(Trainer):
             note(f"train.precision: {frozen}, as at the first start of this run")
             return
 
-        def forward_backward() -> None:
-            batch = next(iter(self.loader))[0]
-            batch.pop("filler", None)
-            loss = self._loss(self.model, self._prepare_inputs(batch), None)
-            loss.backward()
-            self.plain.zero_grad()
-
         tokens, start = self.loader.tokens, self.loader.start
         with torch.random.fork_rng(devices=[]):
+            first = next(iter(self.loader))[0]  # of a stream, all processes read together
+
+            def forward_backward() -> None:
+                batch = {name: value for name, value in first.items() if name != "filler"}
+                loss = self._loss(self.model, self._prepare_inputs(batch), None)
+                loss.backward()
+                self.plain.zero_grad()
+
             chosen = on_main(choose_precision, config.train.precision, self.args.device, forward_backward)
         self.loader.tokens, self.loader.start = tokens, start
         self.precision = chosen[0]
@@ -239,15 +242,18 @@ class ExactTrainer(Trainer):
         losses = []
         for number, batch in enumerate(inputs):
             last = number == len(inputs) - 1
+            penalized = last and self.config.train.l1_penalty > 0
             self.accelerator.gradient_state._set_sync_gradients(last)
             # Around the backward pass too, where gradient checkpointing drops the same elements again.
             with self._dropout(), nullcontext() if last else self._no_sync(model):
                 loss = self._loss(model, self._prepare_inputs(batch), totals)
-                if last and self.config.train.l1_penalty:
+                if penalized and not self.is_fsdp_enabled:
                     weights = optimization.decayed(self.plain.named_parameters())
                     loss = loss + self.config.train.l1_penalty * torch.stack([w.abs().sum() for w in weights]).sum()
                 self.accelerator.backward(loss)
             losses.append(loss.detach())
+            if penalized and self.is_fsdp_enabled:
+                losses.append(self.add_l1(optimization.decayed(self.plain.named_parameters()), self.config.train.l1_penalty))
         return losses
 
     def _clip_grad_norm(self, model: Any) -> Any:
@@ -366,8 +372,14 @@ class ExactTrainer(Trainer):
         return {
             "history": [dict(point) for point in self.history], "unlogged": self.unlogged, "tokens": self.tokens,
             "seconds": dict(self.seconds), "precision": self.precision, "run": self.run, "higher_is_better": self.higher_is_better,
-            "skipped": list(self.guard.skipped),
+            "skipped": list(self.guard.skipped), **self._stream_state(),
         }  # fmt: skip
+
+    def _stream_state(self) -> dict[str, Any]:
+        position = getattr(self.loader.plan, "position", None)
+        if position is None or self.stream is None:
+            return {}
+        return {"stream": position, "stream_keys": self.stream.keys(position["begin"])}
 
     def state_bytes(self) -> int:
         """About how many bytes a checkpoint takes up: weights and the optimizer's state, as this process holds them."""
@@ -416,6 +428,9 @@ class ExactTrainer(Trainer):
 
     def floating_point_ops(self, inputs: Any) -> int:
         return 0  # Trainer counts padding too; tokens and seconds are in the history
+
+    def store_flos(self) -> None:
+        """Nothing was counted. Trainer would sum it up over the processes in the middle of a save, of which one may have failed."""
 
 
 def _search_for_lomo_once() -> None:

@@ -7,8 +7,8 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,18 +16,20 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 
-from hftk import adapter_files, adapters, checkpoints
+from hftk import adapter_files, adapters, checkpoints, shards
 from hftk.batching import BatchSize, Plan, StepLoader, StreamPlan
 from hftk.choices import note, noted
 from hftk.config import DiskError, InputError, Problem, RunConfig, to_dict
 from hftk.evaluation import collect, first_rows
 from hftk.features import encode
-from hftk.launch import StopRequested, graceful, on_main
+from hftk.features.shares import encode_in_turn
+from hftk.launch import StopRequested, graceful, on_main, strategies
 from hftk.launch.machines import bring
 from hftk.model import default_length, is_pretrained
+from hftk.planning import shortage
 from hftk.planning.hindsight import held_against_plan, memory_level
 from hftk.quantization import bytes_of, count
-from hftk.saving import STATE, in_words
+from hftk.saving import STATE, STREAM_KEYS, in_words
 from hftk.task import Features, Splits, Task
 from hftk.trackers import Trackers
 from hftk.trainer import ExactTrainer, Judged, make_arguments
@@ -88,6 +90,7 @@ def fit(
         StopRequested: SIGTERM or SIGINT; a checkpoint was saved first.
         DiskError: a checkpoint or the trained model could not be written; the message says what is kept, and where.
         TrainingDiverged: a loss or gradient is no finite number; the message holds a diagnosis, the last checkpoint is kept.
+        OutOfMemory: the message holds the plan's numbers and settings that would fit.
     """
     _check_validation(splits, config)
     level = memory_level(model)
@@ -99,9 +102,12 @@ def fit(
         note(line)
     state = json.loads((checkpoint / STATE).read_text(encoding="utf-8")) if checkpoint else {}
     max_length = config.train.max_length or default_length(model.config)
-    plan, facts = _plan(task, tokenizer, splits, config, max_length)
+    keys = (checkpoint / STREAM_KEYS).read_bytes() if checkpoint and (checkpoint / STREAM_KEYS).exists() else b""
+    plan, facts = _plan(task, tokenizer, splits, config, max_length, keys)
     run = fingerprint(task, plan, config, model)
     _check_same_run(state, run)
+    if isinstance(plan, StreamPlan):
+        plan.go_on = state.get("stream")
     arguments = make_arguments(config, plan)
     loader = StepLoader(
         plan, task.collator(tokenizer, model, training=True), process=arguments.process_index, processes=arguments.world_size,
@@ -110,11 +116,12 @@ def fit(
     trainer = ExactTrainer(
         task, model, tokenizer, arguments, config, loader, _judged(task, model, tokenizer, splits, config), run, state
     )
-    trainer.on_checkpoint = on_checkpoint
+    trainer.on_checkpoint, trainer.stream = on_checkpoint, splits.stream
     trainer.choose_precision(config, state.get("precision"))
     if checkpoint:
         note(f"continuing from {checkpoint} ({checkpoints.step_of(checkpoint)} of {plan.total_steps} steps done)")
-    with graceful():
+    on_main(shortage.foretell, config, task, model, trainer.precision)
+    with graceful(), shortage.explained(config, task, model, trainer.precision):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if trainer.stopped:
         raise StopRequested(f"after step {trainer.state.global_step} of {plan.total_steps}")
@@ -125,11 +132,13 @@ def fit(
     unwrapped = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
     trainer.accelerator.wait_for_everyone()
     analysis = _finish(task, unwrapped, tokenizer, splits, config)
-    on_main(save_trained, unwrapped, tokenizer, Path(config.output))
+    weights = shards.gather(unwrapped, trained=adapters.is_adapter(unwrapped))
+    on_main(save_trained, unwrapped, tokenizer, Path(config.output), weights)
+    del weights
     peak = peak_memory()
     plan_held = on_main(
         held_against_plan, config, task, unwrapped, precision=trainer.precision, devices=arguments.world_size, level=level,
-        peak=peak, seconds=trainer.seconds["train"], history=trainer.history,
+        peak=peak, seconds=trainer.seconds["train"], history=trainer.history, sharding=strategies.sharding(arguments.world_size),
     )  # fmt: skip
     return Trained(
         model=unwrapped,
@@ -175,9 +184,11 @@ def _finish(
     return task.finish(model, splits, look)
 
 
-def save_trained(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, output: Path) -> None:
+def save_trained(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, output: Path, weights: dict[str, torch.Tensor] | None = None
+) -> None:
     """Weights (safetensors; of an adapter it alone), config and tokenizer into ``output``: each file whole under another name
-    first, then renamed.
+    first, then renamed. ``weights`` are those of a sharded model, :func:`hftk.shards.gather`.
 
     Raises:
         DiskError: the disk does not take them; the checkpoint of the last step holds them too.
@@ -186,7 +197,7 @@ def save_trained(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, out
     try:
         shutil.rmtree(staging, ignore_errors=True)  # of a run that was killed here
         with no_progress_bars():
-            model.save_pretrained(staging)
+            model.save_pretrained(staging, state_dict=weights)
         if adapters.is_adapter(model):
             adapter_files.save_config(model, staging)
         tokenizer.save_pretrained(staging)
@@ -206,9 +217,9 @@ def save_trained(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, out
 
 
 def _plan(
-    task: Task, tokenizer: PreTrainedTokenizerBase, splits: Splits, config: RunConfig, max_length: int
+    task: Task, tokenizer: PreTrainedTokenizerBase, splits: Splits, config: RunConfig, max_length: int, keys: bytes
 ) -> tuple[Plan | StreamPlan, dict[str, Any]]:
-    """Encode the training split and lay out the optimizer steps."""
+    """Encode the training split and lay out the optimizer steps. ``keys`` is what a checkpoint kept of the rows of a stream."""
     train, processes = config.train, int(os.environ.get("WORLD_SIZE", "1"))
     if train.max_tokens_per_batch is not None and train.max_tokens_per_batch < max_length:
         raise InputError(
@@ -228,15 +239,32 @@ def _plan(
     if config.data.streaming:
         assert max_steps is not None
 
-        def chunks(epoch: int) -> Iterator[Features]:
-            for rows in splits.train.batch(STREAM_ROWS):
-                yield task.encode(rows, tokenizer, max_length=max_length, training=True)
+        def chunks(epoch: int, begin: Mapping[str, Any] | None = None) -> Iterator[Features]:
+            batches: Iterator[tuple[Any, Any]]
+            if splits.stream is None:
+                batches = ((None, rows) for rows in splits.train.batch(STREAM_ROWS))
+            else:
+                batches = splits.stream.batches(STREAM_ROWS, begin, keys if begin else b"")
+            first = begin["counts"]["rows"] + begin["rows_before"] if begin else 0
+            yield from encode_in_turn(_numbered(batches, first), encoded)
+
+        def encoded(chunk: tuple[int, Any, Any]) -> Features:
+            before, here, rows = chunk
+            features = task.encode(rows, tokenizer, max_length=max_length, training=True)
+            return replace(features, rows=features.rows + before, begin=here)
 
         return StreamPlan(chunks, size, seed=train.seed, max_steps=max_steps), {"streaming": True}
     features = encode(task, splits.train, tokenizer, max_length=max_length, training=True)
     if not len(features):
         raise InputError(Problem(setting="data.train", message="no training row is left after encoding"))
     return Plan(features, size, seed=train.seed, epochs=epochs, max_steps=max_steps), features.facts
+
+
+def _numbered(batches: Iterable[tuple[Any, Any]], first: int) -> Iterator[tuple[int, Any, Any]]:
+    """Rows of the stream before each batch, the first of them being number ``first``; where it begins; the batch."""
+    for here, rows in batches:
+        yield first, here, rows
+        first += len(next(iter(rows.values())))
 
 
 def fingerprint(
@@ -268,6 +296,7 @@ def fingerprint(
         **{f"--{name}": getattr(config, name) for name in task.fixed},
         **{f"--model.{name}": to_dict(getattr(config.model, name)) for name in ("adapter", "quantization")},
         "--model.frozen": config.model.frozen,
+        "the strategy": strategies.in_words(),
     }
 
 
@@ -338,7 +367,7 @@ def _model_facts(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, con
     base = adapters.base_of(model)
     quantized = config.model.quantization.bits
     facts = {
-        "architecture": type(base).__name__,
+        "architecture": shards.class_name(base),
         "origin": config.model.name or f"made on the spot ({config.model.size})",
         "from_hub": config.model.name is not None and not Path(config.model.name).expanduser().exists(),
         "pretrained": is_pretrained(config.model),

@@ -11,6 +11,7 @@ import base64
 import contextlib
 import hashlib
 import json
+import math
 import re
 import socket
 import threading
@@ -24,6 +25,10 @@ import yaml
 USER, TOKEN = "somebody", "hf_loopbackToken0123456789abcdef"
 HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?", re.ASCII)
 LICENSES = ("apache-2.0", "mit", "cc-by-4.0", "cc-by-sa-4.0", "openrail", "other", "unknown")
+PIPELINES = (
+    "text-generation", "text-classification", "summarization", "translation", "token-classification", "fill-mask", "question-answering",
+)  # fmt: skip
+RELATIONS = ("adapter", "finetune", "merge", "quantized")
 LARGE = (".safetensors", ".bin", ".spm", ".model")
 
 
@@ -124,30 +129,54 @@ def card_errors(content: str) -> list[str]:
         for value in [values] if isinstance(values, str) else values:
             if not HUB_ID.fullmatch(value):
                 errors.append(f'"{name}" with value "{value}" is not valid. Use an id from the Hub')
-    if data.get("license", "mit") not in LICENSES:
-        errors.append(f'"license" must be one of {LICENSES}')
+    allowed = {"license": LICENSES, "pipeline_tag": PIPELINES, "base_model_relation": RELATIONS, "library_name": ("transformers", "peft")}
+    for name, values in allowed.items():
+        if name in data and data[name] not in values:
+            errors.append(f'"{name}" must be one of {values}')
+    if "base_model_relation" in data and "base_model" not in data:
+        errors.append('"base_model_relation" needs a "base_model"')
     languages = data.get("language") or []
     for code in [languages] if isinstance(languages, str) else languages:
         if not re.fullmatch(r"[a-z]{2,3}|code|multilingual", str(code)):
             errors.append(f'"language" with value "{code}" is not valid. It must be an ISO 639 code')
+    for name in ("tags", "metrics"):
+        if not all(isinstance(value, str) and value for value in data.get(name) or []):
+            errors.append(f'"{name}" must be a list of texts')
+    if "co2_eq_emissions" in data and not is_finite(data["co2_eq_emissions"].get("emissions")):
+        errors.append('"co2_eq_emissions.emissions" must be a number (grams)')
     for model in data.get("model-index") or []:
         if not isinstance(model.get("name"), str) or not model["name"]:
             errors.append('"model-index[0].name" is required')
-        for at, result in enumerate(model.get("results") or [None]):
-            where = f'"model-index[0].results[{at}]'
-            if result is None:
-                errors.append('"model-index[0].results" does not contain any value')
-                continue
-            errors += [
-                f'{where}.{part}.type" is required'
-                for part in ("task", "dataset")
-                if not result.get(part, {}).get("type")
-            ]
-            errors += [] if result.get("dataset", {}).get("name") else [f'{where}.dataset.name" is required']
-            for metric in result.get("metrics") or [{}]:
-                if not metric.get("type") or not isinstance(metric.get("value"), (int, float, str)):
-                    errors.append(f'{where}.metrics" needs a type and a value')
+        if not model.get("results"):
+            errors.append('"model-index[0].results" does not contain any value')
+        for at, result in enumerate(model.get("results") or []):
+            errors += result_errors(result, f'"model-index[0].results[{at}]')
     return errors
+
+
+def result_errors(result: dict[str, Any], where: str) -> list[str]:
+    """What the Hub does not take in one result: https://github.com/huggingface/hub-docs/blob/main/modelcard.md."""
+    task, dataset = (result.get(part) or {} for part in ("task", "dataset"))
+    errors = [] if task.get("type") in PIPELINES else [f'{where}.task.type" must be one of {PIPELINES}']
+    if not HUB_ID.fullmatch(str(dataset.get("type") or "")):
+        errors.append(f'{where}.dataset.type" is required, and has the form of an id')
+    if not isinstance(dataset.get("name"), str) or not dataset["name"].strip():
+        errors.append(f'{where}.dataset.name" is required')
+    for key in ("config", "split", "revision"):
+        if key in dataset and not isinstance(dataset[key], str):
+            errors.append(f'{where}.dataset.{key}" must be a text')
+    if not result.get("metrics"):
+        errors.append(f'{where}.metrics" is required')
+    for metric in result.get("metrics") or []:
+        if not isinstance(metric.get("type"), str) or not isinstance(metric.get("name", ""), str):
+            errors.append(f'{where}.metrics" needs a type')
+        if not isinstance(metric.get("value"), str) and not is_finite(metric.get("value")):
+            errors.append(f'{where}.metrics" needs a value, a finite number or a text')
+    return errors
+
+
+def is_finite(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 class Handler(BaseHTTPRequestHandler):

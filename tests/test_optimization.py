@@ -13,6 +13,7 @@ import torch
 from hftk import choices
 from hftk.config import AdapterConfig, InputError, ModelConfig, TrainConfig
 from hftk.optimization import (
+    BITSANDBYTES,
     check_optimizer,
     decayed,
     make_optimizer,
@@ -20,11 +21,12 @@ from hftk.optimization import (
     parameter_groups,
     peak_learning_rate,
     schedule_factor,
+    state_bytes,
     warmup_steps,
 )
 
 KINDS = ("linear", "cosine", "constant", "polynomial", "exponential", "step", "inverse_sqrt", "warmup_stable_decay")
-OPTIMIZERS = ("adamw", "adam", "sgd", "rmsprop", "adafactor", "lion")
+OPTIMIZERS = ("adamw", "adam", "sgd", "rmsprop", "adafactor", "lion", "adamw_8bit")
 
 
 @pytest.fixture(autouse=True)
@@ -229,7 +231,7 @@ class Quadratic(torch.nn.Module):
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_every_optimizer_goes_downhill(name: Any) -> None:
-    if name == "lion":
+    if name in BITSANDBYTES:
         pytest.importorskip("bitsandbytes")
     model = Quadratic()
     optimizer = make_optimizer(model, TrainConfig(optimizer=name, weight_decay=0.01), 0.01)
@@ -245,7 +247,7 @@ def test_every_optimizer_goes_downhill(name: Any) -> None:
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_weight_decay_pulls_matrices_to_zero_and_leaves_biases(name: Any) -> None:
-    if name == "lion":
+    if name in BITSANDBYTES:
         pytest.importorskip("bitsandbytes")
     model = Quadratic()
     optimizer = make_optimizer(model, TrainConfig(optimizer=name, weight_decay=0.5), 0.1)
@@ -253,7 +255,7 @@ def test_weight_decay_pulls_matrices_to_zero_and_leaves_biases(name: Any) -> Non
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
     assert (model.weight < 2).all() and (model.bias == 2).all()
-    if name in ("adamw", "adafactor", "lion"):  # decoupled: by learning rate x decay of the weight
+    if name in ("adamw", "adamw_8bit", "adafactor", "lion"):  # decoupled: by learning rate x decay of the weight
         assert model.weight[0, 0].item() == pytest.approx(2 * (1 - 0.1 * 0.5))
     if name == "sgd":  # L2: the gradient of decay / 2 x weight^2
         assert model.weight[0, 0].item() == pytest.approx(2 - 0.1 * 0.5 * 2)
@@ -295,3 +297,36 @@ def test_an_adapter_has_a_higher_rate_unless_one_is_given() -> None:
     model = ModelConfig(name="m", adapter=AdapterConfig(method="dora"))
     assert peak_learning_rate(TrainConfig(), model) == 10 * peak_learning_rate(TrainConfig(), ModelConfig(name="m"))
     assert peak_learning_rate(TrainConfig(learning_rate=0.2), model) == 0.2
+
+
+def test_eight_bits_step_nearly_as_32_and_count_as_they_are_held() -> None:
+    pytest.importorskip("bitsandbytes")
+
+    def trained(name: Any) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(torch.nn.Embedding(64, 128), torch.nn.Linear(128, 128), torch.nn.Linear(128, 2))
+        optimizer = make_optimizer(model, TrainConfig(optimizer=name), 1e-2)
+        for _ in range(3):
+            model(torch.arange(64)).square().sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        return model, optimizer
+
+    (full, _), (low, optimizer) = trained("adamw"), trained("adamw_8bit")
+    for one, other in zip(full.parameters(), low.parameters(), strict=True):
+        assert torch.allclose(one, other, atol=5e-3)
+    states = [
+        t for state in optimizer.state.values() for name, t in state.items() if name.startswith(("state", "absmax"))
+    ]
+    assert sum(t.nbytes for t in states) == state_bytes("adamw_8bit", low)
+    kept = optimizer.state_dict()
+    assert [t.dtype for t in states].count(torch.uint8) == 2, "the middle matrix alone: no embeddings, no small tensors"
+    again = make_optimizer(low, TrainConfig(optimizer="adamw_8bit"), 1e-2)
+    again.load_state_dict(kept)
+    assert torch.equal(next(iter(again.state.values()))["state1"], next(iter(optimizer.state.values()))["state1"])
+
+
+def test_a_paged_optimizer_needs_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(InputError, match=r"use --train\.optimizer adamw_8bit"):
+        check_optimizer(TrainConfig(optimizer="paged_adamw_8bit"), ModelConfig(size="tiny"))

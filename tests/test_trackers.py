@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
+import os
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -162,18 +166,17 @@ def test_a_real_run_is_in_tensorboard_with_its_scores_and_without_a_token(
     assert not trackers._open
 
 
-def test_mlflow_keeps_the_scores_where_it_is_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    mlflow = pytest.importorskip("mlflow")
-    from transformers import TrainingArguments
-    from transformers.integrations import MLflowCallback
-
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/runs.db")
-    callback = MLflowCallback()
-    state = SimpleNamespace(is_world_process_zero=True, global_step=3, trial_name=None)
-    call = (TrainingArguments(output_dir=str(tmp_path), use_cpu=True), state, None)
-    callback.on_train_begin(*call)
-    run = mlflow.active_run().info.run_id
-    track(SimpleNamespace(trackers=Trackers([callback], call, None), tokens_per_second=None), [score("chrf++", 44.0)])
-    assert mlflow.active_run() is None
-    mlflow.flush_async_logging() if hasattr(mlflow, "flush_async_logging") else None
-    assert mlflow.get_run(run).data.metrics["test_chrfpp"] == 44.0
+@pytest.mark.parametrize("name", ["mlflow", "trackio", "wandb"])
+def test_others_keep_the_scores_on_this_machine_where_they_are_installed(name: str, tmp_path: Path) -> None:
+    pytest.importorskip(name)
+    code = Path(__file__).with_name("in_tracker.py")
+    secrets = {"HF_TOKEN": SECRET, "WANDB_API_KEY": SECRET.replace("hf_", "a" * 8)}
+    local = {"WANDB_MODE": "offline", "TRACKIO_DIR": str(tmp_path / "trackio"), "MLFLOW_TRACKING_URI": f"file:{tmp_path}/runs", "MLFLOW_ALLOW_FILE_STORE": "true"}  # fmt: skip
+    environment = {**os.environ, **secrets, **local, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, str(code), name], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    kept = json.loads(done.stdout.splitlines()[-1])
+    sign = "_" if name == "mlflow" else "/"
+    assert (kept[f"test{sign}chrfpp"], kept[f"test{sign}chrfpp_low"], kept[f"test{sign}before/bleu"]) == (44.0, 43.0, 5.0)
+    everything = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
+    assert not [secret for secret in secrets.values() if secret.encode() in everything + done.stdout.encode()]

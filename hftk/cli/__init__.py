@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from hftk import __version__
-from hftk.cli import classes, comparison, export, planning, prediction, publication, recipes, reporting
+from hftk.cli import classes, comparison, environment, export, planning, prediction, publication, recipes, reporting
 from hftk.cli.trained import all_at_once, check_model, check_output, load, say, takes_pairs, task_name, task_of, wrong
 from hftk.config import DataConfig, InputError, Problem, ServiceError
 
@@ -100,7 +100,10 @@ def _command(words: list[str]) -> int:
     return _evaluate(given, dotted)
 
 
-_COMMANDS = {"report": reporting.report, "export": export.export, "push": publication.push, "new": recipes.copy_recipe, "recipes": recipes.list_recipes}
+_COMMANDS = {
+    "report": reporting.report, "export": export.export, "push": publication.push, "new": recipes.copy_recipe,
+    "recipes": recipes.list_recipes, "env": environment.show,
+}  # fmt: skip
 
 
 # Flags ----------------------------------------------------------------------------------------------------------------
@@ -160,9 +163,14 @@ def _parsers() -> tuple[ArgumentParser, dict[str, ArgumentParser]]:
     new = commands.add_parser("new", help="copy a recipe", epilog=recipes.EXAMPLES, description="Copy a recipe to start from.")
     recipes.add_flags(new)
     listed = commands.add_parser("recipes", help="list the recipes", description="List the recipes that come with hftk.")
+    env = commands.add_parser(
+        "env", help="what a launch really gives: processes, devices, strategy, precision", epilog=environment.EXAMPLES,
+        description="What a launch really gives: processes, devices, backend, strategy, precision, versions.",
+    )  # fmt: skip
+    environment.add_flags(env)
     return parser, {
         "predict": predict, "evaluate": evaluate, "compare": compare, "export": merge, "plan": plan, "report": report, "push": push,
-        "new": new, "recipes": listed,
+        "new": new, "recipes": listed, "env": env,
     }  # fmt: skip
 
 

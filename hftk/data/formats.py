@@ -10,10 +10,10 @@ import csv
 import json
 import sys
 from collections.abc import Collection, Iterable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from io import BytesIO
 from itertools import islice
-from typing import Any, Literal
+from typing import Any, Literal, TextIO
 
 from hftk.config import InputError, Problem
 from hftk.data.encoding import open_bytes, open_text, unreadable
@@ -26,6 +26,23 @@ CHUNK = 10_000
 Documents = Literal["file", "paragraph", "line"]
 _SHOWN = 3
 _LOOKED_THROUGH = 1_000_000  # lines after the first broken one, so that a huge file does not delay the message
+
+
+@dataclass
+class Cursor:
+    """Where the reading of a file stands. :func:`read_file` begins there and moves it on with every chunk that it gives."""
+
+    chunks: int = 0
+    """Chunks before."""
+    line: int = 0
+    """Lines before, where lines are counted."""
+    place: int | None = None
+    """Of the file object, where it can be gone to; else what stands before is read once more."""
+
+    def move(self, text: TextIO, line: int = 0) -> None:
+        """To where ``text`` stands, after one more chunk."""
+        self.chunks, self.line = self.chunks + 1, line
+        self.place = text.tell() if text.seekable() else None
 
 
 class _Mistakes:
@@ -88,32 +105,61 @@ def settle(file: File, encoding: str) -> tuple[File, str]:
 
 
 def read_file(
-    file: File, *, encoding: str = "utf-8", documents: Documents = "file", columns: Collection[str] | None = None
-) -> Iterator[Table]:
+    file: File, *, encoding: str = "utf-8", documents: Documents = "file", columns: Collection[str] | None = None,
+    cursor: Cursor | None = None,
+) -> Iterator[Table]:  # fmt: skip
     """The rows of a file in chunks of at most 10,000, columns as the file names them (``text`` for txt).
 
     Args:
         documents: what a row of a txt file is. Blank lines come along as empty rows where a row is a line.
         columns: columns that are wanted; others may come along where leaving them out saves nothing.
+        cursor: where to begin, as an earlier reading left it.
     """
-    if file.format == "txt":
-        return _texts(file, encoding, documents)
+    cursor = cursor or Cursor()
+    if file.format == "txt" and documents != "file":
+        return _beginning(_texts(file, encoding, documents, cursor), cursor)
     if file.format == "jsonl":
-        return _json_lines(file, encoding)
-    if file.format == "json":
-        return _json(file, encoding)
+        return _beginning(_json_lines(file, encoding, cursor), cursor)
+    if file.format in ("csv", "tsv"):
+        return _beginning(_separated(file, encoding, cursor), cursor)
     if file.format == "parquet":
-        return _parquet(file, columns)
-    return _separated(file, encoding)
+        return _counted(_parquet(file, columns, skip=cursor.chunks), cursor)
+    chunks = _document(file, encoding) if file.format == "txt" else _json(file, encoding)
+    return _counted(islice(chunks, cursor.chunks, None), cursor)
 
 
-def _texts(file: File, encoding: str, documents: Documents) -> Iterator[Table]:
+def _beginning(chunks: Iterator[Table], cursor: Cursor) -> Iterator[Table]:
+    """The chunks from the cursor on, of a reader that goes to the cursor's place by itself where there is one."""
+    before = 0
+    if cursor.place is None:
+        before, cursor.chunks, cursor.line = cursor.chunks, 0, 0
+    yield from islice(chunks, before, None)
+
+
+def _counted(chunks: Iterator[Table], cursor: Cursor) -> Iterator[Table]:
+    for chunk in chunks:
+        cursor.chunks += 1
+        yield chunk
+
+
+def _lines(text: TextIO, cursor: Cursor) -> Iterator[str]:
+    """The lines from the cursor's place on. Not ``iter(text)``, in the middle of which Python does not tell where it stands."""
+    if cursor.place is not None:
+        text.seek(cursor.place)
+    return iter(text.readline, "")
+
+
+def _document(file: File, encoding: str) -> Iterator[Table]:
     with open_text(file, encoding) as text:
-        if documents == "file":
-            yield {"text": [content]} if (content := text.read()) else {}
-            return
-        rows = (line.rstrip("\r\n") for line in text) if documents == "line" else _paragraphs(text)
+        yield {"text": [content]} if (content := text.read()) else {}
+
+
+def _texts(file: File, encoding: str, documents: Documents, cursor: Cursor) -> Iterator[Table]:
+    with open_text(file, encoding) as text:
+        lines = _lines(text, cursor)
+        rows = (line.rstrip("\r\n") for line in lines) if documents == "line" else _paragraphs(lines)
         while chunk := list(islice(rows, CHUNK)):
+            cursor.move(text)
             yield {"text": chunk}
 
 
@@ -131,12 +177,12 @@ def _paragraphs(lines: Iterable[str]) -> Iterator[str]:
         yield "".join(paragraph).rstrip("\r\n")
 
 
-def _json_lines(file: File, encoding: str) -> Iterator[Table]:
+def _json_lines(file: File, encoding: str, cursor: Cursor) -> Iterator[Table]:
     mistakes = _Mistakes(file)
     records: list[dict[str, Any]] = []
     number = 0
     with open_text(file, encoding) as text:
-        for number, line in enumerate(text, 1):
+        for number, line in enumerate(_lines(text, cursor), cursor.line + 1):
             try:
                 record = json.loads(line)
             except ValueError as error:
@@ -150,6 +196,7 @@ def _json_lines(file: File, encoding: str) -> Iterator[Table]:
             records.append(record)
             if len(records) == CHUNK:
                 if not mistakes.count:
+                    cursor.move(text, number)
                     yield from_records(records)
                 records = []
     if mistakes.count:
@@ -200,14 +247,14 @@ def _settle_json(file: File, encoding: str) -> tuple[File, str]:
     return file, ""
 
 
-def _separated(file: File, encoding: str) -> Iterator[Table]:
+def _separated(file: File, encoding: str, cursor: Cursor) -> Iterator[Table]:
     """csv and tsv, every field a string."""
     mistakes = _Mistakes(file)
     rows: list[list[str]] = []
-    number = 0
+    number = before = 0
     with open_text(file, encoding) as text:
         reader = csv.reader(
-            text,
+            iter(text.readline, ""),
             delimiter=file.delimiter,
             quoting=csv.QUOTE_MINIMAL if file.quoted else csv.QUOTE_NONE,
             strict=file.quoted,
@@ -216,24 +263,28 @@ def _separated(file: File, encoding: str) -> Iterator[Table]:
             lines = _wide_fields(reader)
             header = next(lines, [])
             _check_header(file, header)
+            before = cursor.line and cursor.line - reader.line_num
+            if cursor.place is not None:
+                text.seek(cursor.place)
             for row in lines:
                 if len(row) != len(header):
                     if row:
                         found = f"expected {len(header)} fields ({', '.join(header)[:80]}), found {len(row)}"
-                        mistakes.add(reader.line_num, found, "put fields that hold the separator in double quotes")
-                    if mistakes.enough(reader.line_num):
+                        mistakes.add(before + reader.line_num, found, "put fields that hold the separator in double quotes")
+                    if mistakes.enough(before + reader.line_num):
                         break
                     continue
                 rows.append(row)
                 if len(rows) == CHUNK:
                     if not mistakes.count:
+                        cursor.move(text, before + reader.line_num)
                         yield _transposed(header, rows)
                     rows = []
         except csv.Error as error:
             mistakes.add(
-                reader.line_num, f"broken quoting: {error}", 'write a double quote inside a quoted field twice: ""'
+                before + reader.line_num, f"broken quoting: {error}", 'write a double quote inside a quoted field twice: ""'
             )
-        number = reader.line_num
+        number = before + reader.line_num
     if mistakes.count:
         raise mistakes.error(number)
     if rows:
@@ -264,7 +315,7 @@ def _transposed(header: list[str], rows: list[list[str]]) -> Table:
     return {name: list(values) for name, values in zip(header, zip(*rows, strict=True), strict=True)}
 
 
-def _parquet(file: File, columns: Collection[str] | None) -> Iterator[Table]:
+def _parquet(file: File, columns: Collection[str] | None, skip: int) -> Iterator[Table]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -273,7 +324,7 @@ def _parquet(file: File, columns: Collection[str] | None) -> Iterator[Table]:
         with open_bytes(file.path) as binary:
             table = pq.ParquetFile(BytesIO(binary.read()) if whole else binary)
             wanted = None if columns is None else [name for name in table.schema_arrow.names if name in columns]
-            for batch in table.iter_batches(batch_size=CHUNK, columns=wanted):
+            for batch in islice(table.iter_batches(batch_size=CHUNK, columns=wanted), skip, None):
                 yield batch.to_pydict()
     except pa.ArrowInvalid as error:
         message = f"{file.path} is not a whole Parquet file: {str(error).splitlines()[0]}"

@@ -25,6 +25,8 @@ class Cleaned(NamedTuple):
     read: int
     """Rows before."""
     counts: Counts
+    begin: Any
+    """What :meth:`Reader.chunks` takes to begin with this chunk."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,15 +41,15 @@ class Reader:
     unused: tuple[str, ...] = ()
     """Columns of the data that fill no role."""
 
-    def chunks(self, *, patient: bool = True, incomplete: Incomplete | None = None) -> Iterator[Cleaned]:
-        """Chunks in order; ``incomplete`` is shown each before rows are dropped.
+    def chunks(self, *, patient: bool = True, incomplete: Incomplete | None = None, begin: Any = None) -> Iterator[Cleaned]:
+        """Chunks in order, from ``begin`` on; ``incomplete`` is shown each before rows are dropped.
 
         InputError where text columns hold something else: at once, or when ``patient`` after all were counted.
         """
         columns = {**self.columns, _PLACE: Column(usual_names=(), required=False, kind="any", identity=False)}
         wrong = WrongTypes(self.mapping, self.columns, self.source.setting)
         since = 0
-        for place, start, raw in self.source.read(set(self.mapping.values())):
+        for place, start, raw, here in self.source.read(set(self.mapping.values()), begin):
             rows = height(raw)
             table = self._named(rename(raw, self.mapping, rows))
             wrong.look(table, place, start)
@@ -60,7 +62,7 @@ class Reader:
                 incomplete.look(table, place, start)
             table, counts = clean({**table, _PLACE: [(place, start + i) for i in range(rows)]}, columns, self.unicode)
             places = table.pop(_PLACE)
-            yield Cleaned(Part(table, keys_of(table, self.columns), places), rows, counts)
+            yield Cleaned(Part(table, keys_of(table, self.columns), places), rows, counts, here)
         if wrong:
             raise wrong.error()
 

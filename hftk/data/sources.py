@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from hftk.config import DataConfig, InputError, Problem
 from hftk.data import files as data_files
 from hftk.data.files import File, format_of, split_of
-from hftk.data.formats import CHUNK, Documents, read_file, settle
+from hftk.data.formats import CHUNK, Cursor, Documents, read_file, settle
 from hftk.data.samples import load_sample
 from hftk.data.split import SPLITS, fractions_for
 from hftk.data.tables import Table, from_records, height
@@ -30,6 +32,8 @@ class Chunk(NamedTuple):
     start: int
     """Number of the first row in that place, from 1."""
     table: Table
+    begin: Any = None
+    """What ``Source.read`` takes to begin with this chunk; plain values, fit for JSON."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,8 +44,9 @@ class Source:
     """As messages call it."""
     setting: str
     """The setting that named it."""
-    read: Callable[[Collection[str] | None], Iterator[Chunk]]
-    """Columns that are wanted (None: all) to chunks; columns beyond the wanted ones may come along."""
+    read: Callable[..., Iterator[Chunk]]
+    """Columns that are wanted (None: all), and where to begin (None: at the beginning), to chunks; columns beyond the wanted ones
+    may come along."""
     facts: list[dict[str, Any]]
     labels: Mapping[str, Sequence[str]] = field(default_factory=dict)
     """Column of class numbers to the names of the classes."""
@@ -148,12 +153,19 @@ def _file_source(config: DataConfig, files: Sequence[File], documents: Documents
         if reason:
             choices.append(reason)
 
-    def read(columns: Collection[str] | None) -> Iterator[Chunk]:
-        for file in settled:
-            start = 1
-            for table in read_file(file, encoding=config.encoding, documents=documents, columns=columns):
-                yield Chunk(str(file.path), start, table)
+    def read(columns: Collection[str] | None, begin: Any = None) -> Iterator[Chunk]:
+        first, start, stand = begin or (0, 1, [])
+        for number, file in enumerate(settled[first:], first):
+            cursor = Cursor(*stand)
+            chunks = read_file(file, encoding=config.encoding, documents=documents, columns=columns, cursor=cursor)
+            while True:
+                begin = [number, start, list(astuple(cursor))]
+                table = next(chunks, None)
+                if table is None:
+                    break
+                yield Chunk(str(file.path), start, table, begin)
                 start += height(table)
+            start, stand = 1, []
 
     hashed = not config.streaming or sum(file.path.stat().st_size for file in files) <= _HASHED_STREAM
     name = str(files[0].path) if len(files) == 1 else f"{files[0].path.parent} ({len(files)} files)"
@@ -222,7 +234,7 @@ def _one_python(source: Any, name: str, setting: str) -> Source:
     if pandas is not None and isinstance(source, pandas.DataFrame):
         facts = {"python": "DataFrame", "rows": len(source)}
         return Source(
-            name=name, setting=setting, read=lambda columns: _frame_chunks(source, name, columns), facts=[facts]
+            name=name, setting=setting, read=partial(_frame_chunks, source, name), facts=[facts]
         )
     if (
         isinstance(source, Sequence)
@@ -240,22 +252,22 @@ def _one_python(source: Any, name: str, setting: str) -> Source:
 
 
 def _from_rows(rows: Sequence[Mapping[str, Any]], name: str, setting: str, facts: dict[str, Any]) -> Source:
-    def read(columns: Collection[str] | None) -> Iterator[Chunk]:
-        for start in range(0, len(rows), CHUNK):
-            yield Chunk(name, start + 1, from_records(rows[start : start + CHUNK]))
+    def read(columns: Collection[str] | None, begin: Any = None) -> Iterator[Chunk]:
+        for start in range(begin or 0, len(rows), CHUNK):
+            yield Chunk(name, start + 1, from_records(rows[start : start + CHUNK]), start)
 
     return Source(name=name, setting=setting, read=read, facts=[facts])
 
 
-def _frame_chunks(frame: Any, name: str, columns: Collection[str] | None) -> Iterator[Chunk]:
+def _frame_chunks(frame: Any, name: str, columns: Collection[str] | None, begin: Any = None) -> Iterator[Chunk]:
     wanted = [column for column in frame.columns if columns is None or str(column) in columns]
-    for start in range(0, len(frame), CHUNK):
+    for start in range(begin or 0, len(frame), CHUNK):
         part = frame.iloc[start : start + CHUNK][wanted]
         table: Table = {}
         for column in wanted:
             cells = part[column].astype(object).where(part[column].notna(), None).tolist()
             table[str(column)] = [c.tolist() if hasattr(c, "tolist") else c for c in cells]  # lists out of Parquet are arrays
-        yield Chunk(name, start + 1, table)
+        yield Chunk(name, start + 1, table, start)
 
 
 def _from_dataset(dataset: Any, name: str, setting: str, facts: dict[str, Any]) -> Source:
@@ -263,19 +275,37 @@ def _from_dataset(dataset: Any, name: str, setting: str, facts: dict[str, Any]) 
     inner = {column: getattr(feature, "feature", feature) for column, feature in features.items()}  # of a list: its entries'
     labels = {column: list(feature.names) for column, feature in inner.items() if hasattr(feature, "int2str")}
 
-    def read(columns: Collection[str] | None) -> Iterator[Chunk]:
+    def read(columns: Collection[str] | None, begin: Any = None) -> Iterator[Chunk]:
         part = dataset.with_format(None)
         if columns is not None and part.column_names is not None:
             part = part.select_columns([column for column in part.column_names if column in columns])
-        start = 1
-        for batch in part.iter(batch_size=CHUNK):
+        before, stand = begin or (0, None)
+        is_stream = hasattr(part, "load_state_dict")
+        if is_stream and stand is not None:
+            part.load_state_dict(json.loads(stand))
+        elif before:
+            part = part.skip(before) if is_stream else part.select(range(before, len(part)))
+        batches = part.iter(batch_size=CHUNK)
+        while True:
+            begin = [before, _as_json(part.state_dict()) if is_stream else None]
+            batch = next(batches, None)
+            if batch is None:
+                break
             table = {column: list(values) for column, values in batch.items()}
-            yield Chunk(name, start, table)
-            start += height(table)
+            yield Chunk(name, before + 1, table, begin)
+            before += height(table)
 
     if hasattr(dataset, "__len__"):
         facts = {**facts, "rows": len(dataset)}
     return Source(name=name, setting=setting, read=read, facts=[facts], labels=labels)
+
+
+def _as_json(state: Any) -> str | None:
+    """None for what JSON does not hold: then rows are counted off instead."""
+    try:
+        return json.dumps(state)
+    except (TypeError, ValueError):
+        return None
 
 
 def _joined(sources: Sequence[Source]) -> Source:
@@ -283,9 +313,12 @@ def _joined(sources: Sequence[Source]) -> Source:
     if len(sources) == 1:
         return sources[0]
 
-    def read(columns: Collection[str] | None) -> Iterator[Chunk]:
-        for source in sources:
-            yield from source.read(columns)
+    def read(columns: Collection[str] | None, begin: Any = None) -> Iterator[Chunk]:
+        first, inside = begin or (0, None)
+        for number, source in enumerate(sources[first:], first):
+            for chunk in source.read(columns, inside):
+                yield chunk._replace(begin=[number, chunk.begin])
+            inside = None
 
     return Source(
         name=" and ".join(source.name for source in sources),

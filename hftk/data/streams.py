@@ -6,6 +6,8 @@ counted about training rows is counted while they are read: ``facts`` describes 
 
 from __future__ import annotations
 
+import copy
+from array import array
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -15,7 +17,7 @@ from hftk.data.dedup import count_repeats
 from hftk.data.load import characters, fingerprint, require_left
 from hftk.data.readers import Reader, to_dataset
 from hftk.data.split import SPLITS, drop_overlap, prove_disjoint, require_rows, sides
-from hftk.data.tables import Part, append_part, empty_part, height, take_part
+from hftk.data.tables import Part, Table, append, append_part, empty_part, height, take_part
 from hftk.task import Splits
 
 HELD_OUT_ROWS = 10_000
@@ -52,7 +54,30 @@ def stream_splits(
     held_out = frozenset(key for part in parts.values() for key in part.keys)
     stream = TrainStream(train, fractions, config, held_out, facts)
     datasets = {split: to_dataset(part.table, train.mapping) for split, part in parts.items()}
-    return Splits(train=IterableDataset.from_generator(stream), **datasets, facts=facts)
+    return Splits(train=IterableDataset.from_generator(stream), stream=stream, **datasets, facts=facts)
+
+
+class _Pass:
+    """What one pass over the rows has counted so far, and the keys that it has met."""
+
+    def __init__(self, begin: Mapping[str, Any] | None, keys: bytes) -> None:
+        begin = begin or {}
+        none = dict.fromkeys(("read", "rows", "characters", "repeats", "overlap", "carved"), 0)
+        self.counts: dict[str, int] = {**none, **begin.get("counts", {})}
+        self.cleaned: Counts = copy.deepcopy(begin.get("cleaned", {}))
+        self.keys = array("Q", keys)
+        """Of the rows that were kept, in order."""
+        self.seen = set(self.keys)
+
+    def state(self, begin: Any) -> dict[str, Any]:
+        """As plain values, for a pass that is to go on at ``begin`` of the reader."""
+        return {"begin": begin, "counts": dict(self.counts), "cleaned": copy.deepcopy(self.cleaned), "keys": len(self.keys)}
+
+    def count(self, table: Table) -> None:
+        """Rows that are given out."""
+        self.counts["rows"] += height(table)
+        texts = (value for values in table.values() for value in values if isinstance(value, str))
+        self.counts["characters"] += sum(map(len, texts))
 
 
 class TrainStream:
@@ -77,53 +102,89 @@ class TrainStream:
             facts,
         )
         self.passes = 0
+        self._now = _Pass(None, b"")
 
     def __call__(self) -> Iterator[dict[str, Any]]:
-        counts = dict.fromkeys(("read", "rows", "characters", "repeats", "overlap", "carved"), 0)
-        cleaned: Counts = {}
-        seen: set[int] = set()
+        now = _Pass(None, b"")
+        for _, table in self._tables(now, None):
+            roles = list(table)
+            for values in zip(*table.values(), strict=True):
+                row = dict(zip(roles, values, strict=True))
+                now.count({role: [value] for role, value in row.items()})
+                yield row
+
+    def batches(self, size: int, begin: Mapping[str, Any] | None = None, keys: bytes = b"") -> Iterator[tuple[dict[str, Any], Table]]:
+        """The rows of a pass, ``size`` at a time, each time with what begins there: plain values, fit for JSON.
+
+        With ``begin``, and the ``keys`` that :meth:`keys` gave, a pass goes on there; what stands before is not read again, as far
+        as the format of the data allows it (compressed files and Parquet are read but not parsed, whole files are left out).
+        """
+        now = self._now = _Pass(begin, keys)
+        left_out = int((begin or {}).get("rows_before", 0))
+        here: dict[str, Any] = {}
+        waiting: Table = {}
+        for state, table in self._tables(now, begin):
+            now.count(table)
+            given, rows = left_out, height(table)
+            left_out = 0
+            while given < rows:
+                if not waiting:
+                    here = {**state, "rows_before": given}
+                until = min(rows, given + size - height(waiting))
+                append(waiting, {role: values[given:until] for role, values in table.items()})
+                given = until
+                if height(waiting) == size:
+                    yield here, waiting
+                    waiting = {}
+        if waiting:
+            yield here, waiting
+
+    def keys(self, begin: Mapping[str, Any]) -> bytes:
+        """What has to be kept beside ``begin`` of the present pass: the keys of the rows before, 8 bytes each (with ``deduplicate``)."""
+        return self._now.keys[: begin["keys"]].tobytes()
+
+    def _tables(self, now: _Pass, begin: Mapping[str, Any] | None) -> Iterator[tuple[dict[str, Any], Table]]:
+        """The training rows of each chunk, with the state in which the chunk is begun. The caller counts what it gives out."""
         self.passes += 1
         complete = False
         try:
-            for chunk in self.reader.chunks(patient=False):
-                counts["read"] += chunk.read
-                add_counts(cleaned, chunk.counts)
-                part = take_part(chunk.part, self._kept(chunk.part, seen, counts))
+            for chunk in self.reader.chunks(patient=False, begin=begin and begin["begin"]):
+                state = now.state(chunk.begin)
+                now.counts["read"] += chunk.read
+                add_counts(now.cleaned, chunk.counts)
+                part = take_part(chunk.part, self._kept(chunk.part, now))
                 if self.config.max_rows:
-                    part = take_part(part, range(min(len(part.keys), self.config.max_rows - counts["rows"])))
-                self._report(counts, cleaned, complete)
-                roles = list(part.table)
-                for values in zip(*part.table.values(), strict=True):
-                    counts["rows"] += 1
-                    counts["characters"] += sum(map(len, (value for value in values if isinstance(value, str))))
-                    yield dict(zip(roles, values, strict=True))
-                if self.config.max_rows and counts["rows"] >= self.config.max_rows:
+                    part = take_part(part, range(min(len(part.keys), self.config.max_rows - now.counts["rows"])))
+                self._report(now, complete)
+                yield state, part.table
+                if self.config.max_rows and now.counts["rows"] >= self.config.max_rows:
                     break
             complete = True
         finally:
-            self._report(counts, cleaned, complete)
+            self._report(now, complete)
 
-    def _kept(self, part: Part, seen: set[int], counts: dict[str, int]) -> list[int]:
-        """Indices of the training rows of a chunk; ``seen`` and ``counts`` are brought up to date."""
-        kept = []
+    def _kept(self, part: Part, now: _Pass) -> list[int]:
+        """Indices of the training rows of a chunk; what the pass has counted is brought up to date."""
+        kept, counts = [], now.counts
         where = sides(part.keys, self.fractions, self.config.seed) if self.fractions else ["train"] * len(part.keys)
         for i, (key, side) in enumerate(zip(part.keys, where, strict=True)):
             if side != "train":
                 counts["carved"] += 1
             elif key in self.held_out:
                 counts["overlap"] += 1
-            elif key in seen:
+            elif key in now.seen:
                 counts["repeats"] += 1
             else:
                 if self.config.deduplicate:
-                    seen.add(key)
+                    now.seen.add(key)
+                    now.keys.append(key)
                 kept.append(i)
         return kept
 
-    def _report(self, counts: Mapping[str, int], cleaned: Counts, complete: bool) -> None:
-        facts = self.facts
+    def _report(self, now: _Pass, complete: bool) -> None:
+        facts, counts = self.facts, now.counts
         facts["read"]["train"] = counts["read"]
-        facts["cleaned"]["train"] = cleaned
+        facts["cleaned"]["train"] = now.cleaned
         facts["duplicates"]["train"] = {"found": counts["repeats"], "dropped": counts["repeats"]}
         facts["overlap"]["train_in_validation_or_test"] = counts["overlap"]
         facts["rows"]["train"] = counts["rows"]

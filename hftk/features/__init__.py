@@ -76,7 +76,7 @@ def _encode_or_read(
         features, lines = found
         for line in lines:
             note(line)
-        note(f"tokens: {_kind(asked)} rows were encoded before; they are read from {path}")
+        note(f"tokens: {_kind(asked)} rows were encoded before; they are read from the cache (--data.cache)")
         return path, _marked(features, "read")
     with heard() as lines:
         features = task.encode(rows, tokenizer, **asked)
@@ -85,9 +85,7 @@ def _encode_or_read(
     except NotCompact:
         return None, features
     except OSError as error:
-        note(
-            f"tokens: the encoded {_kind(asked)} rows cannot be kept in {cache}: {error.strerror or error} (--data.cache)"
-        )
+        note(f"tokens: the encoded {_kind(asked)} rows cannot be kept: {error.strerror or error} (--data.cache)")
         return None, features
     found = store.read(path) if kept else None
     return (path, _marked(found[0], "written")) if found is not None else (None, features)
@@ -99,19 +97,20 @@ def _read_everywhere(
     """Every process reads what the main one has on disk; a machine that does not see it encodes the rows once for itself."""
     from accelerate.utils import gather_object
 
-    first = launched().local_rank == 0
+    first, machine = launched().local_rank == 0, os.environ.get("GROUP_RANK", "0")
     found = store.read(path, verify=first)
-    seen = gather_object([(os.environ.get("GROUP_RANK", "0"), found is not None)])
-    blind = {machine for machine, sees in seen if not sees}
-    if blind:
-        note(f"tokens: {path} is not seen on {len(blind)} other machines, and each encodes the rows for itself (--data.cache DIR for one that all see)")  # fmt: skip
-        if found is None and first:
-            found = _encode_or_read(task, rows, tokenizer, asked)[1], []
-        wait_for_all()
-        if found is None:
-            found = store.read(path, verify=False) or (task.encode(rows, tokenizer, **asked), [])
-    assert found is not None
-    return found[0]
+    seen = gather_object([(machine, found is not None)])
+    blind = {name for name, sees in seen if not sees}
+    if not blind:
+        assert found is not None
+        return found[0]
+    note(f"tokens: the cache is not seen on {len(blind)} other machines, and each encodes the rows for itself (--data.cache DIR for one that all see)")  # fmt: skip
+    here = first and machine in blind
+    own, features = _encode_or_read(task, rows, tokenizer, asked) if here else (None, None)
+    wait_for_all()
+    paths = dict(gather_object([(machine, own)] if own is not None else []))
+    found = found or (store.read(paths[machine], verify=False) if machine in paths else None)
+    return features or (found[0] if found else task.encode(rows, tokenizer, **asked))
 
 
 def _marked(features: Features, how: str) -> Features:

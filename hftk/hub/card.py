@@ -63,8 +63,10 @@ def metadata(record: RunRecord, folder: Path, settings: PublishConfig, repo: str
     kind = str(read_json(folder / ADAPTER).get("peft_type") or "").lower()
     more: dict[str, Any] = {"co2_eq_emissions": energy} if (energy := _energy(folder)) else {}
     sets, languages = _data_sets(record), _languages(record, settings)
+    base = base_model(record, folder, settings)
+    more |= {"base_model_relation": _relation(folder)} if base else {}
     return ModelCardData(
-        base_model=base_model(record, folder, settings),
+        base_model=base,
         datasets=sets or None,
         eval_results=[_result(record, folder, score) for score in scores] or None,
         language=languages[0] if len(languages) == 1 else languages or None,
@@ -93,6 +95,13 @@ def base_model(record: RunRecord, folder: Path, settings: PublishConfig) -> str 
     return name if "/" in name else None  # a record of an earlier version does not say where the model came from
 
 
+def _relation(folder: Path) -> str:
+    """How this model came from its base, as the Hub calls it."""
+    if (folder / ADAPTER).is_file():
+        return "adapter"
+    return "quantized" if read_json(folder / "config.json").get("quantization_config") else "finetune"
+
+
 # Metadata ---------------------------------------------------------------------------------------------------------------
 
 
@@ -114,7 +123,7 @@ def _result(record: RunRecord, folder: Path, score: Score) -> EvalResult:
     return EvalResult(
         task_type=_pipeline(record, folder),
         task_name=wording.task_title(record),
-        dataset_type=sets[0] if sets else re.sub(r"[^\w.-]+", "-", wording.data_name(record)),
+        dataset_type=sets[0] if sets else _as_id(wording.data_name(record)),
         dataset_name=wording.data_name(record),
         dataset_config=(record.config.get("data") or {}).get("subset"),
         dataset_split=score.split or None,
@@ -124,6 +133,11 @@ def _result(record: RunRecord, folder: Path, score: Score) -> EvalResult:
         metric_value=score.value,
         metric_args={name: value for name, value in exact.items() if value not in (None, "")},
     )
+
+
+def _as_id(name: str) -> str:
+    """A name in the form of a Hub id: the Hub wants one also for data that it does not have."""
+    return re.sub(r"[^\w.-]+", "-", name, flags=re.ASCII).strip("-.") or "custom"
 
 
 def _metric(name: str) -> str | None:
@@ -200,7 +214,7 @@ def _text(record: RunRecord, folder: Path, settings: PublishConfig, repo: str) -
     yield _training(record)
     yield _cost(record, folder)
     yield "## Limits"
-    yield "\n".join(f"- {line}" for line in _limits(record))
+    yield "\n".join(f"- {line}" for line in _limits(record, settings))
     yield _closing(record)
 
 
@@ -311,7 +325,7 @@ def _cost(record: RunRecord, folder: Path) -> str:
     return " ".join(f"{sentence}." for sentence in sentences if sentence)
 
 
-def _limits(record: RunRecord) -> Iterator[str]:
+def _limits(record: RunRecord, settings: PublishConfig) -> Iterator[str]:
     """What the record gives reason to be careful about, and what it cannot say."""
     main = record.main_score
     if record.model.get("pretrained") is False:
@@ -324,6 +338,8 @@ def _limits(record: RunRecord) -> Iterator[str]:
     if lost := (cut.get("truncated_rows") or 0) + (judged.get("truncated_rows") or 0):
         yield f"Texts longer than {wording.exact(cut.get('max_length') or judged.get('max_length'))} tokens were cut: {lost:,} rows of the data."
     yield "It was judged on rows of the same source as its training data; other domains, languages and styles were not tried."
+    if settings.license is None:
+        yield "Its license is unknown: nobody named one. Those of the data and of the base model, where there is one, hold in any case."
     yield "It was not examined for bias or harmful outputs; it repeats what its data and its base model hold."
 
 

@@ -6,6 +6,7 @@ is whole, so that the training may delete it; of those that wait for a slow netw
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -206,8 +207,8 @@ def _take(checkpoint: Path, *, anew: bool) -> Path:
 def _forget(taken: Path | None) -> None:
     if taken is not None and taken.parent.name == TAKEN:
         shutil.rmtree(taken, ignore_errors=True)
-        if not any(taken.parent.iterdir()):
-            shutil.rmtree(taken.parent, ignore_errors=True)
+        with contextlib.suppress(OSError):  # others are still on their way
+            taken.parent.rmdir()
 
 
 def _listed(steps: Any) -> str:

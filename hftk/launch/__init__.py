@@ -30,9 +30,10 @@ from typing import Any, ParamSpec, TypeVar
 
 from hftk import choices
 from hftk.config import InputError, RunConfig, override, to_dict
-from hftk.launch import launcher, machines, peers
+from hftk.launch import launcher, machines, peers, strategies
 from hftk.launch.endings import Run, end, end_stuck, is_main, processes
 from hftk.launch.environment import command_line, redact
+from hftk.launch.files import write_atomically
 from hftk.launch.output import check_output, now, prepare_output, release_output, write_status
 from hftk.launch.signals import StopRequested, die_with, graceful, handled, ignore_requests, stop_requested
 
@@ -79,15 +80,18 @@ def launched() -> Launch:
     started_by = launcher.find_launcher()
     asked = processes()
     available = torch.accelerator.current_accelerator(check_available=True)
-    kind = "cpu" if available is None or _cpu_asked(started_by) else available.type
+    cpu_asked = _cpu_asked(started_by)
+    kind = "cpu" if available is None or cpu_asked else available.type
     if kind == "mps" and asked > 1:  # accelerate joins no processes on Apple's GPU: each would believe it is alone
         kind = "cpu"
-    if kind == "cpu" and "LOCAL_RANK" in os.environ:
+    strategy = launcher.strategy_in_environment() or ("ddp" if asked > 1 else "none")
+    if kind == "cpu" and strategy == "deepspeed":
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # accelerate drops DeepSpeed where its own variable says CPU
+    elif kind == "cpu" and "LOCAL_RANK" in os.environ:
         # The launcher hands on `use_cpu` to a single process only (accelerate 1.15), and Trainer makes the state anew.
         os.environ["ACCELERATE_USE_CPU"] = "true"
     patience = {"timeout": timedelta(seconds=_Inside.timeout)} if asked > 1 else {}
     state = PartialState(cpu=kind == "cpu", **patience)
-    strategy = launcher.strategy_in_environment() or ("ddp" if asked > 1 else "none")
     launch = Launch(
         processes=state.num_processes,
         rank=state.process_index,
@@ -100,8 +104,9 @@ def launched() -> Launch:
     # Where accelerate sees no group of processes and Trainer sees several GPUs, it wraps the model in nn.DataParallel.
     gpus = torch.cuda.device_count() if kind == "cuda" and state.distributed_type == DistributedType.NO else 1
     problems = launcher.downgrades(
-        asked=asked, found=launch.processes, strategy=strategy, device=launch.device, gpus_of_one_process=gpus
-    )
+        asked=asked, found=launch.processes, strategy=strategy, device=launch.device, gpus_of_one_process=gpus,
+        gpus_asked=bool(started_by and started_by.gpus) and not cpu_asked,
+    )  # fmt: skip
     if problems:
         raise InputError(*problems)
     return launch
@@ -198,9 +203,11 @@ def _attempt(main: Callable[[Any], Any], config: RunConfig, argv: Sequence[str] 
         config = parse(config, argv, description=description)
     choices.forget()
     started_by = launcher.find_launcher()
-    problems = launcher.contradictions(started_by)
+    problems = [*launcher.contradictions(started_by), *strategies.find_problems(config)]
     if problems:
         raise InputError(*problems)
+    if launcher.is_orphan(started_by):
+        raise StopRequested("the launcher has ended")
     if started_by is not None:
         die_with(started_by.pid)
     launcher.use_all_cores(started_by)
@@ -220,7 +227,7 @@ def _attempt(main: Callable[[Any], Any], config: RunConfig, argv: Sequence[str] 
     on_main(current.write, state="done", exit_code=0, message="")
     if current.peers is not None:
         current.peers.leave("done")
-    _leave_group()
+    leave_group()
     return 0
 
 
@@ -238,7 +245,7 @@ def _watch(launch: Launch, seconds: float, current: Run) -> None:
 
 def _begin(config: RunConfig, recipe: RunConfig) -> tuple[Path, dict[str, Any]]:
     """Locks the output folder, says that the run runs, saves the config and prints what is special in it."""
-    from hftk.parsing import print_changed, save_config
+    from hftk.parsing import dump_config, print_changed
 
     folder = prepare_output(config)
     try:
@@ -252,7 +259,7 @@ def _begin(config: RunConfig, recipe: RunConfig) -> tuple[Path, dict[str, Any]]:
         saved = folder / "config.yaml"
         anew = config.resume == "never" or not saved.exists()  # a resumed run is compared with what is there
         if anew:
-            save_config(config, saved)
+            write_atomically(saved, dump_config(config))
         print_changed(override(config, redact(to_dict(config))), recipe)
         print(f"all settings{'' if anew else ' of the first start'}: {saved}", flush=True)
     except BaseException:
@@ -282,7 +289,7 @@ def _packed(value: Any, error: BaseException | None) -> tuple[list[bytes], BaseE
     return [parcel], error
 
 
-def _leave_group() -> None:
+def leave_group() -> None:
     """Leaves the group of processes, which torch otherwise complains about at exit."""
     torch = sys.modules.get("torch")
     if torch is not None and torch.distributed.is_available() and torch.distributed.is_initialized():

@@ -20,9 +20,20 @@ from hftk.launch import launcher
 from hftk.launch.environment import command_line, private
 from hftk.launch.output import read_status, release_output, settle_output, write_status
 from hftk.launch.peers import Ending, PeerLost, Peers
+from hftk.problems import is_out_of_memory
 
 FROM_OUTSIDE = frozenset(
-    (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ENOENT, errno.ESTALE)
+    (
+        errno.ENOSPC,
+        errno.EDQUOT,
+        errno.EFBIG,
+        errno.EROFS,
+        errno.EACCES,
+        errno.EPERM,
+        errno.EIO,
+        errno.ENOENT,
+        errno.ESTALE,
+    )
 )
 """No room (for anybody, for this user, in one file), read-only, not allowed, broken, gone, gone from a network disk."""
 PEER_SECONDS = 2.0
@@ -97,13 +108,8 @@ def end(error: BaseException, current: Run) -> int:
     if current.peers is not None:
         # What ends this process may only be that another one is gone: the watch knows which. The launcher, too, asks the rest to
         # stop when one of its processes has ended.
-        wait = (
-            NEWS_SECONDS
-            if state == "failed" and _is_communication(error)
-            else STOP_SECONDS
-            if state == "stopped"
-            else None
-        )
+        lost = state == "failed" and _is_communication(error)
+        wait = NEWS_SECONDS if lost else STOP_SECONDS if state == "stopped" else None
         other = current.peers.verdict(wait) if wait is not None else None
         if other is not None and (state == "failed" or other.state != "stopped"):
             return _end_after(other, current)
@@ -136,6 +142,9 @@ def end_stuck(other: Ending, current: Run) -> None:
             time.sleep(GRACE_SECONDS)
     if not current.claim():
         return
+    for thread in threading.enumerate():  # such as the one that makes a checkpoint durable
+        if not thread.daemon and thread is not threading.main_thread():
+            thread.join(max(0.0, deadline - time.monotonic()))
     last = threading.Timer(LAST_WORDS_SECONDS, os._exit, (1,))
     last.daemon = True
     last.start()
@@ -212,6 +221,13 @@ def meaning(error: BaseException) -> tuple[str, int, str]:
         return "failed", 1, str(error)
     if isinstance(error, OSError) and error.errno in FROM_OUTSIDE:
         return "failed", 1, _of_system(error)
+    if is_out_of_memory(error):
+        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+        return (
+            "failed",
+            1,
+            f"out of memory: {reason}; hftk plan RECIPE with the same settings says what needs it, and what would fit",
+        )
     message = f"{type(error).__name__}: {error}"
     if processes() > 1 and re.search(r"Connection (closed|reset) by peer", message):
         message = f"another process of this run ended without a word (killed, or out of memory?); {message}"
@@ -241,7 +257,7 @@ def _print_ending(error: BaseException, state: str, message: str, folder: Path |
         text = "\n".join(lines)
     elif state == "stopped":
         text = f"hftk: {message}" + ("; --resume auto goes on from the last checkpoint" if folder else "")
-    elif isinstance(error, PlainError):
+    elif isinstance(error, PlainError) or is_out_of_memory(error):
         text = f"hftk: failed: {message}"
     elif state == "failed":
         traceback.print_exception(error)

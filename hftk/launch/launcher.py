@@ -24,6 +24,9 @@ from hftk.launch.environment import redact_command
 TWO_PROCESSES = "recipes/accelerate/two_processes.yaml"
 RANK = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
 THREADS = "OMP_NUM_THREADS"
+_SET_BY_LAUNCHERS = ("TORCHELASTIC_RUN_ID", "ACCELERATE_MIXED_PRECISION")
+_FOSTER_PARENTS = ("systemd", "init", "tini", "dumb-init", "docker-init", "catatonit", "launchd")
+"""Who takes in the children of a process that has ended."""
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h
 WORLD_SIZE = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 LOCAL_RANK = ("LOCAL_RANK", "MPI_LOCALRANKID", "OMPI_COMM_WORLD_LOCAL_RANK", "MV2_COMM_WORLD_LOCAL_RANK")
@@ -43,6 +46,8 @@ class Launcher:
     """Whether the CPU was asked for."""
     strategy: str = ""
     """fsdp or deepspeed if asked for, else ""."""
+    gpus: bool = False
+    """Whether GPUs, or accelerators of another kind, were asked for."""
 
 
 def number_from_environment(names: Sequence[str], default: int) -> int:
@@ -82,6 +87,19 @@ def find_launcher() -> Launcher | None:
     return None
 
 
+def is_orphan(launcher: Launcher | None) -> bool:
+    """Whether a launcher started this process and is gone already, so that nobody would wait for it or end it."""
+    import psutil
+
+    if launcher is not None or not any(name in os.environ for name in _SET_BY_LAUNCHERS):
+        return False
+    try:
+        parent = psutil.Process().parent()
+        return parent is None or parent.pid == 1 or parent.name() in _FOSTER_PARENTS
+    except psutil.Error:
+        return False
+
+
 def contradictions(launcher: Launcher | None) -> list[Problem]:
     """What was asked of the launcher and is not what runs, as far as the environment tells (no torch)."""
     world = number_from_environment(WORLD_SIZE, 1)
@@ -111,9 +129,15 @@ def contradictions(launcher: Launcher | None) -> list[Problem]:
     return problems
 
 
-def downgrades(*, asked: int, found: int, strategy: str, device: str, gpus_of_one_process: int) -> list[Problem]:
-    """What accelerate made less of without a word: processes, FSDP on a CPU, several GPUs in one process."""
+def downgrades(
+    *, asked: int, found: int, strategy: str, device: str, gpus_of_one_process: int, gpus_asked: bool = False
+) -> list[Problem]:
+    """What accelerate made less of without a word: processes, GPUs, FSDP on a CPU, several GPUs in one process."""
     problems = []
+    if gpus_asked and device == "cpu":
+        message = "expected GPUs, as asked of accelerate launch, found none that torch can use"
+        fix = f"for a CPU type: {_relaunch(asked)}\n    or set ACCELERATE_USE_CPU=true; for a GPU see what nvidia-smi and torch.cuda.is_available() say"
+        return [_launch_problem(message, fix)]
     if found != asked:
         message = f"expected {asked} processes, as the environment says, found {found}: each would train alone"
         problems.append(
@@ -193,11 +217,14 @@ def _asked_of_accelerate(options: Sequence[str], folder: Path) -> dict[str, Any]
     config = _config_file(path) if given.config_file or not given.cpu else {}
     in_file = config.get("num_processes")
     kind = str(config.get("distributed_type", "")).lower()
+    cpu = given.cpu or bool(config.get("use_cpu"))
+    several = given.multi_gpu or given.use_fsdp or given.use_deepspeed or kind in ("multi_gpu", "fsdp", "deepspeed")
     if given.use_fsdp or given.use_deepspeed or given.multi_gpu:  # one of these wins over the file's type
         kind = "fsdp" if given.use_fsdp else "deepspeed" if given.use_deepspeed else ""
     return {
         "processes": given.num_processes or (in_file if isinstance(in_file, int) and in_file > 0 else None),
-        "cpu": given.cpu or bool(config.get("use_cpu")),
+        "cpu": cpu,
+        "gpus": several and not cpu,
         "strategy": kind if kind in ("fsdp", "deepspeed") else "",
     }
 

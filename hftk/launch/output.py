@@ -21,6 +21,7 @@ from typing import Any
 
 from hftk.config import InputError, Problem, RunConfig
 from hftk.launch.environment import private
+from hftk.launch.files import make_folder, remove_unfinished, write_atomically
 
 STATUS = "status.json"
 PREDICTIONS = "predictions.jsonl"
@@ -55,10 +56,11 @@ def prepare_output(config: RunConfig) -> Path:
     """
     folder = check_output(config)
     with _folder_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         _lock(folder)
         try:
             _check_contents(folder, config)  # again: until the lock was taken, another run may have written
+            remove_unfinished(folder)
             if config.overwrite:
                 _set_aside(folder)
         except BaseException:
@@ -114,20 +116,6 @@ def read_status(folder: Path) -> dict[str, Any] | None:
     """What ``status.json`` says, or None where there is none of hftk's."""
     status = _read_json(folder / STATUS)
     return status if status is not None and {"state", "exit_code", "pid"} <= status.keys() else None
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Writes a small text file so that readers and crashes meet the old content or the new, never a part."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
 
 
 def now() -> str:

@@ -56,6 +56,8 @@ class Setup:
     """Share of the peak of ``device`` that training reaches, where nothing was measured."""
     price_per_hour: float | None = None
     """Price of one device for an hour, in any currency."""
+    processor: bool | None = None
+    """Whether ``device_memory`` is that of a processor. Default: only where no device is named and this machine has no GPU."""
 
     def problems(self) -> Iterator[Problem]:
         for name in ("devices", "device_memory", "tokens", "tokens_per_second", "utilization"):
@@ -104,7 +106,7 @@ class Plan:
     device_memory: int
     """Bytes of the device."""
     largest_batch: int | None
-    """Largest train.per_device_batch_size that fits; 0: not even one row."""
+    """Largest train.per_device_batch_size that fits; 0: not even one row; None: rows cost nothing, or it was not looked for."""
     flops: Mapping[str, float | None]
     """per token: forward, training (both counted), formula; per step; whole run."""
     run: Mapping[str, float | None]
@@ -123,10 +125,13 @@ class Plan:
         return self.peak <= USABLE * self.device_memory
 
 
-def plan(config: RunConfig, task: Task, setup: Setup | None = None, *, precision: str | None = None) -> Plan:
+def plan(
+    config: RunConfig, task: Task, setup: Setup | None = None, *, precision: str | None = None, search: bool = True
+) -> Plan:  # fmt: skip
     """Plan the run of ``config`` on the devices of ``setup``. No weight and no row is read.
 
     ``precision`` is what a run has chosen; default: ``train.precision``, auto being bf16 on GPUs and on processors with bf16 instructions.
+    Without ``search`` the largest batch is not looked for (None), which takes two thirds of the time.
 
     Raises:
         InputError: contradictory settings; a model that cannot be made or is not known.
@@ -161,7 +166,9 @@ def plan(config: RunConfig, task: Task, setup: Setup | None = None, *, precision
 
     # The loss is counted piece by piece, which takes long for more logits than this.
     countable = COUNTABLE_LOGITS // (max(shape.length, shape.target_length) * (getattr(made, "vocab_size", None) or 1))
-    largest = _largest_batch(bytes_of, shape.rows, training, USABLE * capacity, max(8 * shape.rows, countable))
+    largest = None
+    if search:
+        largest = _largest_batch(bytes_of, shape.rows, training, USABLE * capacity, max(8 * shape.rows, countable))
     per_step = rows * (shape.length + shape.target_length)
     per_step = config.train.global_batch_tokens or per_step
     made_plan = Plan(
@@ -202,11 +209,11 @@ def _largest_batch(bytes_of: Callable[[int], int], rows: int, now: int, room: fl
 
 
 def foresee(
-    config: RunConfig, task: Task, made: PretrainedConfig, *, devices: int, precision: str
+    config: RunConfig, task: Task, made: PretrainedConfig, *, devices: int, precision: str, sharding: Sharding = "none"
 ) -> tuple[Footprint, int]:
-    """The count, and the most bytes that a device holds at once in a training step, for the model of ``made`` on ``devices`` that
-    share nothing out: what a run that is over is compared with. Raises as :func:`plan`."""
-    setup = Setup(devices=devices, sharding="ddp" if devices > 1 else "none")
+    """The count, and the most bytes that a device holds at once in a training step, for the model of ``made`` on ``devices``:
+    what a run that is over is compared with. Raises as :func:`plan`."""
+    setup = Setup(devices=devices, sharding=sharding)
     shape, _, accumulation = batch_of(config, task, made, devices)
     judged = _judged(config, made, shape, "loss" in task.judged_by)
     found = _footprint(config, task, made, shape, setup, precision, judged, accumulation)
@@ -239,7 +246,7 @@ def remedies(config: RunConfig, task: Task, setup: Setup) -> list[tuple[str, Pla
     found: list[tuple[str, Plan]] = []
     for typed, values, of_setup in changes:
         try:
-            other = plan(override(config, values), task, replace(setup, **of_setup))
+            other = plan(override(config, values), task, replace(setup, **of_setup), search=False)
         except InputError:  # a change that this run cannot make
             continue
         if other.fits:

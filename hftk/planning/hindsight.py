@@ -6,9 +6,10 @@ import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from hftk import shards
 from hftk.choices import note
 from hftk.config import RunConfig
-from hftk.planning import foresee
+from hftk.planning import Sharding, foresee
 from hftk.task import Task
 
 LEAST_SECONDS = 20.0
@@ -30,7 +31,7 @@ def memory_level(model: Any) -> tuple[int, int]:
 
 def held_against_plan(
     config: RunConfig, task: Task, model: Any, *, precision: str, devices: int, level: tuple[int, int], peak: int,
-    seconds: float, history: Sequence[Mapping[str, Any]],
+    seconds: float, history: Sequence[Mapping[str, Any]], sharding: Sharding = "none",
 ) -> dict[str, Any]:  # fmt: skip
     """``peak_memory_bytes`` and ``seconds``, each planned and measured, and the operations; {} for a run of under :data:`LEAST_SECONDS`.
 
@@ -43,7 +44,8 @@ def held_against_plan(
     if hasattr(made, "quantization_config"):
         del made.quantization_config
     try:
-        found, planned = foresee(config, task, made, devices=devices, precision=precision)
+        with shards.whole_models():
+            found, planned = foresee(config, task, made, devices=devices, precision=precision, sharding=sharding)
     except (
         Exception
     ) as error:  # whatever an unknown architecture raises: the weights of a finished run are worth more than a number

@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 
 from hftk.architectures import kind_of
 from hftk.config import InputError, Problem, RunConfig
-from hftk.optimization import make_optimizer
+from hftk.optimization import BITSANDBYTES, make_optimizer, state_bytes
 from hftk.planning.adapted import adapt
 from hftk.planning.heap import Heap
 from hftk.planning.kernels import FLOPS, kernels_of, masks_as_in
@@ -232,8 +232,8 @@ def _count_step(
             optimizer.zero_grad()
     peak, batch_peak = dict(live.peak), live.batch_peak
     holes = live.heap.highest - sum(peak.values()) if live.heap else 0
-    if config.train.optimizer == "lion":  # bitsandbytes' kernels take no fake tensors; it keeps one moment in float32
-        states = peak["optimizer"] = 4 * sum(p.numel() for p in trained)
+    if config.train.optimizer in BITSANDBYTES:  # its kernels take no fake tensors
+        states = peak["optimizer"] = state_bytes(config.train.optimizer, model)
     return Footprint(
         parameters=sum(_count(p) for p in model.parameters()), trained=sum(p.numel() for p in trained), **_layers(model),
         weights=weights, gradients=gradients, optimizer=states, peak=peak, batch_peak=batch_peak, kept=kept,
@@ -274,8 +274,8 @@ def _give_gradients(trained: Sequence[torch.nn.Parameter]) -> None:
 def _with_state(
     model: torch.nn.Module, config: RunConfig, trained: Sequence[torch.nn.Parameter]
 ) -> torch.optim.Optimizer | None:
-    """The run's optimizer after a first step, when it holds its state; None for lion and where nothing is trained."""
-    if config.train.optimizer == "lion" or not trained:
+    """The run's optimizer after a first step, when it holds its state; None for those of bitsandbytes and where nothing is trained."""
+    if config.train.optimizer in BITSANDBYTES or not trained:
         return None
     optimizer = make_optimizer(model, config.train, 1e-3)
     _give_gradients(trained)

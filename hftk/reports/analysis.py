@@ -268,8 +268,11 @@ def _percent(share: float) -> str:
 
 
 def _short(text: str, most: int = LONGEST_NAME) -> dict[str, str]:
-    """A text cut to a length, with the whole one as its title where it was cut."""
-    return {"text": text, "title": ""} if len(text) <= most else {"text": text[: most - 1] + "…", "title": text}
+    """A text cut to a length, with the whole one as its title where it was cut; of a name its end stays, which tells it from others."""
+    if len(text) <= most:
+        return {"text": text, "title": ""}
+    end = most // 3 if most == LONGEST_NAME else 0
+    return {"text": text[: most - 1 - end].rstrip() + "…" + text[len(text) - end :].lstrip(), "title": text}
 
 
 def _json(value: Any) -> str:

@@ -133,8 +133,8 @@ def axis(
         margin = 0.06 * (high - low)
         low, high = (0.0 if 0 <= low < margin else low - margin), high + margin
     if low == high:
-        pad = abs(low) / 2 or 1.0
-        low, high = (low, low + 1) if whole else (low - pad, high + pad)
+        pad = 1.0 if whole else abs(low) / 2
+        low, high = (low - pad, high + pad) if low else (0.0, 1.0)
     step = _round_step((high - low) / most)
     step = max(1.0, step) if whole else step
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)

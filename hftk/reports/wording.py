@@ -20,6 +20,8 @@ TITLES = {
 ACRONYMS = {
     "cpu": "CPU", "gpus": "GPUs", "ram": "RAM", "os": "OS", "tfidf": "TF-IDF", "f1": "F1", "mse": "MSE", "rmse": "RMSE",
     "mae": "MAE", "r2": "R2", "auc": "AUC", "mcc": "MCC", "ece": "ECE",
+    "bleu": "BLEU", "chrf": "chrF", "chrf++": "chrF++", "ter": "TER", "rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L",
+    "rougeLsum": "ROUGE-Lsum",
 }  # fmt: skip
 LEVEL = 0.05
 """A difference is called real where chance alone shows it less often than this."""
@@ -225,12 +227,14 @@ def model_name(record: RunRecord) -> str:
 
 
 def data_name(record: RunRecord) -> str:
-    """The data set's id, or the last part of its path."""
+    """The data set's id, or the last part of its path (the last two where that is train.jsonl and the like)."""
     settings = record.config.get("data") or {}
     given = next((settings[k] for k in ("path", "train", "sample") if settings.get(k)), None)
     if given is None:
         return "rows given from Python"
     path = PurePosixPath(str(given).replace("\\", "/"))
+    if path.suffix and path.stem.lower() in ("train", "training") and path.parent.name not in ("", "..", "~"):
+        return f"{path.parent.name}/{path.name}"
     hub = len(path.parts) == 2 and not path.suffix and not str(given).startswith((".", "~"))
     return str(path) if hub else path.name or str(path)
 

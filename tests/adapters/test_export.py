@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 import torch
-from adapted_runs import LABELS, fit, judge, load, make_config, splits_of
+from adapted_runs import LABELS, TASKS, fit, judge, load, make_config, splits_of
 
+import hftk
 from hftk.cli import main
 from hftk.model import load_trained
 from hftk.parsing import save_config
@@ -65,6 +66,100 @@ def test_the_merged_model_computes_what_the_adapter_did(kind, bits, bases, tmp_p
     assert abs(ours - merged).max() <= near * max(1.0, abs(ours).max())
 
 
+@pytest.mark.parametrize("method", ["rslora", "dora", "pissa", "ia3"])
+def test_every_kind_of_adapter_is_merged(method, bases, tmp_path, tiny_runs, capsys):
+    rank = {} if method == "ia3" else {"rank": 3}
+    finished("gpt2", bases("gpt2"), tmp_path / "out", None, method=method, **rank)
+    assert main(["export", str(tmp_path / "out"), "--output", str(tmp_path / "merged")]) == 0
+    found = json.loads((tmp_path / "merged" / "export.json").read_text())
+    assert found["difference"] <= 1e-4 * max(1.0, found["largest_logit"])
+    assert found["same_choice"] == 1.0 and found["same_texts"] == found["texts"] == found["rows"]
+
+
+def whole(kind: str, output: Path, bases: Any) -> Any:
+    """A run's folder with all of its weights, and rows beside it."""
+    return finished(kind, bases(kind), output, None, method="none")
+
+
+@pytest.mark.parametrize("kind", ["bert", "t5", "marian", "gpt2", "llama"])
+def test_weights_in_8_bits_predict_nearly_the_same_by_the_usual_commands(kind, bases, tmp_path, tiny_runs, capsys):
+    task, trained = whole(kind, tmp_path / "out", bases)
+    # Weights this small have a scale of their own: allowed is what catches a wrong layout.
+    assert main(["export", str(tmp_path / "out"), "--output", str(tmp_path / "low"), "--format", "int8"]) == 0
+    model, tokenizer = load_trained(str(tmp_path / "low"), auto_model=task.auto_model)
+    ours, low = judge(kind, task, trained.model, trained.tokenizer), judge(kind, task, model, tokenizer)
+    assert 0 < abs(ours - low).mean() < 0.1 * abs(ours).mean()
+    assert not (tmp_path / "low" / "model.safetensors").exists()
+    asked = ["--prompt", splits_of(kind).train[0]["source" if kind in ("t5", "marian") else "text"]]
+    capsys.readouterr()
+    assert main(["predict", str(tmp_path / "low"), *asked]) == 0
+    assert "prediction" in json.loads(capsys.readouterr().out)
+
+
+@pytest.mark.slow  # 20 s each
+@pytest.mark.parametrize("kind", ["bert", "t5", "marian", "gpt2", "llama"])
+def test_an_onnx_graph_has_the_same_logits_for_rows_of_other_lengths(kind, bases, tmp_path, tiny_runs, capsys):
+    pytest.importorskip("onnxscript")
+    pytest.importorskip("onnxruntime")
+    whole(kind, tmp_path / "out", bases)
+    assert main(["export", str(tmp_path / "out"), "--output", str(tmp_path / "graph"), "--format", "onnx"]) == 0
+    found = json.loads((tmp_path / "graph" / "export.json").read_text())
+    assert found["difference"] <= found["tolerance"] and found["rows"] == 8
+
+
+def byte_level(kind: str, folder: Path, **shape: Any) -> Path:
+    """A small model with a tokenizer that GGUF knows, and a file of texts beside it."""
+    texts = [f"row {i}: länger 日本 text {i * i} don't" for i in range(40)]
+    (folder / "rows.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    config = make_config(
+        kind, folder / "made", None,
+        model={"tokenizer": "bpe", "vocab_size": 300, "config": shape, "initialization": "he"}, data={"path": str(folder / "rows.jsonl")},
+    )  # fmt: skip
+    task = TASKS[kind][0](config)
+    model, tokenizer = hftk.load_model(config.model, task, hftk.load_splits(config.data, task))
+    model.save_pretrained(folder / "made")
+    tokenizer.save_pretrained(folder / "made")
+    return folder / "made"
+
+
+WIDE = {
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+}
+GGUF_SHAPES: dict[str, dict[str, Any]] = {
+    "gpt2": {"n_layer": 2, "n_head": 2, "n_embd": 64, "n_positions": 1024},
+    "llama": WIDE,
+}
+
+
+@pytest.mark.parametrize(("kind", "held"), [("gpt2", "f32"), ("llama", "f32"), ("llama", "q8_0")])
+def test_a_gguf_file_is_read_back_as_the_same_model(kind, held, tmp_path, capsys):
+    pytest.importorskip("gguf")
+    folder = byte_level(kind, tmp_path, **GGUF_SHAPES[kind])
+    words = ["--data", str(tmp_path / "rows.jsonl"), "--format", "gguf", "--gguf_type", held]
+    assert main(["export", str(folder), "--output", str(tmp_path / "gguf"), *words]) == 0
+    found = json.loads((tmp_path / "gguf" / "export.json").read_text())
+    assert found["difference"] <= found["tolerance"]
+    if held == "f32":
+        assert found["difference"] < 1e-3 * max(1.0, found["largest_logit"]) and found["same_texts"] == found["texts"]
+    (_, tokens), (_, theirs) = load_trained(str(folder)), load_trained(str(tmp_path / "gguf"))
+    text = "länger 日本 don't 123 "
+    assert theirs(text).input_ids == tokens(text).input_ids and theirs.eos_token_id == tokens.eos_token_id
+
+
+def test_a_wrong_layout_is_not_exported(tmp_path, capsys, monkeypatch):
+    gguf_file = pytest.importorskip("hftk.exports.gguf_file")
+    folder = byte_level("llama", tmp_path, **WIDE)
+    monkeypatch.setattr(gguf_file, "_ROTATED", ())
+    words = ["--data", str(tmp_path / "rows.jsonl"), "--format", "gguf", "--gguf_type", "f32"]
+    assert main(["export", str(folder), "--output", str(tmp_path / "gguf"), *words]) == 1
+    assert "computes something else" in capsys.readouterr().err
+    assert not (tmp_path / "gguf").exists()
+
+
 def test_another_process_predicts_the_same(bases, tmp_path, tiny_runs):
     task, trained = finished("bert", bases("bert"), tmp_path / "out", 8)
     texts = splits_of("bert").validation["text"][:3]
@@ -91,6 +186,10 @@ def test_what_cannot_be_exported_is_told(bases, tmp_path, tiny_runs, capsys):
         return capsys.readouterr().err
 
     assert "there is nothing to merge" in told(bases("bert"), "--output", tmp_path / "m")
+    assert "expected one of llama, mistral, qwen2, gpt2" in told(
+        bases("t5"), "--output", tmp_path / "m", "--format", "gguf", "--data", __file__
+    )
+    assert "0 <= tolerance < 1" in told(bases("bert"), "--output", tmp_path / "m", "--format", "int8", "--tolerance", 3)
     finished("bert", bases("bert"), tmp_path / "out", None)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine.txt").touch()

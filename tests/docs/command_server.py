@@ -20,6 +20,7 @@ import signal
 import socket
 import sys
 import traceback
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,10 @@ def accelerate(words: list[str]) -> None:
     given = read_launch(words[1:])
     config = yaml.safe_load(Path(given.config_file).read_text()) if given.config_file else {}
     count = given.num_processes or config.get("num_processes") or 1
+    if (
+        count > 1 and not given.multi_gpu and config.get("distributed_type") != "MULTI_GPU"
+    ):  # it may not do what it says
+        os.execv(sys.executable, [sys.executable, "-m", "accelerate.commands.launch", *words[1:]])
     if count == 1:
         return run_recipe(given.training_script, given.training_script_args)
     with socket.socket() as free:
@@ -163,20 +168,11 @@ def check_hftk(words: list[str]) -> None:
 
 
 def check_hf(words: list[str]) -> None:
-    """Walk through the groups of the command ``hf`` to the command itself, which reads its words."""
-    import click
+    """Ask the command ``hf`` for help on these words: it reads them all before it answers."""
     from huggingface_hub.cli.hf import app
 
-    command: Any = app
-    if not hasattr(app, "commands"):  # a typer app, as in some versions
-        import typer
-
-        command = typer.main.get_command(app)
-    while hasattr(command, "commands"):
-        assert words and words[0] in command.commands, f"hf has no command {words[:1]}"
-        command, words = command.commands[words[0]], words[1:]
-    with contextlib.suppress(click.exceptions.Exit):
-        command.make_context("hf", list(words))
+    sys.argv = ["hf", *words, "--help"]
+    app()
 
 
 def check_extras(words: list[str]) -> None:
@@ -246,21 +242,40 @@ def serve(connection: socket.socket) -> None:
     connection.sendall(str(os.waitstatus_to_exitcode(status)).encode())
 
 
-def main(address: str, hub: Path) -> None:
-    from importlib import import_module
+def prepare(hub: Path) -> None:
+    """Make the models of the Hub, and one run, which shows what else is imported on the way."""
+    from small_hub import make_files, make_models
 
-    from small_hub import make_models
+    make_models(hub)
+    home = hub.parent / "first_run"
+    make_files(home, hub)
+    os.chdir(home)
+    before = set(sys.modules)
+    words = "--data.path reviews.csv --data.columns.label stars --model.name google-bert/bert-base-uncased --model.adapter.method lora"
+    run_recipe("recipes/bert_classification.py", [*words.split(), "--output", "out"])
+    (home / "modules.json").write_text(json.dumps(sorted(set(sys.modules) - before)))
 
-    for name in WARM:
-        with contextlib.suppress(ImportError):  # optional packages
+
+def warm_up(names: list[str]) -> None:
+    for name in names:
+        with contextlib.suppress(Exception):  # optional packages, and modules that were made and not imported
             import_module(name)
-    gc.collect()
-    gc.freeze()
+
+
+def main(address: str, hub: Path) -> None:
+    warm_up(list(WARM))
     maker = os.fork()  # this process computes nothing, so that a fork of it is as good as new
     if maker == 0:
         os.dup2(2, 1)
-        finish(lambda: make_models(hub))
+        finish(lambda: prepare(hub))
     assert os.waitpid(maker, 0)[1] == 0
+    warm_up(json.loads((hub.parent / "first_run/modules.json").read_text()))
+    from hftk.records import load_record
+    from hftk.reports import render_html
+
+    render_html(load_record(hub.parent / "first_run/out"))  # the templates are compiled once
+    gc.collect()
+    gc.freeze()
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(address)
     listener.listen()

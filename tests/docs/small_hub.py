@@ -1,14 +1,10 @@
-"""Stand-ins for what the pages take from elsewhere: a cache of the Hub with tiny models under the pages' names, and example files.
-
-python small_hub.py FOLDER
-"""
+"""Stand-ins for what the pages take from elsewhere: a cache of the Hub with tiny models under the pages' names, and example files."""
 
 from __future__ import annotations
 
 import json
 import random
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -135,8 +131,3 @@ def german(text: str) -> str:
 def chinese(text: str) -> str:
     signs = dict(zip(WORDS, "猫狗房树红小和这", strict=True))
     return "".join(signs.get(word, word) for word in text.split()).replace(".", "。")
-
-
-if __name__ == "__main__":
-    sys.path.insert(0, str(ROOT))
-    make_models(Path(sys.argv[1]))

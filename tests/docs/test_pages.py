@@ -23,7 +23,7 @@ PAGES = find_pages()
 COMMANDS = ("accelerate", "hftk", "python", "python3", "pip", "make", "hf", "git", "modelscope", "rsync")
 """What blocks may call, beside a few tools of the shell; each goes to the server."""
 TOOLS = ("bash", "cat", "cp", "du", "echo", "env", "head", "ls", "mkdir", "rm", "sed", "sort", "tail", "wc")
-COUNTS = {"bash": 42, "python": 2, "not run": 12}
+COUNTS = {"bash": 47, "python": 2, "not run": 14}
 """Blocks in all pages, and those that are not run."""
 LANGUAGES = {"bash", "python", "text", "yaml", "json", "bibtex"}
 
@@ -93,6 +93,28 @@ def test_blocks_run(page: Path, environment: dict[str, str], tmp_path: Path) -> 
             )
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        "accelerate launch recipes/gpt2_clm.py --train.learning_rat 3e-4",
+        "accelerate launch --num_proceses 2 recipes/gpt2_clm.py",
+        "accelerate launch --config_file recipes/accelerate/none.yaml recipes/gpt2_clm.py",
+        "hftk push out/gpt2_clm --repository my-name/my-model",
+        "hftk plan gpt2_clm --model.nam openai-community/gpt2",
+        "hf download google-bert/bert-base-chinese --folder models",
+        'pip install "hftk[no_such_extra]"',
+        "make no_such_target",
+        "curl https://huggingface.co",
+    ],
+)
+def test_a_wrong_command_is_found_out_though_it_is_not_run(
+    command: str, environment: dict[str, str], tmp_path: Path
+) -> None:
+    make_files(tmp_path / "work", Path(environment["PATH"]))
+    block = Block(page=PAGES[0], line=1, language="bash", text=command, not_run="for this test")
+    assert Shell(tmp_path / "work", environment).run(block).returncode != 0
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_blocks_say_what_they_are(page: Path) -> None:
     for block in read_blocks(page):
@@ -104,11 +126,19 @@ def test_blocks_say_what_they_are(page: Path) -> None:
     "page", [p for p in PAGES if chinese_page(p).exists()], ids=lambda page: str(page.relative_to(ROOT))
 )
 def test_both_languages_show_the_same_code(page: Path) -> None:
-    english, chinese = read_blocks(page), read_blocks(chinese_page(page))
+    english, chinese = (
+        [b for b in read_blocks(p) if not b.language.startswith("{")] for p in (page, chinese_page(page))
+    )
     assert [(b.language, b.text) for b in english] == [(b.language, b.text) for b in chinese]
     assert [(bool(b.not_run), b.exit_code, b.shown) for b in english] == [
         (bool(b.not_run), b.exit_code, b.shown) for b in chinese
     ]
+
+
+def test_every_chinese_page_has_an_english_one() -> None:
+    chinese = {ROOT / "README.zh-CN.md", *(ROOT / "docs/zh").rglob("*.md")}
+    assert chinese == {chinese_page(page) for page in PAGES if chinese_page(page).exists()}
+    assert len(chinese) >= 8
 
 
 def test_the_number_of_blocks_is_the_one_known() -> None:

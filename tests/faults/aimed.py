@@ -15,10 +15,11 @@ from typing import Any
 
 import killing
 import small_recipes
+from disk import read_tree, replay
 from interposer import Operation, read_trace
 from killing import Run, Server
 from left_behind import differences, left_behind
-from power_cut import read_tree, replay
+from phases import PHASES
 
 from hftk import checkpoints
 
@@ -35,6 +36,8 @@ class Aim:
     at: str
     occurrence: int
     share: float
+    again: float | None = None
+    """After which share of the usual time of a whole run the second start is killed too, whatever it does; None: not at all."""
 
 
 @dataclass
@@ -58,6 +61,11 @@ class Reference:
         if at == "training":
             return self.shared["steps done"]
         return self.shared["saves" if at == CHECKPOINT else f"times {at}"]
+
+    @property
+    def total(self) -> float:
+        """Seconds of the whole run."""
+        return sum(self.shared[f"nanoseconds {phase}"] for phase in PHASES) / 1e9
 
     def seconds(self, at: str) -> float:
         """The usual length of one occurrence."""
@@ -113,6 +121,12 @@ class Range:
         if run.main.code == 0:
             return None
         whole, wrong = whole_checkpoints(output)
+        if aim.again is not None:
+            second = killing.start(self.server, reference.command, output, processes=aim.processes)
+            time.sleep(aim.again * reference.total)
+            second.kill()
+            whole, more = whole_checkpoints(output)
+            wrong += more
         again = killing.finish(self.server, reference.command, output, processes=aim.processes)
         wrong += differences(reference.files, left_behind(output))
         wrong += resumed_elsewhere(again.printed(), whole)
@@ -147,8 +161,9 @@ def resumed_elsewhere(printed: str, step: int | None) -> list[str]:
 
 
 def draw(rng: random.Random, reference: Reference, recipe: str, processes: int, at: str) -> Aim:
-    """An aim at one of the occurrences."""
-    return Aim(recipe, processes, at, rng.randint(1, reference.occurrences(at)), rng.random())
+    """An aim at one of the occurrences; every fourth time the second start is killed as well."""
+    again = rng.random() if rng.random() < 0.25 else None
+    return Aim(recipe, processes, at, rng.randint(1, reference.occurrences(at)), rng.random(), again)
 
 
 def shoot_all(range_: Range, wanted: Iterable[tuple[str, int, str]], seed: int) -> Iterator[Outcome]:
@@ -171,6 +186,7 @@ def summary(outcomes: list[Outcome]) -> dict[str, Any]:
         runs[name] = runs.get(name, 0) + 1
     return {
         "kills": len(outcomes), "wrong": [asdict(outcome) for outcome in outcomes if outcome.wrong], "hits": hits, "runs": runs,
+        "killed_twice": sum(outcome.aim.again is not None for outcome in outcomes),
         "resumed_from_a_checkpoint": sum(outcome.resumed_from is not None for outcome in outcomes),
     }  # fmt: skip
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 AUDIT = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 SECCOMP = {"x86_64": 317, "aarch64": 277}
-AT_FDCWD, AT_REMOVEDIR = -100, 0x200
+AT_FDCWD, AT_REMOVEDIR, RENAME_NOREPLACE = -100, 0x200, 1
 
 _X86_64 = {
     "write": 1, "open": 2, "pwrite64": 18, "writev": 20, "sendfile": 40, "fsync": 74, "fdatasync": 75, "truncate": 76, "ftruncate": 77,
@@ -81,7 +81,10 @@ class Caller:
             return ("rmdir" if folder else "unlink", path, "", 0, b"")
         if name in ("link", "linkat"):
             return None if os.path.lexists(full[1]) else ("link", path, second, 0, b"")
-        if os.path.isdir(full[1]) and os.listdir(full[1]):
+        if name == "renameat2" and self.arguments[4] & ~RENAME_NOREPLACE:
+            raise NotImplementedError(f"renameat2 of {full[0]} to {full[1]} with the flags {self.arguments[4]}")
+        keeps = name == "renameat2" and bool(self.arguments[4]) and os.path.lexists(full[1])
+        if keeps or (os.path.isdir(full[1]) and os.listdir(full[1])):
             return None
         return ("rename", path, second, 0, b"")
 
@@ -133,7 +136,7 @@ class Caller:
         path = self._text(self.arguments[place])
         folder = struct.unpack("<i", struct.pack("<I", self.arguments[place - 1] & 0xFFFFFFFF))[0] if "at" in self.name and place else AT_FDCWD
         if not path.startswith("/"):
-            path = os.path.join(self._link("cwd" if folder == AT_FDCWD or self.name == "truncate" else f"fd/{folder}"), path)
+            path = os.path.join(self._link("cwd" if folder == AT_FDCWD else f"fd/{folder}"), path)
         head, tail = os.path.split(path.rstrip("/"))
         return os.path.join(os.path.realpath(head), tail)
 

@@ -3,7 +3,7 @@
 The kernel (Linux 5.5 or newer) holds every system call that can change or sync a file until another process, which forked the
 watched one, lets it go on (seccomp's user notification). Nothing is missed, whatever library makes the call: safetensors, for
 one, renames without the C library. Only writes through memory maps are not seen, nor chmod, utime and the like. Whether a call
-was missed shows in the trace: replayed as a whole (power_cut.py), it must give the folder as it is.
+was missed shows in the trace: replayed as a whole (disk.py), it must give the folder as it is.
 """
 
 from __future__ import annotations
@@ -42,6 +42,9 @@ def reason_not_to() -> str:
     """Why processes cannot be watched here; "" if they can."""
     if not sys.platform.startswith("linux") or platform.machine() not in CALLS:
         return f"no table of the system calls of {sys.platform} on {platform.machine()}"
+    scope = Path("/proc/sys/kernel/yama/ptrace_scope")
+    if scope.exists() and int(scope.read_text()) > 1 and os.geteuid():
+        return "a process may not read its child's memory here (ptrace_scope)"
     pid = os.fork()
     if not pid:
         try:
@@ -143,7 +146,10 @@ def _listen() -> int:
     program = ctypes.create_string_buffer(b"".join(struct.pack("<HBBI", *step) for step in steps))
     head = struct.pack("@HP", len(steps), ctypes.addressof(program))
     library.prctl(38, 1, 0, 0, 0)  # PR_SET_NO_NEW_PRIVS
-    listener = library.syscall(SECCOMP[machine], 1, 1 << 3, ctypes.create_string_buffer(head))  # SET_MODE_FILTER, NEW_LISTENER
+    # SECCOMP_SET_MODE_FILTER with NEW_LISTENER and, from Linux 5.19 on, WAIT_KILLABLE_RECV: else a signal, such as that of a
+    # child's end, makes a call wait, and be seen, twice.
+    asked = (library.syscall(SECCOMP[machine], 1, flags, ctypes.create_string_buffer(head)) for flags in (0b101000, 0b001000))
+    listener = next((found for found in asked if found >= 0), -1)
     if listener < 0:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
     return int(listener)

@@ -22,7 +22,12 @@ from phases import NAMES, PHASES
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
-LONGEST = 120.0
+ENVIRONMENT = {
+    "PYTHONPATH": os.pathsep.join([str(ROOT), str(HERE), str(HERE.parent)]), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1",
+    "TOKENIZERS_PARALLELISM": "false", "ARROW_DEFAULT_MEMORY_POOL": "system", "ACCELERATE_USE_CPU": "true",
+}  # fmt: skip
+"""One thread, so that the bits are the same; no thread of a library's own where processes are forked."""
+LONGEST = 300.0
 """Seconds that no run of a small recipe takes."""
 POLL = 0.0003
 
@@ -31,12 +36,8 @@ class Server:
     """A process in which everything is imported, and that forks the runs."""
 
     def __init__(self) -> None:
-        environment = {
-            **os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(HERE)]), "HF_HUB_OFFLINE": "1",
-            "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "ARROW_DEFAULT_MEMORY_POOL": "system", "ACCELERATE_USE_CPU": "true",
-        }  # fmt: skip
         self.process = subprocess.Popen(
-            [sys.executable, str(HERE / "fork_server.py")], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [sys.executable, str(HERE / "fork_server.py")], env={**os.environ, **ENVIRONMENT}, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
         self.folder = Path(tempfile.mkdtemp(prefix="kills"))
 

@@ -27,3 +27,13 @@ def test_a_hundred_kills(firing_range):
     assert not found["wrong"], found["wrong"]
     assert found["kills"] == 100 and found["hits"][CHECKPOINT] >= 30, found["hits"]
     assert {"training", "evaluation", "generation"} <= found["hits"].keys(), found["hits"]
+
+
+@pytest.mark.slow
+@pytest.mark.launch
+def test_kills_of_a_whole_process_group_through_accelerate_launch(firing_range):
+    import launched
+
+    found = aimed.summary(list(launched.shoot_launched(firing_range, seed=0)))
+    assert not found["wrong"], found["wrong"]
+    assert found["kills"] == len(launched.WANTED) >= 5 and found["hits"][CHECKPOINT] >= 1

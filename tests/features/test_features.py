@@ -364,17 +364,17 @@ def test_facts_that_no_file_can_hold_are_not_kept(tmp_path, tokenizer):
 
 
 @pytest.mark.launch
-def test_three_processes_encode_once_and_wait_for_longer_than_the_time_out(tmp_path):
+def test_two_processes_encode_once_and_wait_for_longer_than_the_time_out(tmp_path):
     """``ddp_timeout`` is 8 s, and the main process takes 11 s over the first set."""
     command = [
-        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "3",
-        str(Path(__file__).with_name("in_three_processes.py")), "--output", str(tmp_path / "out"), "--data.cache", str(tmp_path / "cache"),
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+        str(Path(__file__).with_name("in_two_processes.py")), "--output", str(tmp_path / "out"), "--data.cache", str(tmp_path / "cache"),
         "--train.extra.ddp_timeout", "8",
     ]  # fmt: skip
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=150)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
-    found = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in range(3)]
+    found = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in range(2)]
     assert all(process["equal"] for process in found)
-    assert [process["encoded"] for process in found] == [["slow", "small", "large"], [], []]
-    assert [process["cache"] for process in found] == [[None, None, "written", "read"]] * 3
+    assert [process["encoded"] for process in found] == [["slow", "small", "large"], []]
+    assert [process["cache"] for process in found] == [[None, None, "written", "read"]] * 2

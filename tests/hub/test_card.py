@@ -120,6 +120,23 @@ def test_a_base_model_is_named_only_where_it_came_from_the_hub(tmp_path: Path, m
     assert base("out/gpt2", replace(SETTINGS, base_model="openai-community/gpt2")) == "openai-community/gpt2"
 
 
+def test_the_way_from_the_base_is_named_and_an_unknown_license_is_said(tmp_path: Path) -> None:
+    based = replace(SETTINGS, base_model="a/base")
+
+    def relation(settings: PublishConfig = based) -> Any:
+        text = card(gpt2_run(5), tmp_path, settings, "a/b")
+        assert card_errors(text) == []
+        return yaml.safe_load(text.split("---\n")[1]).get("base_model_relation")
+
+    assert relation(SETTINGS) is None and relation() == "finetune"
+    (tmp_path / "config.json").write_text('{"quantization_config": {"load_in_8bit": true}}')
+    assert relation() == "quantized"
+    (tmp_path / "adapter_config.json").write_text("{}")
+    assert relation() == "adapter"
+    assert "license is unknown" in card(gpt2_run(5), tmp_path, replace(based, license=None), "a/b")
+    assert "license is unknown" not in card(gpt2_run(5), tmp_path, based, "a/b")
+
+
 def test_data_sets_of_the_hub_are_named_with_their_commit(tmp_path: Path) -> None:
     sources = [{"split": s, "hub": "stanfordnlp/imdb", "subset": None, "commit": "e6281661"} for s in ("train", "test")]
     run = replace(
@@ -135,12 +152,30 @@ def test_data_sets_of_the_hub_are_named_with_their_commit(tmp_path: Path) -> Non
     )
 
 
+def test_the_loopback_hub_does_refuse_what_the_hub_refuses(tmp_path: Path) -> None:
+    good = card(gpt2_run(5), tmp_path, replace(SETTINGS, base_model="a/base"), "a/b")
+    wrong = {
+        "license: apache-2.0": "license: my-own", "pipeline_tag: text-generation": "pipeline_tag: writing", "base_model: a/base": "base_model: /home/me",
+        "type: python_docs": "type: python docs", "name: python_docs": "name: ''", "value: 61.34": "value: .nan", "- en\n": "- English\n",
+        "type: text-generation": "type: writing", "type: perplexity": "kind: perplexity", "base_model_relation: finetune": "base_model_relation: child",
+    }  # fmt: skip
+    assert card_errors(good) == []
+    for one, other in wrong.items():
+        assert one in good and card_errors(good.replace(one, other, 1)), one
+
+
 def test_a_run_without_scores_or_with_nan_still_has_a_card_that_the_hub_takes(tmp_path: Path) -> None:
     nothing = RunRecord(hftk="0.1.0", task="classification")
     nan = replace(gpt2_run(5), scores=[score("perplexity", math.nan, spread=0), score("loss", math.inf, spread=0)])
     for run in (nothing, nan):
         text = card(run, tmp_path, PublishConfig(), "a/b")
         assert card_errors(text) == [] and "model-index" not in text and "## How to use it" in text
+
+
+@pytest.mark.parametrize("path", ["数据.csv", ".hidden.csv", "my texts (2)/a b.csv", "données/train.csv", "-", "C:\\me\\x.csv", "a/" * 30 + "train.jsonl"])
+def test_whatever_the_data_are_called_the_hub_takes_the_card(path: str, tmp_path: Path) -> None:
+    text = card(replace(gpt2_run(5), config={"data": {"train": path}}), tmp_path, PublishConfig(), "a/b")
+    assert card_errors(text) == [] and "model-index" in text
 
 
 def test_text_of_the_data_cannot_break_the_card_or_its_code(tmp_path: Path) -> None:

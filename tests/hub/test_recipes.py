@@ -1,12 +1,15 @@
 """Every recipe against the Hub on loopback: data and base model come from it, the run goes to it, and what is there works.
 
-Full weights, LoRA, and LoRA over an 8-bit base, for each task. The recipes are found by walking the folder.
+Full weights, LoRA, and LoRA over an 8-bit base, for each task; and numbers, several labels and prompted decoders. The recipes are found
+by walking the folder.
 """
 
 from __future__ import annotations
 
 import json
 import random
+import re
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,13 +27,14 @@ KINDS = {
     "lora": ["--model.adapter.method", "lora", "--model.adapter.rank", "2"],
     "8bit": ["--model.adapter.method", "lora", "--model.adapter.rank", "2", "--model.quantization.bits", "8"],
 }
-QUICK = {
-    ("gpt2_clm", "8bit"),
-    ("bert_classification", "lora"),
-    ("marian_translation", "8bit"),
-    ("t5_summarization", "lora"),
+OF_ONE_RECIPE = {
+    "regression": ("bert_classification", []),
+    "several_labels": ("bert_classification", []),
+    "prompted": ("t5_summarization", ["--max_target_length", "12", "--prompt_template", "{source} ="]),
 }
-"""With the full runs of all recipes: every recipe and every kind. The others are slow."""
+"""Kind of run to its recipe and what it needs, beside a base with the right data."""
+QUICK = {("gpt2_clm", "8bit"), ("bert_classification", "lora"), ("t5_summarization", "prompted")}
+"""With the full runs of all recipes: every recipe and every way of training. The others are slow."""
 SHAPES = {
     "gpt2_clm": {"n_layer": 1, "n_embd": 32, "n_head": 2, "n_positions": 64},
     "bert_classification": {"num_hidden_layers": 1, "hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 32},
@@ -45,8 +49,8 @@ PIPELINES = {
 WORDS = {"cat": "Katze", "dog": "Hund", "house": "Haus", "tree": "Baum", "river": "Fluss", "small": "klein"}
 
 
-def rows_for(recipe: str, count: int, seed: int) -> list[dict[str, Any]]:
-    """Rows with the columns that the recipe looks for."""
+def rows_for(kind: str, count: int, seed: int) -> list[dict[str, Any]]:
+    """Rows with the columns that a recipe looks for, or a kind of run."""
     rng, rows = random.Random(seed), []
     for number in range(count):
         words = [rng.choice(list(WORDS)) for _ in range(5)]
@@ -60,7 +64,9 @@ def rows_for(recipe: str, count: int, seed: int) -> list[dict[str, Any]]:
                     "summary": f"A {words[0]}.",
                 },
                 "marian_translation": {"en": text, "de": " ".join(WORDS.get(word, word) for word in text.split())},
-            }[recipe]
+                "regression": {"text": text, "text_pair": words[1], "label": round(rng.uniform(0, 5), 2)},
+                "several_labels": {"text": text, "label": [name for name in ("river", "house") if name in words]},
+            }[kind]
         )
     return rows
 
@@ -71,7 +77,7 @@ def lines(rows: list[dict[str, Any]]) -> bytes:
 
 def sums(recipe: str, name: str, tokenizer: str | None = None) -> str:
     """Code that prints what the model called ``name``, loaded as the card says, makes of one text."""
-    head = {"gpt2_clm": "CausalLM", "bert_classification": "SequenceClassification"}.get(recipe, "Seq2SeqLM")
+    head = "CausalLM" if "prompted" in name else {"gpt2_clm": "CausalLM", "bert_classification": "SequenceClassification"}.get(recipe, "Seq2SeqLM")
     more = ", num_labels=2" if recipe == "bert_classification" else ""
     return f"""
 import os, torch, transformers
@@ -103,41 +109,52 @@ def base(server: Hub, client: Callable[..., SimpleNamespace], tmp_path_factory: 
     def make(recipe: str, kind: str) -> Path:
         if (recipe, kind) in made:
             return made[recipe, kind]
-        data = {
-            f"{split}.jsonl": lines(rows_for(recipe, count, seed))
+        rows = data_of(recipe, kind)
+        files = {
+            f"{split}.jsonl": lines(rows_for(rows, count, seed))
             for seed, (split, count) in enumerate({"train": 120, "validation": 20, "test": 20}.items())
         }
-        server.repos.setdefault(f"datasets/{USER}/{recipe}", Repo(private=True, files=data))
+        server.repos.setdefault(f"datasets/{USER}/{rows}", Repo(private=True, files=files))
         output = tmp_path_factory.mktemp(recipe) / kind
         shape = [word for name, value in SHAPES[recipe].items() for word in (f"--model.config.{name}", str(value))]
-        model = ["--model.vocab_size", "300", *shape] if kind == "full" else ["--model.name", f"{USER}/{recipe}-full"]
-        if kind != "full":
-            make(recipe, "full")
+        if kind == "full":
+            model = ["--model.vocab_size", "300", *shape]
+        else:
+            make(base_of(recipe, kind), "full")
+            model = ["--model.name", f"{USER}/{base_of(recipe, kind)}-full"]
+        more = KINDS[kind] if kind in KINDS else OF_ONE_RECIPE[kind][1]
         words = [
-            "--data.path", f"{USER}/{recipe}", *model, *KINDS[kind], "--train.max_steps", "3", "--train.precision", "fp32", "--eval.resamples", "20",
+            "--data.path", f"{USER}/{rows}", *model, *more, "--train.max_steps", "3", "--train.precision", "fp32", "--eval.resamples", "20",
             "--train.max_length", "48", "--generation.max_new_tokens", "8", "--output", str(output), "--publish.repo", f"{USER}/{recipe}-{kind}",
             "--publish.license", "mit",
         ]  # fmt: skip
         done = client(code=run(recipe, words))
-        assert "exit code 0" in done.out and f"Published: {server.url}/{USER}/{recipe}-{kind}" in done.out, (
-            done.out + done.err
-        )
+        told = done.out + done.err
+        assert "exit code 0" in done.out and f"Published: {server.url}/{USER}/{recipe}-{kind}" in done.out, told
         made[recipe, kind] = output
         return output
 
     return make
 
 
+def data_of(recipe: str, kind: str) -> str:
+    """Name of the data set of a run."""
+    return kind if kind in ("regression", "several_labels") else recipe
+
+
+def base_of(recipe: str, kind: str) -> str:
+    """The recipe whose full run is the base of a run."""
+    return "gpt2_clm" if kind == "prompted" else recipe
+
+
 def test_the_recipes_are_those_that_are_tried() -> None:
     assert set(RECIPES) == set(SHAPES) == set(PIPELINES), "a new recipe needs its shape and its rows here"
 
 
+RUNS = [(recipe, kind) for recipe in RECIPES for kind in KINDS] + [(recipe, kind) for kind, (recipe, _) in OF_ONE_RECIPE.items()]
 ALL = [
-    pytest.param(
-        recipe, kind, id=f"{recipe}-{kind}", marks=[] if kind == "full" or (recipe, kind) in QUICK else pytest.mark.slow
-    )
-    for recipe in RECIPES
-    for kind in KINDS
+    pytest.param(*each, id="-".join(each), marks=[] if each[1] == "full" or each in QUICK else pytest.mark.slow)
+    for each in RUNS
 ]
 
 
@@ -145,7 +162,8 @@ ALL = [
 def test_what_was_pushed_is_what_was_trained_and_the_card_says_it(
     server: Hub, client: Callable[..., SimpleNamespace], base: Any, recipe: str, kind: str
 ) -> None:
-    if kind != "full":
+    adapted = kind in ("lora", "8bit")
+    if adapted:
         pytest.importorskip("peft")
     if kind == "8bit":
         pytest.importorskip("bitsandbytes")
@@ -157,17 +175,18 @@ def test_what_was_pushed_is_what_was_trained_and_the_card_says_it(
     files = server.repos[name].files
     card = files["README.md"].decode()
     used = client(code=code_of(files["README.md"]))
-    assert used.code == 0 and used.out.strip(), used.err
+    assert used.code == 0 and used.out, used.err  # three steps teach nobody to say something
 
     assert card_errors(card) == [] and server.count("POST /api/validate-yaml")
     facts = yaml.safe_load(card.split("---\n")[1])
-    assert (
-        facts["pipeline_tag"] == PIPELINES[recipe]
-        and facts["license"] == "mit"
-        and facts["datasets"] == [f"{USER}/{recipe}"]
-    )
-    assert facts.get("base_model") == (None if kind == "full" else f"{USER}/{recipe}-full")
-    assert facts["library_name"] == ("transformers" if kind == "full" else "peft")
+    data = f"{USER}/{data_of(recipe, kind)}"
+    assert (facts["pipeline_tag"], facts["license"], facts["datasets"]) == (PIPELINES[recipe], "mit", [data])
+    based = None if kind == "full" else f"{USER}/{base_of(recipe, kind)}-full"
+    assert server.count(rf"GET /datasets/{data}/resolve/"), "data come through HF_ENDPOINT"
+    assert based is None or server.count(rf"GET /{based}/resolve/\w+/model.safetensors"), "and so do models"
+    relation = None if kind == "full" else "adapter" if adapted else "finetune"
+    assert (facts.get("base_model"), facts.get("base_model_relation")) == (based, relation)
+    assert facts["library_name"] == ("peft" if adapted else "transformers")
     record = json.loads((folder / "record.json").read_text(encoding="utf-8"))
     finals = {s["name"]: s["value"] for s in record["scores"] if s["when"] == "after"}
     again = client(
@@ -179,8 +198,32 @@ print(json.dumps({{r.metric_name: [r.metric_value, r.dataset_type, r.dataset_spl
     )
     found = json.loads(again.out)
     assert {metric: values[0] for metric, values in found.items()} == finals and len(finals) >= 2
-    for value, kind_of_data, split, exact in found.values():
-        assert (kind_of_data, split) == (f"{USER}/{recipe}", "test") and exact["interval_95"][0] <= value <= exact[
-            "interval_95"
-        ][1]
-        assert exact["signature"] and exact["n"] == 20
+    for value, dataset, split, exact in found.values():
+        assert (dataset, split, exact["n"]) == (data, "test", 20) and exact["signature"]
+        assert exact["interval_95"][0] <= value <= exact["interval_95"][1]
+
+
+@pytest.mark.parametrize(("recipe", "kind"), [each for each in ALL if each.values[1] in KINDS])
+def test_every_fault_keeps_the_files_and_the_printed_command_finishes_the_push(
+    server: Hub, client: Callable[..., SimpleNamespace], base: Any, recipe: str, kind: str
+) -> None:
+    folder = base(recipe, kind)
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    for status in (401, 409, 429, 500, 0):
+        for call in ("PUT", "commit"):
+            name = f"{USER}/fault-{status}-{call.lower()}"
+            server.blobs.clear()
+            server.fail(call, status)
+            failed = client("push", folder, "--repo", name)
+            server.faults.clear()
+            said = f"{recipe} {kind}, {status} at {call}: {failed.err}"
+            assert failed.code == (2 if status == 401 else 1) and "Traceback" not in failed.err, said
+            assert not server.repos[name].files, f"half a push: {said}"
+            assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before, said
+            typed = re.search(r"hftk push [^\n]*", failed.err)
+            assert typed, said
+            finished = client(*shlex.split(typed[0])[1:])
+            assert finished.code == 0, finished.err
+            sent = {path.name for path in folder.glob("*.safetensors")}
+            assert sent and all(server.repos[name].files[weights] == (folder / weights).read_bytes() for weights in sent)
+            del server.repos[name]

@@ -140,7 +140,20 @@ def test_a_failure_that_passes_is_met_with_another_attempt(
     assert same_weights(hub, finished) and result.slept, "it waited before the next attempt"
 
 
-@pytest.mark.parametrize("call", ["commit", "preupload", "POST /api/repos/create"])
+@pytest.mark.parametrize("call", ["POST /api/repos/create", "preupload", "batch", "PUT", "commit"])
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_token_that_ends_in_the_middle_is_told_with_the_command_that_finishes(
+    hub: Hub, client: Any, finished: Path, call: str, status: int
+) -> None:
+    hub.fail(call, status)
+    result = client("push", finished, "--repo", REPO)
+    assert result.code == 2 and "hf auth login" in result.err and "Traceback" not in result.err, result.err
+    assert not hub.repos.get(REPO, Repo(private=True)).files
+    hub.faults.clear()
+    assert finish(client, result).code == 0 and same_weights(hub, finished)
+
+
+@pytest.mark.parametrize("call", ["commit", "preupload", "POST /api/repos/create", "PUT", "batch"])
 @pytest.mark.parametrize(
     ("status", "says"),
     [(409, "same moment"), (429, "too many requests"), (500, "500"), (503, "503"), (0, "connection")],

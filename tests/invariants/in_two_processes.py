@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -17,7 +18,8 @@ import small_classifiers
 import small_runs
 
 import hftk
-from hftk.config import override
+from hftk import checkpoints
+from hftk.config import DiskError, override
 from hftk.launch import StopRequested, launched
 from hftk.trainer import ExactTrainer, TrainingDiverged
 
@@ -42,6 +44,8 @@ def main(folder: Path) -> dict[str, Any]:
     found["stopped"] = stop_one(folder / "stopped")
     found["classifiers"] = classifiers(folder)
     found["diverged"] = gathered(diverge_on_one(folder / "diverged"))
+    found["skipped"] = skip_on_one(folder / "skipped")
+    found["full disk"] = {stage: full_disk(folder / f"full disk, {stage}", stage) for stage in ("sealing", "writing")}
     return found
 
 
@@ -109,6 +113,59 @@ def diverge_on_one(folder: Path) -> str:
     except TrainingDiverged as error:
         return str(error)
     return "it did not"
+
+
+def skip_on_one(folder: Path) -> dict[str, Any]:
+    """The loss of one process alone is no number in step 4, which is skipped."""
+
+    class Poisoned(ExactTrainer):
+        def _loss(self, model: Any, batch: Any, totals: Any) -> torch.Tensor:
+            loss = super()._loss(model, batch, totals)
+            return loss * (float("nan") if self.state.global_step == 3 and self.args.process_index == 1 else 1.0)
+
+    config = small_runs.make_config(folder, train={"on_non_finite": "skip"})
+    run = small_runs.fit(config, small_runs.splits_of(small_runs.CASES["gpt2, padded"][1]), Poisoned)
+    return {
+        "skipped": gathered(run.trained.data_facts["skipped_steps"]), "apart": small_runs.difference(*gathered(run.weights)),
+        "logged": [point["step"] for point in run.history],
+    }  # fmt: skip
+
+
+def full_disk(folder: Path, stage: str) -> dict[str, Any]:
+    """The main process cannot write the checkpoint of step 2; the run goes on from where it was saved instead."""
+
+    class Refused(ExactTrainer):
+        def write_files(self) -> None:
+            if stage == "writing" and self.args.process_index == 0 and self.saver.staging.is_relative_to(folder):
+                raise OSError(28, "No space left on device")
+            super().write_files()
+
+    def refuse(staged: Path, final: Path, facts: dict[str, Any]) -> None:
+        if stage == "sealing" and final.is_relative_to(folder):
+            raise OSError(28, "No space left on device")
+        seal(staged, final, facts)
+
+    splits = small_runs.splits_of(small_runs.CASES["gpt2, padded"][1])
+    config = small_runs.make_config(folder, train={"per_device_batch_size": 8, "save_steps": 2}, dropout=0.1)
+    message, seal = "", checkpoints.seal
+    checkpoints.seal = refuse
+    try:
+        small_runs.fit(config, splits, Refused)
+    except DiskError as error:
+        message = str(error)
+    finally:
+        checkpoints.seal = seal
+    rescued = Path(message.split("--resume ")[-1])
+    run = small_runs.fit(override(config, {"resume": str(rescued)}), splits)
+    straight = small_runs.fit(override(config, {"output": f"{folder} straight"}), splits)
+    found = {
+        "messages": gathered(message), "left": [c.name for c in checkpoints.checkpoints(folder)], "step": checkpoints.step_of(rescued),
+        "files": sorted(path.name for path in rescued.iterdir()), "same": small_runs.same_bits(run.weights, straight.weights),
+    }  # fmt: skip
+    torch.distributed.barrier()
+    if launched().is_main:
+        shutil.rmtree(rescued.parent)
+    return found
 
 
 if __name__ == "__main__":

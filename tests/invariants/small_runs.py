@@ -165,10 +165,12 @@ def timeless(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{name: value for name, value in point.items() if name != "seconds"} for point in history]
 
 
-def launch_two(script: str, *arguments: str, cwd: Path) -> str:
-    """Start a script of this folder in two processes, as ``recipes/accelerate/two_processes.yaml`` has it; what it printed."""
-    settings = ROOT / "recipes/accelerate/two_processes.yaml"
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(settings)]
+TWO_PROCESSES = ROOT / "recipes/accelerate/two_processes.yaml"
+
+
+def launch_two(script: str, *arguments: str, cwd: Path, settings: Path = TWO_PROCESSES, processes: int = 2) -> str:
+    """Start a script of this folder in two processes, or so many, by a launch config; what it printed."""
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(settings), "--num_processes", str(processes)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     started = subprocess.Popen(
         [*launch, str(Path(__file__).with_name(script)), *arguments], cwd=cwd, env=environment, start_new_session=True,

@@ -299,7 +299,8 @@ def test_the_own_reading_agrees_with_the_parser_of_accelerate(monkeypatch):
         theirs = launch_command_parser().parse_args(words)
         ours = launcher._asked_of_accelerate(launcher._before_script(words), Path("/nowhere"))
         strategy = "fsdp" if theirs.use_fsdp else "deepspeed" if theirs.use_deepspeed else ""
-        assert ours == {"processes": theirs.num_processes, "cpu": theirs.cpu, "strategy": strategy}, line
+        gpus = theirs.multi_gpu or bool(strategy)
+        assert ours == {"processes": theirs.num_processes, "cpu": theirs.cpu, "strategy": strategy, "gpus": gpus}, line
 
 
 def asked(processes=None, strategy=""):

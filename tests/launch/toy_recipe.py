@@ -40,6 +40,11 @@ def wait(output):
     time.sleep(20)
 
 
+def wait_long(output):
+    (output / "predictions.jsonl").write_text("waiting")
+    time.sleep(300)
+
+
 def train(output):
     with graceful():
         (output / "predictions.jsonl").write_text("waiting")
@@ -88,7 +93,7 @@ def work_together(output):
     on_main(wrong_input, output)
 
 
-ACTS = {f.__name__: f for f in (succeed, wrong_input, fail, leave_early, wait, train, ignore, work_together)}
+ACTS = {f.__name__: f for f in (succeed, wrong_input, fail, leave_early, wait, wait_long, train, ignore, work_together)}
 
 if __name__ == "__main__":
     run(main, CONFIG)

@@ -13,7 +13,8 @@ from hftk import parsing
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 SCRIPTS = sorted(RECIPES.glob("*.py"))
-CONFIGS = sorted((RECIPES / "configs").glob("*.yaml"))
+FOR_ANY = ("lora", "qlora_4bit", "qlora_8bit")
+CONFIGS = [path for path in sorted((RECIPES / "configs").glob("*.yaml")) if path.stem not in FOR_ANY]
 LAUNCH = sorted((RECIPES / "accelerate").glob("*.yaml"))
 
 
@@ -50,6 +51,39 @@ def test_a_config_is_a_part_of_its_recipe(path):
     config = parsing.parse(recipe.CONFIG, ["--config", str(path)])
     assert config != recipe.CONFIG and not list(config.problems())
     assert config.output == f"out/{path.stem}"
+
+
+@pytest.mark.parametrize("name", FOR_ANY)
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
+def test_a_config_for_any_recipe_goes_with_every_recipe_and_every_config(script, name):
+    path, recipe = RECIPES / "configs" / f"{name}.yaml", load(script)
+    named = re.findall(r"--config recipes/configs/(\S+)", path.read_text(encoding="utf-8"))
+    assert path.name in named and all((RECIPES / "configs" / other).is_file() for other in named)
+    plain = parsing.parse(recipe.CONFIG, ["--config", str(path)])
+    assert plain.model.adapter.method == "lora" and plain.output == recipe.CONFIG.output
+    assert not list(plain.problems())
+    for other in CONFIGS:
+        if f"recipes/{script.name} --config" in other.read_text(encoding="utf-8"):
+            both = parsing.parse(recipe.CONFIG, ["--config", str(other), "--config", str(path)])
+            assert both.model.quantization == plain.model.quantization and both.output == f"out/{other.stem}"
+            assert both.data == parsing.parse(recipe.CONFIG, ["--config", str(other)]).data and not list(
+                both.problems()
+            )
+
+
+@pytest.mark.slow  # 10 to 20 s each
+@pytest.mark.parametrize("name", FOR_ANY)
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
+def test_a_recipe_runs_with_a_config_for_any(script, name, tmp_path):
+    for package in ("peft", "bitsandbytes"):
+        pytest.importorskip(package)
+    recipe = load(script)
+    path = RECIPES / "configs" / f"{name}.yaml"
+    small = ["--train.max_steps", "2", "--data.max_rows", "24", "--eval.max_rows", "4", "--eval.resamples", "0", "--train.per_device_batch_size", "4",
+             "--train.global_batch_size", "4", "--generation.max_new_tokens", "4", "--model.size", "tiny", "--output", str(tmp_path / "out")]  # fmt: skip
+    result = recipe.main(parsing.parse(recipe.CONFIG, ["--config", str(path), *small]))
+    assert result.model["adapter"] == "lora"
+    assert (tmp_path / "out" / "adapter_model.safetensors").is_file()
 
 
 @pytest.mark.parametrize("path", LAUNCH, ids=lambda path: path.stem)

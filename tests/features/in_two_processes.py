@@ -1,4 +1,4 @@
-"""Started by torchrun with three processes: each notes what it encoded itself, and whether it got the same as the others."""
+"""Started by torchrun with two processes: each notes what it encoded itself, and whether it got the same as the others."""
 
 import json
 import sys

@@ -1,0 +1,1 @@
+"""Whole models in the formats of other programs: GGUF (llama.cpp) and ONNX (onnxruntime)."""

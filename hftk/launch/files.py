@@ -1,0 +1,55 @@
+"""Files that are on the disk when a call returns, whole, whenever the process is killed or the power is cut."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+from pathlib import Path
+
+
+def sync(path: Path) -> None:
+    """fsync a file or a folder; Windows cannot open folders, and needs no sync of them."""
+    if path.is_dir() and os.name == "nt":
+        return
+    handle = os.open(path, os.O_RDONLY if path.is_dir() or os.name != "nt" else os.O_RDWR)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if not (path.is_dir() and error.errno in (errno.EINVAL, errno.ENOTSUP)):  # some network disks sync no folders
+            raise
+    finally:
+        os.close(handle)
+
+
+def make_folder(folder: Path) -> None:
+    """Make ``folder`` and those above it where they are missing; their names are durable when this returns."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for made in missing:
+        with contextlib.suppress(PermissionError):  # a folder may be open to new names and closed to readers
+            sync(made.parent)
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Writes a small text file so that readers, crashes and power cuts meet the old content or the new, never a part."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("w", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        sync(path.parent)
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+
+
+def remove_unfinished(folder: Path, name: str = "*") -> None:
+    """Remove what :func:`write_atomically` left in ``folder`` of files of this name when its process was killed. Only for who
+    alone writes them; the files by which other processes ask a folder for its time are left to them."""
+    for path in folder.glob(f".{name}.*.tmp"):
+        if re.fullmatch(r"\.(?!clock\.).+\.\d+\.tmp", path.name) and path.is_file():
+            path.unlink(missing_ok=True)

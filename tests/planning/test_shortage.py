@@ -1,0 +1,96 @@
+"""Memory that runs out is foretold and explained, with settings that would fit."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from hftk import choices
+from hftk.config import ModelConfig, TrainConfig
+from hftk.launch.endings import meaning
+from hftk.planning import shortage
+from hftk.planning.shapes import planned_config
+from hftk.problems import OutOfMemory, is_out_of_memory
+from hftk.tasks.causal_lm import CausalLM, CausalLMConfig
+
+MANY_ROWS = 64
+
+
+@pytest.fixture
+def task() -> CausalLM:
+    train = TrainConfig(per_device_batch_size=MANY_ROWS, max_length=256, precision="fp32")
+    return CausalLM(CausalLMConfig(model=ModelConfig(size="tiny", vocab_size=512, config={"n_layer": 1}), train=train))
+
+
+def on_meta(task: CausalLM) -> Any:
+    import transformers
+
+    with torch.device("meta"):
+        return transformers.AutoModelForCausalLM.from_config(planned_config(task.config.model, task))
+
+
+@pytest.mark.parametrize(
+    ("error", "is_one"),
+    [
+        (MemoryError(), True), (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), True),
+        (RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory: you tried to allocate 80 bytes"), True),
+        (RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 80 bytes."), True), (RuntimeError("shapes differ"), False),
+        (ValueError("out of memory"), False), (OutOfMemory("said"), True),
+    ],
+)  # fmt: skip
+def test_errors_that_mean_memory_are_told_from_others(error: BaseException, is_one: bool) -> None:
+    assert is_out_of_memory(error) is is_one
+
+
+def test_a_real_allocation_that_fails_is_recognized() -> None:
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(2**55, dtype=torch.uint8)
+    assert is_out_of_memory(caught.value)
+    state, code, message = meaning(caught.value)
+    assert (state, code) == ("failed", 1) and message.startswith("out of memory: ") and "hftk plan" in message
+
+
+def test_it_ends_in_the_plans_numbers_and_settings_that_fit(task: CausalLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shortage, "free_memory", lambda: 180 * 10**6)
+    with (
+        pytest.raises(OutOfMemory) as caught,
+        shortage.explained(task.config, task, on_meta(task), "fp32"),
+    ):
+        raise MemoryError
+    text = str(caught.value)
+    assert "the plan counts" in text and "activations" in text and "GB were there" in text
+    named = [line.strip().split()[0] for line in text.splitlines() if line.startswith("    --")]
+    assert named[0] == "--train.per_device_batch_size" and 2 <= len(named) <= 3
+    assert meaning(caught.value) == ("failed", 1, text)
+    assert caught.value.__context__ is None, "the tensors of the failed step are free"
+
+
+def test_other_errors_pass(task: CausalLM) -> None:
+    with pytest.raises(RuntimeError, match="another"), shortage.explained(task.config, task, on_meta(task), "fp32"):
+        raise RuntimeError("another")
+
+
+def test_it_is_foretold_where_the_plan_sees_it_coming(task: CausalLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    choices.forget()
+    monkeypatch.setattr(shortage, "free_memory", lambda: 180 * 10**6)
+    said = shortage.foretell(task.config, task, on_meta(task), "fp32")
+    assert said is not None and "these would fit:" in said and choices.noted() == [said]
+    monkeypatch.setattr(shortage, "plan", lambda *a, **k: pytest.fail("planned, which takes seconds"))
+    monkeypatch.setattr(shortage, "free_memory", lambda: 10**12)
+    assert shortage.foretell(task.config, task, on_meta(task), "fp32") is None
+    choices.forget()
+
+
+def test_the_limit_of_a_container_counts(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shortage, "_CGROUP", tmp_path)
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=1000))
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert shortage.free_memory() == 1000
+    (tmp_path / "memory.max").write_text("700\n")
+    (tmp_path / "memory.current").write_text("200\n")
+    assert shortage.free_memory() == 500
+    (tmp_path / "memory.max").write_text("max\n")
+    assert shortage.free_memory() == 1000
