@@ -39,7 +39,7 @@ def seal(staged: Path, final: Path, facts: dict[str, Any]) -> None:
     for path in files:
         sync(path)
     manifest = staged / MANIFEST
-    manifest.write_bytes(_manifest({**facts, "files": listed}))
+    manifest.write_bytes(manifest_bytes({**facts, "files": listed}))
     sync(manifest)
     for folder in sorted((p for p in staged.rglob("*") if p.is_dir()), reverse=True):
         sync(folder)
@@ -63,7 +63,7 @@ def damage(folder: Path, *, contents: bool = True) -> str:
         raw = (folder / MANIFEST).read_bytes()
         manifest = json.loads(raw)
         files = {name: (int(facts["bytes"]), str(facts["sha256"])) for name, facts in manifest["files"].items()}
-        if raw != _manifest({key: value for key, value in manifest.items() if key != "sha256"}):
+        if raw != manifest_bytes({key: value for key, value in manifest.items() if key != "sha256"}):
             return "its manifest is not what was written (SHA-256 differs)"
     except FileNotFoundError:
         return "it has no manifest"
@@ -80,12 +80,14 @@ def damage(folder: Path, *, contents: bool = True) -> str:
                 return f"{name} is not what was written (SHA-256 differs)"
         except OSError as error:
             return f"{name} cannot be read ({error})"
-    found = (path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.suffix in LOADED)
-    added = next((name for name in found if name not in files and name != MANIFEST and not Path(name).name.startswith(".")), None)
+    # Hidden ones are not loaded: .gitattributes and .cache/ come with a checkpoint that was downloaded from the Hub.
+    found = (path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.suffix in LOADED)
+    shown = (path.as_posix() for path in found if not any(part.startswith(".") for part in path.parts))
+    added = next((name for name in shown if name not in files and name != MANIFEST), None)
     return f"{added} was added after it was written" if added else ""
 
 
-def _manifest(content: dict[str, Any]) -> bytes:
+def manifest_bytes(content: dict[str, Any]) -> bytes:
     """The manifest as a file, with its own SHA-256 in it: not one byte of it can change unseen."""
     digest = hashlib.sha256(json.dumps(content).encode()).hexdigest()
     return json.dumps({**content, "sha256": digest}, indent=1).encode()

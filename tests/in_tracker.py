@@ -40,7 +40,9 @@ def kept(name: str, callback: object, run: str | None) -> dict[str, float]:
         assert found.info.status == "FINISHED"
         return found.data.metrics
     if name == "wandb":
-        values = {key: value for key, value in dict(callback._wandb.run.summary).items() if isinstance(value, (int, float))}
+        values = {
+            key: value for key, value in dict(callback._wandb.run.summary).items() if isinstance(value, (int, float))
+        }
         callback._wandb.finish()
         return values
     (file,) = glob.glob(os.path.join(os.environ["TRACKIO_DIR"], "**/*.db"), recursive=True)

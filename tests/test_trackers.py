@@ -173,10 +173,16 @@ def test_others_keep_the_scores_on_this_machine_where_they_are_installed(name: s
     secrets = {"HF_TOKEN": SECRET, "WANDB_API_KEY": SECRET.replace("hf_", "a" * 8)}
     local = {"WANDB_MODE": "offline", "TRACKIO_DIR": str(tmp_path / "trackio"), "MLFLOW_TRACKING_URI": f"file:{tmp_path}/runs", "MLFLOW_ALLOW_FILE_STORE": "true"}  # fmt: skip
     environment = {**os.environ, **secrets, **local, "PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.run([sys.executable, str(code), name], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, str(code), name], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120
+    )
     assert done.returncode == 0, done.stderr
     kept = json.loads(done.stdout.splitlines()[-1])
     sign = "_" if name == "mlflow" else "/"
-    assert (kept[f"test{sign}chrfpp"], kept[f"test{sign}chrfpp_low"], kept[f"test{sign}before/bleu"]) == (44.0, 43.0, 5.0)
+    assert (kept[f"test{sign}chrfpp"], kept[f"test{sign}chrfpp_low"], kept[f"test{sign}before/bleu"]) == (
+        44.0,
+        43.0,
+        5.0,
+    )
     everything = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
     assert not [secret for secret in secrets.values() if secret.encode() in everything + done.stdout.encode()]

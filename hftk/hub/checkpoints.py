@@ -18,7 +18,7 @@ from typing import Any
 
 from hftk import __version__
 from hftk.adapter_files import ADAPTER
-from hftk.checkpoints import MANIFEST, step_of
+from hftk.checkpoints import MANIFEST, manifest_bytes, step_of
 from hftk.config import InputError, PublishConfig, RunConfig
 from hftk.hub.card import base_model
 from hftk.hub.folder import CARD, SCRUBBED, File, matches, model_files
@@ -151,7 +151,7 @@ def _manifest(checkpoint: Path, files: dict[str, File]) -> bytes:
         content = files[name].content
         if matches(name, SCRUBBED) and isinstance(content, bytes):
             listed |= {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-    return json.dumps(manifest, indent=1).encode()
+    return manifest_bytes({name: value for name, value in manifest.items() if name != "sha256"})
 
 
 def _card(checkpoint: Path, settings: PublishConfig, model_name: str) -> str:

@@ -166,6 +166,10 @@ def test_a_whole_checkpoint_is_whole_where_it_arrives(checkpoint: Any, tmp_path:
         (there / file.name).write_bytes(file.content if isinstance(file.content, bytes) else file.content.read_bytes())
     assert (there / "optimizer.pt").read_bytes() == b"moments" and checkpoints.damage(there) == ""
     assert b"secret_folder" not in b"".join(path.read_bytes() for path in there.iterdir())
+    for name in (".gitattributes", ".cache/huggingface/trees/x.json"):  # what a download leaves
+        (there / name).parent.mkdir(parents=True, exist_ok=True)
+        (there / name).write_text("{}")
+    assert checkpoints.damage(there) == ""
     (there / "config.json").write_text("{}")
     assert "config.json" in checkpoints.damage(there), "the manifest still guards it"
 

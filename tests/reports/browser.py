@@ -13,7 +13,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-PROGRAM = next((found for name in ("chromium", "chromium-browser", "google-chrome", "chrome") if (found := shutil.which(name))), None)
+PROGRAM = next(
+    (found for name in ("chromium", "chromium-browser", "google-chrome", "chrome") if (found := shutil.which(name))),
+    None,
+)
 SECONDS = 90.0
 
 
@@ -31,7 +34,14 @@ class Browser:
             os.dup2(ends[0], 3)
             os.dup2(ends[1], 4)
 
-        flags = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--remote-debugging-pipe", f"--user-data-dir={self.home}"]
+        flags = [
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--no-first-run",
+            "--remote-debugging-pipe",
+            f"--user-data-dir={self.home}",
+        ]
         self.process = subprocess.Popen(
             [PROGRAM, *flags, "about:blank"], preexec_fn=place, pass_fds=(3, 4), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )  # fmt: skip
@@ -55,7 +65,12 @@ class Browser:
     def call(self, method: str, **params: Any) -> dict[str, Any]:
         """Do something and return what it answers."""
         self.number += 1
-        asked = {"id": self.number, "method": method, "params": params, **({"sessionId": self.session} if self.session else {})}
+        asked = {
+            "id": self.number,
+            "method": method,
+            "params": params,
+            **({"sessionId": self.session} if self.session else {}),
+        }
         os.write(self.out, json.dumps(asked).encode() + b"\0")
         while True:
             told = self._read()

@@ -25,19 +25,39 @@ def awkward() -> RunRecord:
     """Right-to-left and Chinese text, words without an end, 28 classes with long names, curves of one point."""
     names = [f"a_quite_long_label_number_{i}" for i in range(28)]
     samples = [
-        {"source": "لم يعبر الحيوان الشارع لأنه كان متعبًا جدًا (حوالي 3 كم).", "prediction": "It was too tired.", "reference": "It was."},
-        {"source": "The capital of France.", "prediction": "عاصمة فرنسا", "reference": "那只动物没有过马路，因为它太累了。"},
+        {
+            "source": "لم يعبر الحيوان الشارع لأنه كان متعبًا جدًا (حوالي 3 كم).",
+            "prediction": "It was too tired.",
+            "reference": "It was.",
+        },
+        {
+            "source": "The capital of France.",
+            "prediction": "عاصمة فرنسا",
+            "reference": "那只动物没有过马路，因为它太累了。",
+        },
         {"source": "x" * 400, "prediction": "https://example.org/" + "a" * 300, "reference": "词" * 300},
     ]
-    matrix = {"title": "Confusion matrix", "kind": "matrix", "rows": names, "columns": names, "values": [[i * j % 900 for j in range(28)] for i in range(28)]}
-    config = {"model": {"name": "somebody/" + "a-model-with-a-name-" * 6}, "data": {"path": "data/" + "long" * 30 + ".csv"}}
+    matrix = {
+        "title": "Confusion matrix",
+        "kind": "matrix",
+        "rows": names,
+        "columns": names,
+        "values": [[i * j % 900 for j in range(28)] for i in range(28)],
+    }
+    config = {
+        "model": {"name": "somebody/" + "a-model-with-a-name-" * 6},
+        "data": {"path": "data/" + "long" * 30 + ".csv"},
+    }
     return replace(gpt2_run(1), samples=samples, analysis=[matrix], config=config, choices=["y" * 300])
 
 
 def together() -> str:
     run = replace(classification_run(), analysis=[])
     test = Comparison(name="accuracy", a=0.88, b=0.9, difference=-0.02, interval=(-0.03, -0.01), p_value=0.002)
-    runs = [Compared(name="out/" + "first" * 9, record=run, answers=["a" * 60, "b"]), Compared(name="second", record=run, tests=[test], words=["So."], answers=["b", "b"])]
+    runs = [
+        Compared(name="out/" + "first" * 9, record=run, answers=["a" * 60, "b"]),
+        Compared(name="second", record=run, tests=[test], words=["So."], answers=["b", "b"]),
+    ]
     return render_together(runs, rows=2, split="test", references=["a", "b"])
 
 
@@ -61,7 +81,9 @@ ALL = [*EVERY_RUN, *REAL, "awkward", "together"]
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_the_browser_has_no_complaint_nothing_is_asked_of_a_network_and_nothing_sticks_out(browser: Browser, pages: dict[str, Path], name: str) -> None:
+def test_the_browser_has_no_complaint_nothing_is_asked_of_a_network_and_nothing_sticks_out(
+    browser: Browser, pages: dict[str, Path], name: str
+) -> None:
     browser.open(pages[name])
     assert browser.run("document.documentElement.classList.contains('scripted')"), "its script has run"
     for width in (1280, 360):
@@ -74,7 +96,9 @@ def test_the_browser_has_no_complaint_nothing_is_asked_of_a_network_and_nothing_
 
 def test_a_page_that_asks_for_something_is_noticed(browser: Browser, tmp_path: Path) -> None:
     page = tmp_path / "page.html"
-    page.write_text('<img src="http://127.0.0.1:9/x.png"><script>console.error("wrong"); throw new Error("bad")</script>')
+    page.write_text(
+        '<img src="http://127.0.0.1:9/x.png"><script>console.error("wrong"); throw new Error("bad")</script>'
+    )
     browser.open(page)
     told = " ".join(browser.complaints())
     assert "127.0.0.1:9" in told and "wrong" in told and "Uncaught" in told
@@ -132,14 +156,18 @@ def test_the_keyboard_reaches_the_values_of_a_curve_and_the_theme(browser: Brows
 
 def test_the_pointer_shows_the_values_of_all_curves(browser: Browser, pages: dict[str, Path]) -> None:
     browser.open(pages["classification"])
-    box = browser.run("(() => { const p = document.querySelector('#curves .plot'); p.scrollIntoView({behavior: 'instant'}); const b = p.getBoundingClientRect(); return [b.left, b.top, b.width, b.height]; })()")
+    box = browser.run(
+        "(() => { const p = document.querySelector('#curves .plot'); p.scrollIntoView({behavior: 'instant'}); const b = p.getBoundingClientRect(); return [b.left, b.top, b.width, b.height]; })()"
+    )
     browser.call("Input.dispatchMouseEvent", type="mouseMoved", x=box[0] + box[2] - 2, y=box[1] + box[3] / 2)
     told = browser.run("document.querySelector('#curves .tip').textContent")
     assert told.startswith("step 800") and "validation 0.4" in told
 
 
 @pytest.mark.parametrize("name", ["classification", "awkward", "together"])
-def test_on_paper_everything_is_open_and_nothing_is_a_button(browser: Browser, pages: dict[str, Path], name: str) -> None:
+def test_on_paper_everything_is_open_and_nothing_is_a_button(
+    browser: Browser, pages: dict[str, Path], name: str
+) -> None:
     browser.open(pages[name], dark=True, media="print")
     shown = "[...document.querySelectorAll('nav, button')].filter((e) => e.getClientRects().length).length"
     assert browser.run(shown) == 0
