@@ -7,6 +7,7 @@ float32. For prediction alone: to train on weights in 8 bits, use ``model.quanti
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +34,11 @@ class Int8Linear(torch.nn.Module):
         # Some models ask for the type of a layer's weight; of int8 they know that it says nothing about the input's.
         self.register_buffer("weight", torch.empty(0, dtype=torch.int8), persistent=False)
         zeros = torch.zeros(len(scales), dtype=torch.long)
-        held = torch._make_per_channel_quantized_tensor(weight, scales.double(), zeros, 0)
+        with (
+            warnings.catch_warnings()
+        ):  # torch (2.13) means to replace its quantized tensors; what is saved are plain ones
+            warnings.simplefilter("ignore", UserWarning)
+            held = torch._make_per_channel_quantized_tensor(weight, scales.double(), zeros, 0)
         self._packed = torch.ops.quantized.linear_prepack(held, bias)
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
