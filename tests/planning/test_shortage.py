@@ -11,7 +11,7 @@ import torch
 from hftk import choices
 from hftk.config import ModelConfig, TrainConfig
 from hftk.launch.endings import meaning
-from hftk.planning import shortage
+from hftk.planning import Setup, plan, shortage
 from hftk.planning.shapes import planned_config
 from hftk.problems import OutOfMemory, is_out_of_memory
 from hftk.tasks.causal_lm import CausalLM, CausalLMConfig
@@ -30,6 +30,12 @@ def on_meta(task: CausalLM) -> Any:
 
     with torch.device("meta"):
         return transformers.AutoModelForCausalLM.from_config(planned_config(task.config.model, task))
+
+
+def too_little(task: CausalLM) -> int:
+    """Four fifths of what the plan counts."""
+    made = plan(task.config, task, Setup(device_memory=1e12, processor=True), search=False)
+    return int(0.8 * made.peak)
 
 
 @pytest.mark.parametrize(
@@ -54,7 +60,7 @@ def test_a_real_allocation_that_fails_is_recognized() -> None:
 
 
 def test_it_ends_in_the_plans_numbers_and_settings_that_fit(task: CausalLM, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shortage, "free_memory", lambda: 180 * 10**6)
+    monkeypatch.setattr(shortage, "free_memory", lambda: too_little(task))
     with (
         pytest.raises(OutOfMemory) as caught,
         shortage.explained(task.config, task, on_meta(task), "fp32"),
@@ -75,7 +81,7 @@ def test_other_errors_pass(task: CausalLM) -> None:
 
 def test_it_is_foretold_where_the_plan_sees_it_coming(task: CausalLM, monkeypatch: pytest.MonkeyPatch) -> None:
     choices.forget()
-    monkeypatch.setattr(shortage, "free_memory", lambda: 180 * 10**6)
+    monkeypatch.setattr(shortage, "free_memory", lambda: too_little(task))
     said = shortage.foretell(task.config, task, on_meta(task), "fp32")
     assert said is not None and "these would fit:" in said and choices.noted() == [said]
     monkeypatch.setattr(shortage, "plan", lambda *a, **k: pytest.fail("planned, which takes seconds"))
