@@ -21,7 +21,7 @@ MANY_ROWS = 64
 
 @pytest.fixture
 def task() -> CausalLM:
-    train = TrainConfig(per_device_batch_size=MANY_ROWS, max_length=256, precision="fp32")
+    train = TrainConfig(per_device_batch_size=MANY_ROWS, max_length=128, precision="fp32")
     return CausalLM(CausalLMConfig(model=ModelConfig(size="tiny", vocab_size=512, config={"n_layer": 1}), train=train))
 
 
