@@ -71,7 +71,6 @@ def test_it_ends_in_the_plans_numbers_and_settings_that_fit(task: CausalLM, monk
     named = [line.strip().split()[0] for line in text.splitlines() if line.startswith("    --")]
     assert named[0] == "--train.per_device_batch_size" and 2 <= len(named) <= 3
     assert meaning(caught.value) == ("failed", 1, text)
-    assert caught.value.__context__ is None, "the tensors of the failed step are free"
 
 
 def test_other_errors_pass(task: CausalLM) -> None:
