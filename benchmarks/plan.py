@@ -80,15 +80,15 @@ def main() -> None:
     from hftk.launch.environment import environment
 
     cases = json.loads(RESULT.read_text(encoding="utf-8"))["cases"] if RESULT.exists() else {}
-    for name in asked.only or CASES:
+    for name in asked.only or [name for name in CASES if name not in cases]:
         cases[name] = run([*CASES[name], "--train.max_steps", str(asked.steps)], asked.threads)
         print(json.dumps({name: cases[name]}), flush=True)
-    result = {
-        "command": "python benchmarks/plan.py",
-        "cases": {name: cases[name] for name in CASES if name in cases},
-        **environment(),
-    }
-    RESULT.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        result = {
+            "command": "python benchmarks/plan.py",
+            "cases": {name: cases[name] for name in CASES if name in cases},
+            **environment(),
+        }
+        RESULT.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
 def run(flags: list[str], threads: int) -> dict[str, Any]:
