@@ -31,12 +31,32 @@ def vocabulary(entries: int) -> list[str]:
     return ["--model.config.vocab_size", str(entries)]
 
 
-GPT2 = ["gpt2_clm", "--packing", "concatenate", "--model.size", "small", *vocabulary(50257), "--train.max_length", "512", *SAME]
+GPT2 = [
+    "gpt2_clm",
+    "--packing",
+    "concatenate",
+    "--model.size",
+    "small",
+    *vocabulary(50257),
+    "--train.max_length",
+    "512",
+    *SAME,
+]
 SMOLLM2 = ["gpt2_clm", "--packing", "concatenate", "--model.architecture", "llama", "--model.size", "mini",
            "--model.config.hidden_size", "576", "--model.config.num_hidden_layers", "30", "--model.config.num_attention_heads", "9",
            "--model.config.num_key_value_heads", "3", "--model.config.intermediate_size", "1536",
            "--model.config.tie_word_embeddings", "true", "--model.config.max_position_embeddings", "2048", *vocabulary(49152), "--train.max_length", "512", *SAME]  # fmt: skip
-BERT = ["bert_classification", "--suspicious_labels", "0", "--model.size", "base", *vocabulary(30522), "--train.max_length", "128", *SAME]
+BERT = [
+    "bert_classification",
+    "--suspicious_labels",
+    "0",
+    "--model.size",
+    "base",
+    *vocabulary(30522),
+    "--train.max_length",
+    "128",
+    *SAME,
+]
 T5 = ["t5_summarization", "--model.architecture", "t5", "--max_target_length", "64", "--model.size", "base",
       *vocabulary(32128), "--train.max_length", "128", *SAME]  # fmt: skip
 
@@ -51,7 +71,13 @@ CASES: dict[str, list[str]] = {
     "gpt2 full, 4 rows": [*GPT2, *rows(4)],
     "gpt2 full, 4 rows, gradient checkpointing": [*GPT2, *rows(4), "--train.gradient_checkpointing"],
     "gpt2 full, 2 rows, bf16": [*GPT2, *rows(2), "--train.precision", "bf16"],
-    "gpt2 full, 4 rows in 2 micro-batches": [*GPT2, "--train.per_device_batch_size", "2", "--train.global_batch_size", "4"],
+    "gpt2 full, 4 rows in 2 micro-batches": [
+        *GPT2,
+        "--train.per_device_batch_size",
+        "2",
+        "--train.global_batch_size",
+        "4",
+    ],
     "gpt2 lora, 4 rows": [*GPT2, *rows(4), *LORA],
     "gpt2 8 bits + lora, 6 rows": [*GPT2, *rows(6), *EIGHT_BITS],
     "smollm2 full, 2 rows": [*SMOLLM2, *rows(2)],
@@ -80,15 +106,15 @@ def main() -> None:
     from hftk.launch.environment import environment
 
     cases = json.loads(RESULT.read_text(encoding="utf-8"))["cases"] if RESULT.exists() else {}
-    for name in asked.only or CASES:
+    for name in asked.only or [name for name in CASES if name not in cases]:
         cases[name] = run([*CASES[name], "--train.max_steps", str(asked.steps)], asked.threads)
         print(json.dumps({name: cases[name]}), flush=True)
-    result = {
-        "command": "python benchmarks/plan.py",
-        "cases": {name: cases[name] for name in CASES if name in cases},
-        **environment(),
-    }
-    RESULT.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        result = {
+            "command": "python benchmarks/plan.py",
+            "cases": {name: cases[name] for name in CASES if name in cases},
+            **environment(),
+        }
+        RESULT.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
 def run(flags: list[str], threads: int) -> dict[str, Any]:

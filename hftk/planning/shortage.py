@@ -90,8 +90,8 @@ def explained(config: RunConfig, task: Task, model: Any, precision: str) -> Iter
         if not is_out_of_memory(error) or isinstance(error, OutOfMemory):
             raise
         reason = next(iter(str(error).splitlines()), "") or type(error).__name__
-    # Outside of the handler: the error's traceback holds on to the tensors that filled the memory.
-    raise OutOfMemory(f"out of memory in training: {reason}\n{_explanation(config, task, precision, room)}")
+        text = f"out of memory in training: {reason}\n{_explanation(config, task, precision, room)}"
+        raise OutOfMemory(text) from None
 
 
 def _explanation(config: RunConfig, task: Task, precision: str, room: int) -> str:

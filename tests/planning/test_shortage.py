@@ -21,7 +21,7 @@ MANY_ROWS = 64
 
 @pytest.fixture
 def task() -> CausalLM:
-    train = TrainConfig(per_device_batch_size=MANY_ROWS, max_length=256, precision="fp32")
+    train = TrainConfig(per_device_batch_size=MANY_ROWS, max_length=128, precision="fp32")
     return CausalLM(CausalLMConfig(model=ModelConfig(size="tiny", vocab_size=512, config={"n_layer": 1}), train=train))
 
 
@@ -71,7 +71,6 @@ def test_it_ends_in_the_plans_numbers_and_settings_that_fit(task: CausalLM, monk
     named = [line.strip().split()[0] for line in text.splitlines() if line.startswith("    --")]
     assert named[0] == "--train.per_device_batch_size" and 2 <= len(named) <= 3
     assert meaning(caught.value) == ("failed", 1, text)
-    assert caught.value.__context__ is None, "the tensors of the failed step are free"
 
 
 def test_other_errors_pass(task: CausalLM) -> None:
