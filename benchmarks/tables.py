@@ -54,7 +54,7 @@ WORDS = {
         "minutes": "min",
         "note": "Perplexities are per token of each run's own tokenizer, with 95 % bootstrap intervals; bits per byte compare across them. "
         "Each row is a `record.json` in `results/`, measured on {cpu}, {cores} cores; "
-        "other work ran beside shakespeare_bpe, songci_zh, smollm2_wikitext and multi30k_en_de, whose times are upper bounds.",
+        "other work ran beside shakespeare_bpe, songci_zh, smollm2_wikitext, multi30k_en_de, tatoeba_en_zh, csl_title_zh and the two dialogsum runs, whose times are upper bounds.",
         "nanogpt": "Beside nanoGPT's own `train.py` on the same cores (`benchmarks/nanogpt.py`, {rounds} rounds in turn, whole processes): "
         "{time} times its wall time, validation loss {ours} against {theirs} nats per character; with better settings "
         "(`shakespeare_char_better.yaml`) {better} in {better_time} times its wall time.",
@@ -70,7 +70,7 @@ WORDS = {
         "其中 {identical:,} 和 {identical_beam:,} 个输出完全相同。",
         "minutes": "分钟",
         "note": "困惑度按各自分词器的 token 计算，方括号内是 95 % 自助法区间；每字节比特可以跨分词器比较。每一行都是 `results/` 中的一份 "
-        "`record.json`，机器为 {cpu}，{cores} 核；shakespeare_bpe、songci_zh、smollm2_wikitext 和 multi30k_en_de 运行时机器上还有其他任务，时间只是上限。",
+        "`record.json`，机器为 {cpu}，{cores} 核；shakespeare_bpe、songci_zh、smollm2_wikitext、multi30k_en_de、tatoeba_en_zh、csl_title_zh 和两个 dialogsum 运行时机器上还有其他任务，时间只是上限。",
         "nanogpt": "与 nanoGPT 自己的 `train.py` 在同样的核上交替运行 {rounds} 轮、计整个进程的时间（`benchmarks/nanogpt.py`）：用时是它的 {time} 倍，"
         "验证损失 {ours} 对 {theirs}（nat/字符）；用更好的设置（`shakespeare_char_better.yaml`）为 {better}，用时是它的 {better_time} 倍。",
     },
