@@ -119,12 +119,16 @@ def fit_binary_temperature(logits: npt.ArrayLike, true: npt.ArrayLike) -> float:
     return _least(lambda scale: float(np.logaddexp(0.0, scale * wrong_by).mean()))
 
 
-def tune_thresholds(true: npt.ArrayLike, probabilities: npt.ArrayLike) -> Floats:
+def tune_thresholds(true: npt.ArrayLike, probabilities: npt.ArrayLike, *, enough: int = 1) -> Floats:
     """For each label the threshold with the highest F1 on these rows: (k,). Predict where probability >= threshold.
+
+    A label that fewer than ``enough`` rows have takes the threshold with the highest micro F1 of all labels together: its own
+    would be chosen by chance, and may give a rare label to most rows (Fan & Lin 2007, *A study on threshold selection for
+    multi-label classification*, have a similar rule against it).
 
     true: (n, k) booleans; probabilities: (n, k). A threshold lies halfway between neighbouring distinct probabilities,
     the one that predicts every row halfway between 0 and the least; of equally good ones the nearest to 0.5 is taken.
-    0.5 for a label that no row has. Tune on validation rows, never on the rows that are judged. Raises ValueError for
+    0.5 for a label that no row has, unless ``enough`` is more than 1. Tune on validation rows, never on the rows that are judged. Raises ValueError for
     shapes that do not fit and values outside [0, 1].
     """
     labels = np.asarray(true)
@@ -132,7 +136,11 @@ def tune_thresholds(true: npt.ArrayLike, probabilities: npt.ArrayLike) -> Floats
     if values.ndim != 2 or np.isnan(values).any():
         raise ValueError(f"expected probabilities (n, k) without nan, found shape {values.shape}")
     thresholds = np.full(values.shape[1], 0.5)
-    for label in np.flatnonzero(labels.any(axis=0)):
+    counts = labels.astype(bool).sum(axis=0)
+    rare = (counts < enough) & bool(enough > 1 and labels.any())
+    if rare.any():
+        thresholds[rare] = _best_threshold(labels.astype(bool).ravel(), values.ravel())
+    for label in np.flatnonzero((counts > 0) & ~rare):
         thresholds[label] = _best_threshold(labels[:, label].astype(bool), values[:, label])
     return thresholds
 

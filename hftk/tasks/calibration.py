@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from hftk.tasks.classification import ClassificationConfig
 
 
+ENOUGH_ROWS = 10
+"""Rows of the validation split that a label needs for a threshold of its own."""
+
+
 def tune(config: ClassificationConfig, model: PreTrainedModel, splits: Splits, look: Look) -> list[dict[str, Any]]:
     """Scale the logits and choose the thresholds by the validation split, as the settings ask; what was found, for the report."""
     kind = labels_in(splits.train).problem_type
@@ -42,7 +46,7 @@ def tune(config: ClassificationConfig, model: PreTrainedModel, splits: Splits, l
         facts["temperature"] = round(temperature, 4)
         note(f"temperature {temperature:.3f}, fitted on the validation split, is worked into the last layer")
     if several:
-        found = [float(t) for t in calibration.tune_thresholds(true.astype(bool), sigmoid(logits))]
+        found = [float(t) for t in calibration.tune_thresholds(true.astype(bool), sigmoid(logits), enough=ENOUGH_ROWS)]
         model.config.thresholds = found
         facts["thresholds"] = {name: round(t, 4) for name, t in zip(labels.names, found, strict=True)}
         note(f"thresholds between {min(found):.2f} and {max(found):.2f}, chosen by F1 on the validation split")

@@ -93,9 +93,10 @@ class TfIdf:
     def tune(self, rows: Dataset) -> None:
         """Choose the thresholds of several labels on these rows, as it is done for the model."""
         from hftk.metrics.calibration import tune_thresholds
+        from hftk.tasks.calibration import ENOUGH_ROWS
 
         true = truth(rows, self._labels).astype(bool)
-        self._thresholds = tune_thresholds(true, self.scores(*_texts(rows)))
+        self._thresholds = tune_thresholds(true, self.scores(*_texts(rows)), enough=ENOUGH_ROWS)
 
     def answer(self, rows: Dataset) -> Answers:
         found = self.scores(*_texts(rows))

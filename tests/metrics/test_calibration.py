@@ -127,6 +127,18 @@ def test_a_threshold_by_hand():
     assert thresholds == pytest.approx([0.2])
 
 
+def test_a_rare_label_takes_the_threshold_of_all_labels_together():
+    r = np.random.default_rng(0)
+    true = np.stack([r.random(300) < 0.4, np.arange(300) == 299], 1)
+    often = np.where(true[:, 0], 0.6, 0.3) + 0.2 * r.random(300)
+    rare = np.full(300, 0.02)  # a model that knows nothing of it: its own best threshold gives it to every row
+    probabilities = np.stack([often, rare], 1)
+    own, both = tune_thresholds(true, probabilities), tune_thresholds(true, probabilities, enough=10)
+    assert own[1] < 0.02 < both[1] and own[0] == both[0]
+    nobody = tune_thresholds(true & [True, False], probabilities)
+    assert nobody[1] == 0.5
+
+
 def test_equally_good_thresholds_go_towards_a_half():
     # one hit of one (above 0.85) or two of four (below 0.15): both 2/3; the former is nearer to 0.5 after the shift
     true = np.array([[1, 0, 0, 1]]).T

@@ -100,7 +100,10 @@ def test_the_temperature_fitted_lowers_the_loss_on_the_validation_split(kind: st
     assert any("worked into the last layer" in line for line in choices.noted())
 
 
-def test_thresholds_are_chosen_on_validation_and_kept_in_the_saved_config(tmp_path: Path) -> None:
+def test_thresholds_are_chosen_on_validation_and_kept_in_the_saved_config(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hftk.tasks.calibration.ENOUGH_ROWS", 1)  # the validation split has seven rows
     model, tokenizer = make("bert", MULTI)
     task, rows = task_of(suspicious_labels=0), rows_of(MULTI)
     splits = Splits(train=rows_of(MULTI, [[0]] * 7), validation=rows)
