@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hftk import shards
 from hftk.problems import InputError, Problem
 
 if TYPE_CHECKING:
@@ -30,6 +29,8 @@ def has_adapter(folder: str | Path) -> bool:
 
 def save_config(model: Any, folder: Path) -> None:
     """Beside a saved adapter: the config and generation settings of the model below, without which its outputs mean nothing."""
+    from hftk import shards  # which loads torch; the command line reads folders without
+
     base = model.get_base_model()
     kept = base.config.to_dict() | {"architectures": [shards.class_name(base)]}
     kept.pop("quantization_config", None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import math
 from collections.abc import Iterable
@@ -205,7 +206,7 @@ def _of_bitsandbytes(
     name: str, model: torch.nn.Module, groups: list[dict[str, Any]], learning_rate: float, betas: tuple[float, float]
 ) -> torch.optim.Optimizer:
     try:
-        from bitsandbytes import optim
+        optim: Any = importlib.import_module("bitsandbytes.optim")
     except ImportError as error:
         raise InputError(_missing(name)) from error
     made = {"lion": optim.Lion, "adamw_8bit": optim.AdamW8bit, "paged_adamw_8bit": optim.PagedAdamW8bit}[name]

@@ -186,9 +186,11 @@ def test_what_cannot_be_exported_is_told(bases, tmp_path, tiny_runs, capsys):
         assert main(["export", *map(str, words)]) == 2
         return capsys.readouterr().err
 
+    texts = tmp_path / "texts.jsonl"
+    texts.write_text('{"text": "one two", "summary": "one"}\n', encoding="utf-8")
     assert "there is nothing to merge" in told(bases("bert"), "--output", tmp_path / "m")
     assert "expected one of llama, mistral, qwen2, gpt2" in told(
-        bases("t5"), "--output", tmp_path / "m", "--format", "gguf", "--data", __file__
+        bases("t5"), "--output", tmp_path / "m", "--format", "gguf", "--data", texts
     )
     assert "0 <= tolerance < 1" in told(bases("bert"), "--output", tmp_path / "m", "--format", "int8", "--tolerance", 3)
     finished("bert", bases("bert"), tmp_path / "out", None)

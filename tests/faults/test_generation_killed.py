@@ -69,7 +69,7 @@ def test_a_peer_that_is_killed_alone_ends_the_other_and_the_next_start_goes_on(s
     run.wait(lambda: peer.shared["operations"] >= 3)
     os.kill(peer.shared["pid"], signal.SIGKILL)
     run.wait()
-    assert run.main.code != 0 and (place / ".generated.jsonl1").read_bytes().count(b"\n") > 1
+    assert run.main.code != 0 and (place / ".generated.jsonl1").read_bytes().count(b"\n") >= 1
     killing.finish(server, judge("marian", place), place, processes=2)
     assert content(place) == whole
 

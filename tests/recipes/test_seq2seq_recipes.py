@@ -179,8 +179,8 @@ def test_the_command_predict_puts_the_prefix_of_the_run_before_each_text(done, c
         train={"epochs": None, "max_steps": 30}, eval={"resamples": 0},
     )  # fmt: skip
     hftk.run(recipe.main, config, [])
-    capsys.readouterr()
     texts = write(tmp_path / "texts.jsonl", [{"text": row["source"]} for row in judged_rows(recipe, tmp_path / "out")])
+    capsys.readouterr()
     assert command(["predict", str(tmp_path / "out"), "--file", str(texts)]) == 0
     said = [json.loads(line)["prediction"] for line in capsys.readouterr().out.splitlines()]
     assert said == [line["prediction"] for line in lines_of(tmp_path / "out")]
