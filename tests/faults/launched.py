@@ -59,7 +59,7 @@ def _start(command: list[str], processes: int) -> subprocess.Popen[bytes]:
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(settings), *command]
     folder = Path(command[-1]).parent
     with open(folder / "launched.log", "wb") as log:
-        return subprocess.Popen(launch, env={**os.environ, **ENVIRONMENT}, cwd=folder, start_new_session=True, stdout=log, stderr=log)
+        return subprocess.Popen(launch, env={**os.environ, **ENVIRONMENT}, cwd=ROOT, start_new_session=True, stdout=log, stderr=log)
 
 
 def _printed(run: subprocess.Popen[bytes]) -> str:
