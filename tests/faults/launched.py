@@ -58,8 +58,10 @@ def _start(command: list[str], processes: int) -> subprocess.Popen[bytes]:
     settings = ROOT / "recipes" / "accelerate" / f"{'two_processes' if processes == 2 else 'one_process_cpu'}.yaml"
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(settings), *command]
     folder = Path(command[-1]).parent
+    elsewhere = folder / "elsewhere"  # a record says where the data are, seen from here, and what git knows of it
+    elsewhere.mkdir(exist_ok=True)
     with open(folder / "launched.log", "wb") as log:
-        return subprocess.Popen(launch, env={**os.environ, **ENVIRONMENT}, cwd=ROOT, start_new_session=True, stdout=log, stderr=log)
+        return subprocess.Popen(launch, env={**os.environ, **ENVIRONMENT}, cwd=elsewhere, start_new_session=True, stdout=log, stderr=log)
 
 
 def _printed(run: subprocess.Popen[bytes]) -> str:
