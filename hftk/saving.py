@@ -23,7 +23,7 @@ from transformers import TrainerCallback
 
 from hftk import adapter_files, adapters, checkpoints
 from hftk.config import DiskError
-from hftk.launch import on_main
+from hftk.launch import on_main, wait_for_all
 from hftk.launch.environment import versions
 from hftk.weights import no_progress_bars
 
@@ -259,6 +259,7 @@ def _place_with_room(size: int) -> Path | None:
 def _raise_together(failure: Exception | None) -> None:
     """Raise on every process what kept one of them from writing its files."""
     unwritten = isinstance(failure, (OSError, SafetensorError)) or bool(failure and UNWRITTEN.search(str(failure)))
+    wait_for_all()  # the main process may write for longer than the backend waits
     told = gather_object([(unwritten, in_words(failure)) if failure else None])
     first = next((words for words in told if words), None)
     if first is None:

@@ -25,7 +25,7 @@ SETTINGS = "config.yaml"
 WEIGHTS = ("*.safetensors",)
 SENT = (
     *WEIGHTS, "*.safetensors.index.json", "tokenizer.json", "vocab.json", "vocab.txt", "merges.txt", "bpe.codes", "*.spm",
-    "spiece.model", "sentencepiece.bpe.model", "tokenizer.model", "chat_template.jinja", "emissions.csv",
+    "spiece.model", "sentencepiece.bpe.model", "tokenizer.model", "chat_template.jinja",
 )  # fmt: skip
 """Files that are sent byte by byte."""
 SCRUBBED = (
@@ -35,6 +35,8 @@ SCRUBBED = (
 """JSON files that are sent without paths of this machine."""
 MADE = (CARD, SETTINGS, RECORD, REPORT)
 """Files that are made anew from the record."""
+PLACES = ("place", "other_place")
+"""Columns of a section that say where a row stands."""
 PATH_KEY = re.compile(r"(^|_)(path|file|dir|folder)$")
 PATH_IN_TEXT = re.compile(r"(?<![\w.:/~\\<>])(?:~|[A-Za-z]:|file://)?[/\\](?:[^\s\"'`:,;()<>|=]*[/\\])?(?=[\w.~-])")
 """The folders of an absolute path, "/home/me/" in "/home/me/texts.csv"; no part of a URL, and no "1/3"."""
@@ -111,11 +113,23 @@ def public(record: RunRecord, *, samples: bool) -> RunRecord:
         name: without_folders(redact(plain(getattr(record, name))), in_text=True)
         for name in ("command", "config", "choices", "model", "data", "extra")
     }
-    record = replace(record, **told)
+    record = replace(record, **told, analysis=[_without_places(section) for section in record.analysis])
     if samples:
         return record
     shown = [section for section in record.analysis if section.get("kind") in ("matrix", "reliability")]
     return replace(record, samples=[], analysis=_without_examples(shown), data=_without_examples(record.data))
+
+
+def _without_places(section: dict[str, Any]) -> dict[str, Any]:
+    """A section whose rows say which file they stand in, without its folder."""
+    rows = section.get("rows")
+    if not isinstance(rows, list):
+        return section
+    told = [
+        {k: without_folders(redact(v), in_text=True) if k in PLACES else v for k, v in row.items()} if isinstance(row, Mapping) else row
+        for row in rows
+    ]  # fmt: skip
+    return {**section, "rows": told}
 
 
 def _without_examples(value: Any) -> Any:

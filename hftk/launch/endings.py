@@ -142,8 +142,8 @@ def end_stuck(other: Ending, current: Run) -> None:
             time.sleep(GRACE_SECONDS)
     if not current.claim():
         return
-    for thread in threading.enumerate():  # such as the one that makes a checkpoint durable
-        if not thread.daemon and thread is not threading.main_thread():
+    for thread in threading.enumerate():
+        if thread.name == "checkpoint-sealer":  # idle threads of a pool would never end
             thread.join(max(0.0, deadline - time.monotonic()))
     last = threading.Timer(LAST_WORDS_SECONDS, os._exit, (1,))
     last.daemon = True

@@ -134,7 +134,7 @@ def _hardware() -> dict[str, Any]:
     facts = {"cpu": _cpu(), "cores": cores, "ram_bytes": _ram(), "gpus": list(_gpus(torch))}
     if torch is not None:
         facts["threads"] = torch.get_num_threads()
-    return {**facts, "os": f"{platform.system()} {platform.release()} {platform.machine()}"}
+    return {**facts, "os": f"{platform.system()} {platform.machine()}"}
 
 
 def _cpu() -> str:

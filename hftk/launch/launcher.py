@@ -95,7 +95,9 @@ def is_orphan(launcher: Launcher | None) -> bool:
         return False
     try:
         parent = psutil.Process().parent()
-        return parent is None or parent.pid == 1 or parent.name() in _FOSTER_PARENTS
+        if parent is None:  # the first process of a container
+            return False
+        return parent.pid == 1 or parent.name() in _FOSTER_PARENTS
     except psutil.Error:
         return False
 

@@ -96,6 +96,7 @@ def test_paths_and_tokens_of_the_record_are_left_at_home(run: Path) -> None:
         config={"data": {"path": "/srv/me/data/texts.csv"}, "output": "/srv/me/out", "train": {"extra": {"hub_token": secret}}},
         data={"sources": [{"path": "/srv/me/data/texts.csv"}]}, model={"origin": "/srv/me/bert"}, choices=["columns of /srv/me/data/texts.csv"],
         extra={"later": {"cache": "/srv/me/cache"}},
+        analysis=[{"title": "Conflicts", "kind": "table", "columns": [{"key": "place", "title": "where"}], "rows": [{"place": "train: row 7 of /srv/me/data/texts.csv"}]}],
     )  # fmt: skip
     (run / "config.json").write_text(
         json.dumps({**json.loads((run / "config.json").read_text()), "_name_or_path": "/srv/me/bert"})
