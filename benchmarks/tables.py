@@ -40,6 +40,10 @@ WRITERS = {
     "dialogsum_smollm2": "recipes/configs/dialogsum_smollm2.yaml",
     "csl_title_zh": "recipes/configs/csl_title_zh.yaml",
 }
+BUSY = (
+    "shakespeare_bpe", "songci_zh", "smollm2_wikitext", "multi30k_en_de", "csl_title_zh", "dialogsum_minilm", "dialogsum_smollm2",
+)  # fmt: skip
+"""Runs beside which other processes worked."""
 BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
 WORDS = {
     "README.md": {
@@ -47,14 +51,14 @@ WORDS = {
         "classifiers": "| run | judged on | score | before | after | TF-IDF baseline | majority baseline |",
         "writers": "| run | judged on | score | after | best baseline | trained parameters | training | tokens/s |",
         "script": "Beside Hugging Face's `run_classification.py` at its own defaults on the same model, data and cores (`benchmarks/run_classification.py`): "
-        "{ratio:.1f} times its real tokens per second ({dynamic:.1f} times those of the script with dynamic padding), test accuracy {ours:.4f} against {theirs:.4f} (means of {seeds} seeds).",
+        "{ratio:.1f} times its real tokens per second ({dynamic:.1f} times those of the script with dynamic padding); test accuracy {ours:.4f} with the settings of `sst2_minilm.yaml`, {theirs:.4f} by the script with dynamic padding (means of {seeds} seeds).",
         "translation": "Beside Hugging Face's `run_translation.py` at its own defaults on the same model, data, batch size and cores, in fp32 (`benchmarks/run_translation.py`): "
         "training at {training:.2f} times its real tokens per second, validation loss {ours:.3f} against {theirs:.3f} after equal rows; losses, outputs and BLEU of {rows:,} test rows "
         "{greedy:.1f} times as fast greedily and {beam:.1f} times with 4 beams, {identical:,} and {identical_beam:,} outputs identical.",
         "minutes": "min",
         "note": "Perplexities are per token of each run's own tokenizer, with 95 % bootstrap intervals; bits per byte compare across them. "
         "Each row is a `record.json` in `results/`, measured on {cpu}, {cores} cores; "
-        "other work ran beside shakespeare_bpe, songci_zh, smollm2_wikitext, multi30k_en_de, tatoeba_en_zh, csl_title_zh and the two dialogsum runs, whose times are upper bounds.",
+        "other work ran beside {busy}, whose times are upper bounds.",
         "nanogpt": "Beside nanoGPT's own `train.py` on the same cores (`benchmarks/nanogpt.py`, {rounds} rounds in turn, whole processes): "
         "{time} times its wall time, validation loss {ours} against {theirs} nats per character; with better settings "
         "(`shakespeare_char_better.yaml`) {better} in {better_time} times its wall time.",
@@ -64,13 +68,13 @@ WORDS = {
         "classifiers": "| 运行 | 评价数据 | 指标 | 训练前 | 训练后 | TF-IDF 基线 | 多数类基线 |",
         "writers": "| 运行 | 评价数据 | 指标 | 训练后 | 最好的基线 | 训练的参数 | 训练时间 | token/秒 |",
         "script": "与 Hugging Face 的 `run_classification.py`（默认设置，同样的模型、数据和核）相比（`benchmarks/run_classification.py`）：每秒真实 token 数是它的 {ratio:.1f} 倍"
-        "（动态填充时 {dynamic:.1f} 倍），测试准确率 {ours:.4f} 对 {theirs:.4f}（{seeds} 个种子的平均）。",
+        "（与动态填充的脚本相比为 {dynamic:.1f} 倍）；按 `sst2_minilm.yaml` 的设置，测试准确率为 {ours:.4f}，动态填充的脚本为 {theirs:.4f}（{seeds} 个种子的平均）。",
         "translation": "与 Hugging Face 的 `run_translation.py`（默认设置，同样的模型、数据、批大小和核，fp32）相比（`benchmarks/run_translation.py`）：训练时每秒真实 token 数是它的 {training:.2f} 倍，"
         "看过同样多的行之后验证损失 {ours:.3f} 对 {theirs:.3f}；{rows:,} 行测试数据的损失、输出和 BLEU，贪心时是它的 {greedy:.1f} 倍速度，4 个 beam 时 {beam:.1f} 倍，"
         "其中 {identical:,} 和 {identical_beam:,} 个输出完全相同。",
         "minutes": "分钟",
         "note": "困惑度按各自分词器的 token 计算，方括号内是 95 % 自助法区间；每字节比特可以跨分词器比较。每一行都是 `results/` 中的一份 "
-        "`record.json`，机器为 {cpu}，{cores} 核；shakespeare_bpe、songci_zh、smollm2_wikitext、multi30k_en_de、tatoeba_en_zh、csl_title_zh 和两个 dialogsum 运行时机器上还有其他任务，时间只是上限。",
+        "`record.json`，机器为 {cpu}，{cores} 核；{busy} 运行时机器上还有其他任务，时间只是上限。",
         "nanogpt": "与 nanoGPT 自己的 `train.py` 在同样的核上交替运行 {rounds} 轮、计整个进程的时间（`benchmarks/nanogpt.py`）：用时是它的 {time} 倍，"
         "验证损失 {ours} 对 {theirs}（nat/字符）；用更好的设置（`shakespeare_char_better.yaml`）为 {better}，用时是它的 {better_time} 倍。",
     },
@@ -100,10 +104,16 @@ def table(words: dict[str, str], folder: Path) -> str:
     lines += ["", *others] if (others := writers(words, folder)) else []
     if machine is None:
         return ""
-    lines += ["", words["note"].format(cpu=machine["cpu"], cores=machine["cores"])]
+    lines += ["", noted(words, machine, folder, {**RUNS, **CLASSIFIERS, **WRITERS})]
     for compare in (beside_nanogpt, beside_run_classification, beside_run_translation):
         lines += ["", *found] if (found := compare(words, folder)) else []
     return "\n".join(lines)
+
+
+def noted(words: dict[str, str], machine: dict[str, Any], folder: Path, shown: dict[str, str]) -> str:
+    """What to know of the numbers of the runs that are ``shown``."""
+    busy = ", ".join(name for name in BUSY if name in shown and (folder / f"{name}.json").exists())
+    return words["note"].format(cpu=machine["cpu"], cores=machine["cores"], busy=busy)
 
 
 def runs(words: dict[str, str], folder: Path) -> tuple[list[str], dict[str, Any] | None]:
@@ -243,7 +253,7 @@ def sections(readme: str, folder: Path) -> dict[str, list[str]]:
     """Section of a page of docs/ to its lines, in the language of ``readme``."""
     words = WORDS[readme]
     language_models, machine = runs(words, folder)
-    note = [] if machine is None else ["", words["note"].format(cpu=machine["cpu"], cores=machine["cores"])]
+    note = [] if machine is None else ["", noted(words, machine, folder, RUNS)]
 
     def joined(*parts: list[str]) -> list[str]:
         return [line for part in parts if part for line in ("", *part)][1:]
