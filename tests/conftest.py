@@ -19,3 +19,21 @@ def tiny_runs():
     gc.freeze()
     yield
     gc.unfreeze()
+
+
+@pytest.fixture
+def alone(monkeypatch):
+    """This process by itself, with nothing joined or remembered."""
+    from accelerate.state import AcceleratorState
+
+    from hftk import launch
+    from hftk.launch import launcher
+
+    for name in (*launcher.RANK, *launcher.WORLD_SIZE, *launcher.LOCAL_RANK, "ACCELERATE_USE_CPU"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(launcher, "find_launcher", lambda: None)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    launch.launched.cache_clear()
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+    launch.launched.cache_clear()

@@ -8,26 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from hftk import launch
 from hftk.cli import main
-from hftk.launch import launcher
 
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture
-def alone(monkeypatch):
-    """This process by itself, with nothing joined or remembered."""
-    from accelerate.state import AcceleratorState
-
-    for name in (*launcher.RANK, *launcher.WORLD_SIZE, *launcher.LOCAL_RANK, "ACCELERATE_USE_CPU"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(launcher, "find_launcher", lambda: None)
-    AcceleratorState._reset_state(reset_partial_state=True)
-    launch.launched.cache_clear()
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-    launch.launched.cache_clear()
 
 
 def test_one_process_is_told_with_its_device_threads_memory_and_versions(alone, capsys):

@@ -39,6 +39,14 @@ def wait_until(condition, seconds, folder):
         time.sleep(0.02)
 
 
+def left_of(children, seconds):
+    """The processes that have not ended by themselves after so long; they are killed."""
+    _, alive = psutil.wait_procs(children, timeout=seconds)
+    for child in alive:
+        child.kill()
+    return alive
+
+
 @pytest.mark.parametrize("command", LAUNCHERS.values(), ids=LAUNCHERS.keys())
 def test_nothing_is_left_when_the_launcher_is_killed(tmp_path, command):
     process = started(command, tmp_path, "wait")
@@ -48,10 +56,7 @@ def test_nothing_is_left_when_the_launcher_is_killed(tmp_path, command):
     assert len([child for child in children if str(TOY) in child.cmdline()]) == expected
     process.kill()
     process.wait()
-    _, alive = psutil.wait_procs(children, timeout=60)
-    for child in alive:
-        child.kill()
-    assert alive == []
+    assert left_of(children, 60) == []
 
 
 @pytest.mark.slow
@@ -65,10 +70,7 @@ def test_nothing_is_left_when_it_is_killed_while_its_processes_begin(tmp_path, c
     children = mine.children(recursive=True)
     process.kill()
     process.wait()
-    _, alive = psutil.wait_procs(children, timeout=90)
-    for child in alive:
-        child.kill()
-    assert alive == []
+    assert left_of(children, 90) == []
 
 
 class Parent:

@@ -339,21 +339,6 @@ def test_fsdp_on_a_cpu_and_lost_peers_are_told():
     assert "each would train alone" in two[0].message and "plain DDP" in two[1].message
 
 
-@pytest.fixture
-def alone(monkeypatch):
-    """This process by itself, with nothing joined or remembered."""
-    from accelerate.state import AcceleratorState
-
-    for name in (*launcher.RANK, *launcher.WORLD_SIZE, *launcher.LOCAL_RANK, "ACCELERATE_USE_CPU"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(launcher, "find_launcher", lambda: None)
-    AcceleratorState._reset_state(reset_partial_state=True)
-    launch.launched.cache_clear()
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-    launch.launched.cache_clear()
-
-
 def test_several_gpus_in_one_process_never_become_data_parallel(alone, monkeypatch):
     import torch
 
