@@ -18,6 +18,7 @@ import socket
 import sys
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -46,7 +47,7 @@ class Ending:
     """Whether it ended without a word of its own."""
 
 
-class Peers:
+class Peers(ABC):
     """This process's end of the watch; made by :func:`watch`."""
 
     def __init__(self, rank: int, processes: int, seconds: float, act: Callable[[Ending], None]) -> None:
@@ -82,11 +83,11 @@ class Peers:
             self._changed.wait_for(lambda: self.ending is not None, seconds)
             return self.ending
 
-    def _arrive(self, count: int) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def _arrive(self, count: int) -> None: ...
 
-    def _say_goodbye(self, word: dict[str, Any]) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def _say_goodbye(self, word: dict[str, Any]) -> None: ...
 
     def _go_on(self, count: int) -> None:
         with self._changed:
