@@ -206,10 +206,10 @@ def _seconds(trained: Any, before: Any, after: Any, elapsed: float | None) -> di
     seconds = {name: float(getattr(trained, "seconds", {}).get(name) or 0) for name in SECONDS}
     judged = sum(float(e.seconds) for e in (before, after) if e)
     seconds["evaluate"] += judged
-    parts = sum(seconds[name] for name in SECONDS if name != "total")
-    seconds["total"] = elapsed if elapsed is not None else max(seconds["total"] + judged, parts)
-    seconds["load"] += max(0.0, seconds["total"] - parts)
-    return {name: round(value, 3) for name, value in seconds.items()}
+    total = seconds.pop("total") + judged if elapsed is None else elapsed
+    seconds["load"] += max(0.0, total - sum(seconds.values()))
+    seconds = {name: round(value, 3) for name, value in seconds.items()}
+    return {**seconds, "total": round(sum(seconds.values()), 3)}
 
 
 def _samples(before: Any, after: Any) -> list[dict[str, Any]]:

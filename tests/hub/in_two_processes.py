@@ -5,7 +5,7 @@ from pathlib import Path
 
 from hftk import hub
 from hftk.config import PublishConfig, RunConfig, ServiceError
-from hftk.launch import launched
+from hftk.launch import launched, leave_group
 from hftk.records import load_record
 
 hub.PULSE_SECONDS = 0.05
@@ -19,6 +19,7 @@ def main(folder: str) -> None:
     except ServiceError as error:
         said = f"failed: {error}".splitlines()[0][:40]
     Path(f"said_{launched().rank}.txt").write_text(str(said))
+    leave_group()  # as hftk.run does: gloo may abort a process whose peer ends first
 
 
 if __name__ == "__main__":
