@@ -20,6 +20,7 @@ from hftk.config import InputError, ModelConfig, Problem
 from hftk.heads import keep_meaning, trained_labels
 from hftk.launch import on_main
 from hftk.origins import load_named, read_config, reason
+from hftk.randomness import undisturbed
 from hftk.task import Splits, Task
 from hftk.tokenizers import SMALLEST_VOCABULARY, train_tokenizer
 from hftk.warm_start import freeze_unread, half_problems, joined_config, warm_start
@@ -286,12 +287,9 @@ def _keep_base(
 @contextmanager
 def _seeded(seed: int) -> Iterator[None]:
     """Draw from ``seed`` on the CPU, where weights are made, and leave all random states as they were."""
-    state = torch.get_rng_state()
-    torch.default_generator.manual_seed(seed)
-    try:
+    with undisturbed():
+        torch.default_generator.manual_seed(seed)
         yield
-    finally:
-        torch.set_rng_state(state)
 
 
 def load_trained(

@@ -33,6 +33,7 @@ from hftk.evaluation import collect, scores_of_text
 from hftk.launch import on_main, stop_requested
 from hftk.launch.machines import bring
 from hftk.precision import autocast, choose_precision
+from hftk.randomness import undisturbed
 from hftk.saving import Saver
 from hftk.sharded_trainer import ShardedTrainer
 from hftk.task import Features, Stream, Task
@@ -174,7 +175,7 @@ class ExactTrainer(ShardedTrainer):
             return
 
         tokens, start = self.loader.tokens, self.loader.start
-        with torch.random.fork_rng(devices=[]):
+        with undisturbed():
             first = next(iter(self.loader))[0]  # of a stream, all processes read together
 
             def forward_backward() -> None:
@@ -288,6 +289,7 @@ class ExactTrainer(ShardedTrainer):
 
     # Judging, logging, saving ---------------------------------------------------------------------------------------------
 
+    @undisturbed()
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """``eval_loss``: the mean over the items of the validation split, as :func:`hftk.evaluation.evaluate` has it."""
         self.tick("train")
@@ -339,6 +341,7 @@ class ExactTrainer(ShardedTrainer):
             self.guard.check(grad_norm)
         super()._maybe_log_save_evaluate(tr_loss, grad_norm, *args, **kwargs)
 
+    @undisturbed()  # trackers may import much at the first point
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
             self.guard.check_curve(logs["loss"])

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 from typing import Any
 
 import made_pairs
+import numpy as np
 import pytest
 import torch
 from made_pairs import CONTEXT, make_config, rows_of
@@ -66,6 +68,23 @@ def test_generation_leaves_no_trace_in_the_training(asked: dict[str, Any], tmp_p
         weights.append({name: value.clone() for name, value in trained.model.state_dict().items()})
         assert all(("eval_bleu" in point) == bool(rows) for point in judged(trained))
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_scores_that_draw_leave_no_trace_either(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some libraries draw from Python's random state as they are imported, which may be at the first evaluation."""
+    scores, drawn = evaluation.scores_of_text, []
+
+    def drawing(*args: Any, **kwargs: Any) -> Any:
+        drawn.append((random.random(), np.random.random(), torch.rand(1)))
+        return scores(*args, **kwargs)
+
+    states = []
+    for folder in ("plain", "drawing"):
+        trained, _ = made_pairs.fit(config_of(tmp_path / folder, model={"dropout": 0.3}), splits())
+        saved = torch.load(*(tmp_path / folder).rglob("rng_state*.pth"), weights_only=False)  # written here
+        states.append((saved["python"], str(saved["numpy"]), saved["cpu"].tolist(), [w.tolist() for w in trained.model.parameters()]))
+        monkeypatch.setattr("hftk.trainer.scores_of_text", drawing)
+    assert len(drawn) == 4 and states[0] == states[1]
 
 
 def test_between_steps_the_likeliest_tokens_are_taken_whatever_is_asked_for_the_end(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,27 @@
+"""The random states of this process."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Leave the random states of Python, NumPy and torch (the CPU and a CUDA device) as they were, whatever is drawn inside.
+
+    Also a decorator. Not only sampling draws: some libraries do when they are imported (``rich``, which scikit-learn brings), and
+    a continued run may import them before it restores its random states where the first start did after.
+    """
+    python, numpy = random.getstate(), np.random.get_state()
+    device = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []  # else it would be, on each process's device 0
+    try:
+        with torch.random.fork_rng(devices=device):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
