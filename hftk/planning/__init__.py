@@ -150,7 +150,7 @@ def plan(
     found = _footprint(config, task, made, shape, setup, precision, judged, accumulation)
     memory, training = _training(found, setup, precision)
     capacity = _capacity(setup)
-    states = states_per_device(found, setup.sharding, setup.devices, precision)
+    states = states_per_device(found, setup.sharding, setup.devices)
     at_rest = states["weights"] + states["optimizer"] + (memory["buffers"] if setup.sharding != "ddp" else 0)
     phases = {
         "training": training,
@@ -328,7 +328,7 @@ def _training(found: Footprint, setup: Setup, precision: str) -> tuple[dict[str,
     if setup.sharding in ("none", "ddp"):
         memory = {**{kind: float(size) for kind, size in found.peak.items()}, "buffers": buffers}
     else:
-        states = states_per_device(found, setup.sharding, setup.devices, precision)
+        states = states_per_device(found, setup.sharding, setup.devices)
         batch = {kind: float(size) for kind, size in found.peak.items() if kind not in (*STATES, "copies")}
         # The batch's own peak may come at another moment than that of a whole model.
         batch["activations"] += max(0.0, found.batch_peak - sum(batch.values()))

@@ -48,27 +48,21 @@ DEVICES: Mapping[str, Device] = {
 """Name to what the manufacturer's data sheet says (memory in decimal GB; matrix products without sparsity)."""
 
 
-def states_per_device(footprint: Footprint, sharding: Sharding, devices: int, precision: str) -> dict[str, float]:
+def states_per_device(footprint: Footprint, sharding: Sharding, devices: int) -> dict[str, float]:
     """Kind of :data:`hftk.planning.simulation.STATES` to bytes per device.
 
     none and ddp hold everything everywhere. fsdp holds a share of each. zero2 and zero3 are DeepSpeed's (Rajbhandari et al. 2020,
-    arXiv:1910.02054): in 16-bit training 2 bytes of weights, 2 of gradients, and optimizer state with a float32 copy of the weights, 12 for
-    Adam; zero2 shares out gradients and optimizer state, zero3 the weights too. So 16 bytes for each weight, as for float32 weights
-    under autocast (4 + 4 + 8).
+    arXiv:1910.02054): zero2 shares out gradients and optimizer state, zero3 the weights too. Weights stay in float32 under autocast, so
+    that Adam takes 16 bytes for each (4 + 4 + 8), as many as the 2 + 2 + 12 of that paper; DeepSpeed (0.19) keeps one more copy of those
+    that are trained, which its optimizers work on (``single_partition_of_fp32_groups``, ``fp32_partitioned_groups_flat``).
     """
     whole = {
         "weights": float(footprint.weights),
         "gradients": float(footprint.gradients),
         "optimizer": float(footprint.optimizer),
     }
-    if sharding.startswith("zero") and precision != "fp32" and footprint.trained:
-        frozen = footprint.parameters - footprint.trained
-        frozen_bytes = max(0.0, footprint.weights - 4.0 * footprint.trained) if frozen else 0.0
-        whole = {
-            "weights": 2.0 * footprint.trained + frozen_bytes,
-            "gradients": 2.0 * footprint.trained,
-            "optimizer": footprint.optimizer + 4.0 * footprint.trained,
-        }
+    if sharding.startswith("zero"):
+        whole["optimizer"] += 4.0 * footprint.trained
     shared = {"none": (), "ddp": (), "zero2": ("gradients", "optimizer"), "zero3": STATES, "fsdp": STATES}[sharding]
     return {kind: size / devices if kind in shared else size for kind, size in whole.items()}
 
@@ -76,15 +70,17 @@ def states_per_device(footprint: Footprint, sharding: Sharding, devices: int, pr
 def buffers_per_device(footprint: Footprint, sharding: Sharding, devices: int, precision: str) -> float:
     """Bytes per device that sharding and communication need besides.
 
-    ddp: its buckets are a second copy of the gradients. fsdp and zero3: the layers that are whole at once, in the type of the arithmetic, with the
-    gradient of one of them; embeddings and head stay whole.
+    ddp: its buckets are a second copy of the gradients. fsdp and zero3: the layers that are whole at once, in the type of the
+    arithmetic, and the gradient of one of them in float32 on its way to its shares; or, at the loss, what is outside of the layers
+    with its gradient. benchmarks/fsdp_memory.py holds this against torch's own count.
     """
     if sharding == "ddp" and devices > 1:
         return float(footprint.gradients)
     if sharding in ("fsdp", "zero3") and devices > 1:
         width = 4 if precision == "fp32" else 2
-        layers = (GATHERED_LAYERS + 1) * footprint.largest_layer + 2 * footprint.outside_layers
-        return float(width * min(layers, 2 * footprint.parameters))
+        layers = (GATHERED_LAYERS * width + 4) * footprint.largest_layer
+        outside = (width + 4) * footprint.outside_layers
+        return float(min(max(layers, outside), (width + 4) * footprint.parameters))
     return 0.0
 
 

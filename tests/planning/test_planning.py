@@ -34,11 +34,17 @@ def of_size(parameters: float) -> Footprint:
 # Published figures ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("sharding", "gigabytes"), [("none", 120), ("zero2", 16.6), ("zero3", 1.9)])
+@pytest.mark.parametrize(("sharding", "gigabytes"), [("none", 120), ("fsdp", 1.9)])
 def test_states_are_those_of_figure_1_of_the_zero_paper(sharding: Any, gigabytes: float) -> None:
-    """Rajbhandari et al. 2020: 7.5 billion weights, mixed-precision Adam, 64 devices."""
-    states = states_per_device(of_size(7.5e9), sharding, 64, "bf16")
+    """Rajbhandari et al. 2020: 7.5 billion weights, mixed-precision Adam, 64 devices; fsdp is what they call stage 3."""
+    states = states_per_device(of_size(7.5e9), sharding, 64)
     assert sum(states.values()) / 1e9 == pytest.approx(gigabytes, abs=0.1)
+
+
+@pytest.mark.parametrize(("sharding", "bytes_per_weight"), [("zero2", 4 + 16 / 64), ("zero3", 20 / 64)])
+def test_deepspeed_keeps_a_copy_of_its_own_of_float32_weights(sharding: Any, bytes_per_weight: float) -> None:
+    states = states_per_device(of_size(6400), sharding, 64)
+    assert sum(states.values()) == pytest.approx(6400 * bytes_per_weight)
 
 
 @pytest.fixture(scope="module")
@@ -136,13 +142,13 @@ def test_ddp_holds_gradients_twice_and_one_device_does_not() -> None:
 
 def test_a_device_never_gathers_more_than_the_whole_model() -> None:
     small = replace(of_size(100), largest_layer=90, outside_layers=10)
-    assert buffers_per_device(small, "fsdp", 4, "bf16") == 2 * 200
+    assert buffers_per_device(small, "fsdp", 4, "bf16") == (2 + 4) * 100
 
 
 def test_lora_states_are_those_of_the_adapter_alone() -> None:
     adapter = replace(of_size(1000), trained=10, weights=4000, gradients=40, optimizer=80)
-    assert states_per_device(adapter, "none", 1, "bf16") == {"weights": 4000, "gradients": 40, "optimizer": 80}
-    zero = states_per_device(adapter, "zero3", 2, "bf16")
+    assert states_per_device(adapter, "none", 1) == {"weights": 4000, "gradients": 40, "optimizer": 80}
+    zero = states_per_device(adapter, "zero3", 2)
     assert zero["optimizer"] == (80 + 40) / 2
 
 
