@@ -67,8 +67,8 @@ class AdapterConfig:
     """LoRA: dropout probability of the adapter's input. Default: 0."""
     targets: list[str] | None = None
     """Layers that get an adapter, by name or the end of it, such as q_proj v_proj. Default: all-linear, every linear layer but heads (ia3: keys, values and the second layer of feed-forward blocks)."""
-    initialization: Literal["gaussian", "orthogonal", "pissa", "olora"] | None = None
-    """LoRA: where it starts. Default: A as a linear layer, B zero. pissa and olora take the start from the frozen weights and need these unquantized."""
+    initialization: Literal["gaussian", "orthogonal", "pissa", "olora", "loftq"] | None = None
+    """LoRA: where it starts. Default: A as a linear layer, B zero. pissa and olora take the start from the frozen weights and need these unquantized. loftq (Li et al. 2023) starts with the best answer of that rank to what 8 or 4 bits have rounded away."""
     virtual_tokens: int | None = None
     """prompt_tuning: number of trained vectors before the input; they take that many tokens of the context. Default: 16."""
 
@@ -90,6 +90,9 @@ class AdapterConfig:
                 message="expected names of layers, found none",
                 fix="leave it out for all-linear",
             )
+        if self.initialization == "loftq" and self.method not in ("lora", "rslora"):
+            message = f"loftq is for the adapter lora or rslora, and --model.adapter.method is {self.method}"
+            yield Problem(setting="model.adapter.initialization", message=message, fix="use --model.adapter.method lora, or leave it out")
         if self.method == "pissa" and self.initialization not in (None, "pissa"):
             yield Problem(setting="model.adapter.initialization", message=f"expected pissa for the method pissa, found {self.initialization}", fix="leave it out")  # fmt: skip
 

@@ -19,6 +19,8 @@ BASE = "base"
 """Folder inside the output for a model that was made on the spot and lies below an adapter."""
 QUANTIZATION = "base_quantization"
 """Field of that config: the settings of ``model.quantization``."""
+ROUNDED = "base_rounded"
+"""Field of that config: whether the adapter makes up for the rounding of the quantized weights, and so belongs to these alone."""
 
 
 def has_adapter(folder: str | Path) -> bool:

@@ -159,6 +159,9 @@ class ModelConfig:
             setting = "method" if method == "pissa" else "initialization"
             message = f"pissa and olora take a part out of the frozen weights, which {bits} bits cannot give up"
             yield Problem(setting=f"model.adapter.{setting}", message=message, fix="use --model.adapter.method lora, or leave out --model.quantization.bits")
+        if bits is None and self.adapter.initialization == "loftq":
+            message = "loftq starts from what quantization rounds away, and --model.quantization.bits is not set"
+            yield Problem(setting="model.adapter.initialization", message=message, fix="add --model.quantization.bits 4, or leave it out")
         if self.frozen and method != "none":
             message = f"the adapter {method} freezes all weights of the model already"
             yield Problem(setting="model.frozen", message=message, fix="leave out --model.frozen; --model.adapter.targets says which layers get an adapter")

@@ -16,7 +16,7 @@ import torch
 from hftk import adapter_files, adapters, int8, layers, quantization
 from hftk.architectures import LONGEST_DEFAULT, halves, kind_of, positions
 from hftk.choices import note
-from hftk.config import InputError, ModelConfig, Problem
+from hftk.config import InputError, ModelConfig, Problem, QuantizationConfig
 from hftk.heads import keep_meaning, trained_labels
 from hftk.launch import on_main
 from hftk.origins import load_named, read_config, reason
@@ -254,6 +254,10 @@ def load_model(
             model = adapters.add(
                 config.adapter, model, task.auto_model, config.name, config.revision, new=new, new_tokens=new_tokens
             )
+            if config.adapter.initialization == "loftq":
+                unrounded = replace(config, quantization=QuantizationConfig())
+                whole = load_weights(unrounded, task.auto_model, model_config(unrounded, task), ignore_mismatched_sizes=True)[0]
+                adapters.make_up_for_rounding(model, whole)
         return model, tokenizer
 
 

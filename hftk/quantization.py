@@ -86,6 +86,24 @@ class WideningLinear(torch.nn.Linear):
         return torch.nn.functional.linear(input, self.weight.to(input.dtype), bias)
 
 
+def dequantized(layer: Any, like: torch.nn.Module) -> torch.Tensor:
+    """The weight of a quantized layer in float32, as ``like``, the layer before it was quantized, lays it out."""
+    from peft.utils.integrations import dequantize_module_weight
+    from transformers.pytorch_utils import Conv1D
+
+    weight = dequantize_module_weight(layer).float()
+    return weight.T if isinstance(like, Conv1D) else weight
+
+
+@torch.no_grad()
+def round_like(quantized: PreTrainedModel, model: PreTrainedModel) -> None:
+    """Give ``model`` the weights that ``quantized``, the same one in 8 or 4 bits, has rounded."""
+    for name, layer in quantized.named_modules():
+        if is_quantized(getattr(layer, "weight", None)):
+            whole: Any = model.get_submodule(name)
+            whole.weight.copy_(dequantized(layer, whole))
+
+
 def halve_embeddings(model: PreTrainedModel) -> None:
     """Hold the word embeddings and the output layer over the vocabulary in bfloat16, in place; what comes out stays float32.
 
@@ -108,6 +126,11 @@ def halve_embeddings(model: PreTrainedModel) -> None:
 
 def _widen(module: torch.nn.Module, inputs: Any, output: torch.Tensor) -> torch.Tensor:
     return output.float()
+
+
+def is_quantized(weight: Any) -> bool:
+    """Whether bitsandbytes holds this weight in 8 or 4 bits."""
+    return getattr(weight, "quant_state", None) is not None or getattr(weight, "SCB", None) is not None
 
 
 def bytes_of(model: torch.nn.Module) -> int:

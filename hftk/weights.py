@@ -69,6 +69,7 @@ def load_adapted(config: ModelConfig, auto_model: str, *, quantized: bool = True
     below = replace(config, name=name, revision=revision)
     made = adapter_files.saved_config(config.name)
     bits = QuantizationConfig(**getattr(made, adapter_files.QUANTIZATION, None) or {})
+    rounded = not quantized and bool(getattr(made, adapter_files.ROUNDED, False))  # the adapter is for no other weights
     below = replace(below, quantization=bits if quantized else QuantizationConfig())
     rows = made.vocab_size if made is not None and hasattr(made, "vocab_size") else None
     if made is None:
@@ -81,6 +82,8 @@ def load_adapted(config: ModelConfig, auto_model: str, *, quantized: bool = True
     resized = rows is not None and rows > made.vocab_size
     if resized:
         model.resize_token_embeddings(rows)
+    if rounded:
+        quantization.round_like(load_weights(replace(below, quantization=bits), auto_model, made, ignore_mismatched_sizes=True)[0], model)
     if below.quantization.bits and not resized:
         quantization.halve_embeddings(model)
     try:

@@ -41,6 +41,8 @@ def test_three_bits_are_refused_with_those_there_are():
         (["--model.quantization.quant_type", "nf4"], "model.quantization.quant_type"),
         (["--model.quantization.bits", "8", "--model.adapter.method", "lora", "--model.quantization.double_quant", "false"], "model.quantization.double_quant"),
         (["--model.quantization.bits", "8", "--model.adapter.method", "pissa"], "model.adapter.method"),
+        (["--model.adapter.method", "lora", "--model.adapter.initialization", "loftq"], "model.adapter.initialization"),
+        (["--model.quantization.bits", "4", "--model.adapter.method", "dora", "--model.adapter.initialization", "loftq"], "model.adapter.initialization"),
         (["--model.quantization.bits", "4", "--model.adapter.method", "dora", "--model.adapter.initialization", "olora"], "model.adapter.initialization"),
         (["--model.frozen", "2", "--model.adapter.method", "lora"], "model.frozen"),
         (["--train.layer_decay", "0"], "train.layer_decay"),

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from hftk.adapter_files import QUANTIZATION, base_name, has_adapter
+from hftk.adapter_files import QUANTIZATION, ROUNDED, base_name, has_adapter
 from hftk.cli.equality import ROWS, Said, ask, compare, recompute
 from hftk.cli.trained import all_at_once, check_model, say, task_of, wrong
 from hftk.config import DataConfig, InputError, Problem
@@ -89,6 +89,7 @@ def export(given: Namespace) -> int:
             said = ask(task, model, tokenizer, rows)
             model = model.merge_and_unload().eval()
             bits = (vars(model.config).pop(QUANTIZATION, None) or {}).get("bits")
+            vars(model.config).pop(ROUNDED, None)
             found |= {
                 "adapter": str(folder),
                 "base": base_name(folder)[0],

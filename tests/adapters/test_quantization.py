@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from adapted_runs import KINDS, TASKS, judge, load, make_config
+from peft.utils.integrations import dequantize_module_weight
 from transformers import AutoConfig
 
 import hftk
@@ -177,3 +178,38 @@ def test_weights_that_were_saved_quantized_are_not_trained(bases, tmp_path):
     plain = make_config("llama", tmp_path, str(folder))
     with pytest.raises(InputError, match="are quantized, and cannot be trained"):
         hftk.check(plain, TASKS["llama"][0](plain))
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("kind", ["bert", "gpt2", "llama", "t5"])
+def test_an_adapter_of_full_rank_starts_with_all_that_was_rounded_away(kind, bits, bases, tmp_path):
+    """And one of less rank with the best that is possible: the error is the sum of the other singular values squared."""
+    plain = judge_of(kind, bases, tmp_path, None)
+    quantized = judge_of(kind, bases, tmp_path, bits)
+    errors = [
+        abs(judge_of(kind, bases, tmp_path, bits, rank=rank, initialization="loftq") - plain).max() for rank in (64, 8)
+    ]
+    if bits == 4:  # 8 bits round the inputs of layers too
+        assert errors[0] < 0.05 * abs(quantized - plain).max()  # the embeddings are in bfloat16
+    model = load(kind, config_of(kind, bases, tmp_path, bits, rank=8, initialization="loftq"))[1]
+    whole = load(kind, make_config(kind, tmp_path, bases(kind), model={"adapter": {"method": "none"}}))[1]
+    checked = 0
+    for name, layer in model.get_base_model().named_modules():
+        if hasattr(layer, "lora_A"):
+            source = whole.get_submodule(name).weight.detach()
+            base = dequantize_module_weight(layer.get_base_layer()).float()
+            error = (source.T if type(whole.get_submodule(name)).__name__ == "Conv1D" else source) - base
+            made = layer.scaling["default"] * layer.lora_B["default"].weight @ layer.lora_A["default"].weight
+            best = torch.linalg.svdvals(error)[8:].norm()
+            assert torch.linalg.norm(error - made) <= 1.02 * best + 1e-6
+            checked += 1
+    assert checked
+
+
+def config_of(kind, bases, tmp_path, bits, **adapter):
+    model = {"quantization": {"bits": bits}, "adapter": {"method": "lora", **adapter}}
+    return make_config(kind, tmp_path, bases(kind), model=model)
+
+
+def judge_of(kind, bases, tmp_path, bits, **adapter):
+    return judge(kind, *load(kind, config_of(kind, bases, tmp_path, bits, **adapter)))
