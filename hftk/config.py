@@ -227,6 +227,8 @@ class TrainConfig:
     """What the best evaluation on the validation split goes by: loss, or a score of the task such as accuracy, f1_macro, bleu or rougeL."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
+    activation_offload: bool = False
+    """On a GPU: keep what the backward pass needs in main memory, for which it costs time; best with gradient_checkpointing, which leaves little to move."""
     torch_compile: bool = False
     """Compile the model with torch.compile (slow first steps)."""
     seed: int = 0

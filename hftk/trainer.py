@@ -32,6 +32,7 @@ from hftk.dropout import fast_dropout
 from hftk.evaluation import collect, scores_of_text
 from hftk.launch import on_main, stop_requested
 from hftk.launch.machines import bring
+from hftk.offload import check_device, offloading
 from hftk.precision import autocast, choose_precision
 from hftk.randomness import undisturbed
 from hftk.saving import Saver
@@ -169,6 +170,7 @@ class ExactTrainer(ShardedTrainer):
 
     def choose_precision(self, config: RunConfig, frozen: str | None) -> None:
         """Fix the arithmetic of the run; a continued run keeps what its first start chose."""
+        check_device(config.train.activation_offload, self.args.device)
         if frozen is not None:
             self.precision = frozen
             note(f"train.precision: {frozen}, as at the first start of this run")
@@ -279,7 +281,7 @@ class ExactTrainer(ShardedTrainer):
     def _loss(self, model: Any, batch: dict[str, Any], totals: dict[str, float] | None) -> torch.Tensor:
         """Share of this micro-batch in the step's loss, times the number of processes, since DDP averages gradients."""
         filler = batch.pop("filler", False)
-        with autocast(self.precision, self.args.device):
+        with offloading(self.config.train.activation_offload), autocast(self.precision, self.args.device):
             terms = self.task.loss(model, batch)
         if totals is None:
             totals = {term: float(items) for term, (_, items) in terms.items()}

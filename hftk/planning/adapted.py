@@ -11,6 +11,7 @@ import torch
 
 from hftk import layers
 from hftk.config import InputError, ModelConfig, Problem
+from hftk.heads import head_layers, linear_layers
 from hftk.quantization import halve_embeddings
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ def adapt(model: PreTrainedModel, config: ModelConfig, auto_model: str) -> Any:
     adapter = getattr(config, "adapter", None)
     method = getattr(adapter, "method", "none")
     if bits is not None:
-        _quantize(model, int(bits))
+        _quantize(model, config.quantization)
     if config.frozen:
         layers.freeze(config.frozen, model)
     if method == "none":
@@ -120,20 +121,20 @@ class _Product(torch.autograd.Function):
         return grad @ weight, None, None
 
 
-def _quantize(model: PreTrainedModel, bits: int) -> None:
-    """Replace linear layers (GPT-2's Conv1D too) except the head, and freeze all weights."""
-    head = model.get_output_embeddings()
+def _quantize(model: PreTrainedModel, quantization: Any) -> None:
+    """Replace linear layers (GPT-2's Conv1D too) but for those that stay as they are in a run too, and freeze all weights."""
+    assert quantization.bits is not None
+    kept = [*head_layers(model), *quantization.skip_modules]
     for parameter in model.parameters():
         parameter.requires_grad_(False)
-    for name, module in list(model.named_modules()):
-        if module is head or type(module).__name__ not in ("Linear", "Conv1D") or not _in_a_layer(name):
+    layers: dict[str, Any] = dict(linear_layers(model))
+    for name, module in layers.items():
+        if any(name == skipped or name.endswith(f".{skipped}") or name.startswith(f"{skipped}.") for skipped in kept):
+            continue
+        if set(name.split(".")) & set(model._keep_in_fp32_modules or ()):  # T5's wo
             continue
         inputs, outputs = module.weight.shape if type(module).__name__ == "Conv1D" else module.weight.shape[::-1]
         parent, _, last = name.rpartition(".")
-        setattr(model.get_submodule(parent), last, QuantizedLinear(int(inputs), int(outputs), module.bias, bits))
+        low = QuantizedLinear(int(inputs), int(outputs), module.bias, quantization.bits)
+        setattr(model.get_submodule(parent), last, low)
     halve_embeddings(model)
-
-
-def _in_a_layer(name: str) -> bool:
-    """Heads stand outside the numbered layers."""
-    return any(part.isdigit() for part in name.split("."))

@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_leaves
 
 from hftk.architectures import kind_of
 from hftk.config import InputError, Problem, RunConfig
+from hftk.offload import moves
 from hftk.optimization import BITSANDBYTES, make_optimizer, state_bytes
 from hftk.planning.adapted import adapt
 from hftk.planning.heap import Heap
@@ -297,7 +298,8 @@ def _forward_backward(
     if live.heap:
         live.heap.recording = True
     half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
-    with torch.autocast("cpu", half) if half else nullcontext(), masks_as_in(batch):
+    away = _elsewhere() if task.config.train.activation_offload else nullcontext()
+    with away, torch.autocast("cpu", half) if half else nullcontext(), masks_as_in(batch):
         terms = task.loss(model, batch)
     loss: Any = sum(total.float() / items for total, items in terms.values())
     kept, forward = live.live["activations"] + live.live["logits"] + live.live["copies"], live.flops
@@ -308,6 +310,18 @@ def _forward_backward(
     if loss.requires_grad:
         loss.backward()
     return kept, forward, live.flops
+
+
+def _elsewhere() -> torch.autograd.graph.saved_tensors_hooks:
+    """As :func:`hftk.offload.offloading`: what is moved takes no byte of the device until the backward pass asks for it."""
+
+    def pack(tensor: torch.Tensor) -> Any:
+        return (tensor.size(), tensor.dtype, tensor.device) if moves(tensor) else tensor
+
+    def unpack(packed: Any) -> torch.Tensor:
+        return packed if isinstance(packed, torch.Tensor) else torch.empty(packed[0], dtype=packed[1], device=packed[2])
+
+    return torch.autograd.graph.saved_tensors_hooks(pack, unpack)
 
 
 def _judge(task: Task, model: Any, shape: BatchShape, live: LiveBytes) -> int:

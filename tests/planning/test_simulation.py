@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from hftk.config import ModelConfig, TrainConfig, override
+from hftk.config import AdapterConfig, ModelConfig, QuantizationConfig, TrainConfig, override
 from hftk.planning import simulation
 from hftk.planning.adapted import QuantizedLinear
 from hftk.planning.shapes import planned_config
@@ -153,8 +153,6 @@ def test_quantized_weights_are_as_large_as_bitsandbytes_has_them(bits: int, size
 @pytest.mark.parametrize("method", ["lora", "dora", "ia3"])
 def test_adapters_train_little_and_quantization_shrinks_the_rest(method: str) -> None:
     pytest.importorskip("peft")
-    from types import SimpleNamespace
-
     from hftk.planning.adapted import adapt
 
     task = task_of("t5")
@@ -164,12 +162,37 @@ def test_adapters_train_little_and_quantization_shrinks_the_rest(method: str) ->
 
     sizes = {}
     for bits in (None, 8, 4):
-        config: Any = SimpleNamespace(
-            adapter=SimpleNamespace(method=method, rank=4), quantization=SimpleNamespace(bits=bits), frozen=None
-        )
+        low: Any = QuantizationConfig(bits=bits)  # type: ignore[arg-type]
+        config = ModelConfig(size="tiny", adapter=AdapterConfig(method=method, rank=None if method == "ia3" else 4), quantization=low)  # type: ignore[arg-type]
         with FakeTensorMode(allow_non_fake_inputs=True):
             model = adapt(simulation._build(task.config, task, made), config, task.auto_model)
         parameters = list(model.parameters())
         sizes[bits] = sum(p.nbytes for p in parameters)
         assert 0 < sum(p.numel() for p in parameters if p.requires_grad) < 0.1 * whole.parameters
     assert sizes[4] < sizes[8] < sizes[None]
+
+
+def test_offloaded_activations_take_no_byte_between_forward_and_backward() -> None:
+    shape = BatchShape(rows=32, length=128)
+    found = {}
+    for offload in (False, True):
+        task = task_of("gpt2", activation_offload=offload)
+        made = planned_config(task.config.model, task)
+        found[offload] = simulate(task.config, task, made, shape, judged=shape, precision="fp32", processor=False)
+    assert found[True].kept < 0.1 * found[False].kept
+    assert sum(found[True].peak.values()) < sum(found[False].peak.values())
+
+
+def test_layers_that_a_run_keeps_whole_are_planned_whole() -> None:
+    """T5 keeps the second layer of its feed-forward blocks in float32, and so do the settings with what they skip."""
+    for architecture, more, kept in (("t5", {}, {"wo"}), ("llama", {"skip_modules": ["model.layers.0"]}, {"q_proj", "down_proj"})):
+        task = task_of(architecture)
+        changes = {"model": {"quantization": {"bits": 8, **more}, "adapter": {"method": "lora"}}}
+        task = type(task)(override(task.config, changes))
+        model = simulation._make(task.config, task, planned_config(task.config.model, task), None)
+        low = {name for name, module in model.named_modules() if isinstance(module, QuantizedLinear)}
+        whole = {name for name, module in model.named_modules() if type(module) is torch.nn.Linear and "lora_" not in name}
+        of_layer_0 = [name for name in low if ".layers.0." in name]
+        assert low and kept <= {name.removesuffix(".base_layer").rpartition(".")[2] for name in whole}
+        assert architecture == "t5" or not of_layer_0
+        assert counted(task).trained > 0
