@@ -153,7 +153,7 @@ def measure(flags: list[str]) -> None:
         config = parse(recipe.CONFIG, [*rest, "--data.path", str(data), "--output", str(Path(folder) / "out")])
         task = recipe.TASK(config)
         splits = hftk.load_splits(config.data, task)
-        warm_up()
+        warm_up(adapted=config.model.adapter.method != "none")
         before = psutil.Process().memory_info().rss
         model, tokenizer = hftk.load_model(config.model, task, splits, seed=0)
         trained = fit(task, model, tokenizer, splits, config)
@@ -168,12 +168,16 @@ def measure(flags: list[str]) -> None:
     }))  # fmt: skip
 
 
-def warm_up() -> None:
-    """Load what a run loads only at its first step: the Trainer, and the libraries behind matrix products."""
+def warm_up(adapted: bool) -> None:
+    """Load what a run loads only at its first step: the Trainer, and the libraries behind matrix products and adapters."""
     import torch
     import transformers
 
     assert transformers.Trainer
+    if adapted:
+        import peft
+
+        assert peft.LoraConfig  # which draws bitsandbytes in
     weight = torch.randn(64, 64, requires_grad=True)
     (torch.randn(64, 64) @ weight).sum().backward()
     torch.optim.AdamW([weight]).step()

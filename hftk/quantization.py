@@ -128,6 +128,13 @@ def _widen(module: torch.nn.Module, inputs: Any, output: torch.Tensor) -> torch.
     return output.float()
 
 
+def let_go_of_file(model: PreTrainedModel) -> None:
+    """Copy the weights that are not quantized, in place: they are views of the mapped file, all of which would stay in memory."""
+    for parameter in model.parameters():
+        if not is_quantized(parameter) and parameter.device.type == "cpu":
+            parameter.data = parameter.data.clone()
+
+
 def is_quantized(weight: Any) -> bool:
     """Whether bitsandbytes holds this weight in 8 or 4 bits."""
     return getattr(weight, "quant_state", None) is not None or getattr(weight, "SCB", None) is not None

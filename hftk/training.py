@@ -23,7 +23,7 @@ from hftk.config import DiskError, InputError, Problem, RunConfig, to_dict
 from hftk.evaluation import collect, first_rows
 from hftk.features import encode
 from hftk.features.shares import encode_in_turn
-from hftk.launch import StopRequested, graceful, on_main, strategies
+from hftk.launch import StopRequested, graceful, launcher, on_main, strategies
 from hftk.launch.machines import bring
 from hftk.model import default_length, is_pretrained
 from hftk.planning import shortage
@@ -93,6 +93,7 @@ def fit(
         OutOfMemory: the message holds the plan's numbers and settings that would fit.
     """
     _check_validation(splits, config)
+    launcher.give_back_memory()
     level = memory_level(model)
     if config.resume == "never":
         on_main(_clear_checkpoints, config)

@@ -52,6 +52,7 @@ def load_weights(
             return load(folder)
 
     model, loading = load_named(config, load_quantized)
+    quantization.let_go_of_file(model)
     setattr(made, adapter_files.QUANTIZATION, asdict(config.quantization))
     setattr(model.config, adapter_files.QUANTIZATION, asdict(config.quantization))
     note(

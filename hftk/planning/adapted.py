@@ -98,27 +98,26 @@ class QuantizedLinear(torch.nn.Linear):
         )
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        out: torch.Tensor = _Product.apply(input, self.out_features, self.bits)
-        return out if self.bias is None else out + self.bias.to(out.dtype)
+        out: torch.Tensor = _Product.apply(input, self.out_features, self.bits, self.bias)
+        return out
 
 
 class _Product(torch.autograd.Function):
     """The product with a weight that is de-quantized for it, forward and backward, and let go. With 8 bits the input is kept too."""
 
     @staticmethod
-    def forward(ctx: Any, input: torch.Tensor, outputs: int, bits: int) -> torch.Tensor:
+    def forward(ctx: Any, input: torch.Tensor, outputs: int, bits: int, bias: torch.Tensor | None) -> torch.Tensor:
         ctx.outputs, ctx.inputs, ctx.held = outputs, input.shape[-1], input if bits == 8 else None
-        flat = input.reshape(-1, input.shape[-1])
+        weight = input.new_empty(outputs, input.shape[-1])
         if bits == 8:
-            flat = flat.to(torch.float16).to(torch.int8).float()
-        weight = flat.new_empty(input.shape[-1], outputs)
-        return (flat @ weight).to(input.dtype).view(*input.shape[:-1], outputs)
+            weight.mul_(input.new_empty(outputs, 1).mul(1 / 127))
+        return torch.nn.functional.linear(input, weight, None if bias is None else bias.to(input.dtype))
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> Any:
         (grad,) = grads
         weight = grad.new_empty(ctx.outputs, ctx.inputs)
-        return grad @ weight, None, None
+        return grad @ weight, None, None, None
 
 
 def _quantize(model: PreTrainedModel, quantization: Any) -> None:

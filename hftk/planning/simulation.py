@@ -111,6 +111,12 @@ class LiveBytes(TorchDispatchMode):
         """Forget the peaks and the operations so far."""
         self.peak, self.batch_peak, self.flops = dict(self.live), self.batch, 0
 
+    def compact(self) -> None:
+        """Put what is alive side by side. Weights come out of a mapped file: those that were quantized leave no hole in the heap."""
+        if self.heap is not None:
+            self.heap = Heap()
+            self._places = {key: self.heap.take(self._known[key][1]) for key in self._places}
+
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         count = FLOPS.get(func.overloadpacket)
@@ -184,6 +190,7 @@ def simulate(
     live = LiveBytes(*logits, heap=Heap() if processor else None)
     with torch.random.fork_rng(devices=[]), FakeTensorMode(allow_non_fake_inputs=True), kernels_of(processor), live:
         model = _make(config, task, made, dtype)
+        live.compact()
         try:
             return _count_step(config, task, model, shape, judged, precision, accumulate, live)
         except (DataDependentOutputException, DynamicOutputShapeException) as error:
