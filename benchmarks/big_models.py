@@ -34,6 +34,7 @@ CASES: dict[str, list[str]] = {
     "nf4 + lora, scales in float32": [*NF4, "--model.quantization.double_quant", "false", "--train.precision", "fp32"],
     "nf4 + lora, first layer in float32": [*NF4, "--model.quantization.skip_modules", '["model.layers.0"]', "--train.precision", "fp32"],
     "nf4 + lora of rank 32": [*NF4, "--model.adapter.rank", "32", "--train.precision", "fp32"],
+    "nf4 + lora of rank 32, started by loftq": [*NF4, "--model.adapter.rank", "32", "--model.adapter.initialization", "loftq", "--train.precision", "fp32"],
 }  # fmt: skip
 WHOLE = "fp32, all weights"
 """The case whose weights the others' bytes are held against."""
