@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from hftk import offload
 from hftk.choices import note
 from hftk.config import InputError, Problem, PublishConfig, RunConfig
 from hftk.model import check_model, decoder_positions, default_length
@@ -30,7 +31,7 @@ def check(config: RunConfig, task: Task) -> int:
         problems += error.problems
     else:
         problems += [*_length_problems(config, context), *_target_problems(config, task, made)]
-    for find in (_check_precision, _check_optimizer):
+    for find in (_check_device, _check_optimizer):
         try:
             find(config)
         except InputError as error:
@@ -110,10 +111,15 @@ def _check_optimizer(config: RunConfig) -> None:
     check_optimizer(config.train, config.model)
 
 
-def _check_precision(config: RunConfig) -> None:
+def _check_device(config: RunConfig) -> None:
+    """Settings that need a GPU."""
+    if config.train.precision != "fp16" and not config.train.activation_offload:
+        return
+    import torch
+
+    from hftk.launch import launched
+
+    device = torch.device(launched().device)
+    offload.check_device(config.train.activation_offload, device)
     if config.train.precision == "fp16":
-        import torch
-
-        from hftk.launch import launched
-
-        choose_precision("fp16", torch.device(launched().device))
+        choose_precision("fp16", device)
