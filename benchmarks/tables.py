@@ -9,11 +9,16 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from benchmarks import tables_of_machines  # noqa: E402
+
 RUNS = {
     "quickstart": "make quickstart",
     "shakespeare_char": "recipes/configs/shakespeare_char.yaml",
@@ -264,6 +269,7 @@ def sections(readme: str, folder: Path) -> dict[str, list[str]]:
         "summarization": writers(words, folder, "summarization"),
         "translation": joined(writers(words, folder, "translation"), beside_run_translation(words, folder)),
         **(beside_stock_trainer(STOCK, folder) if readme == "README.md" else {}),
+        **tables_of_machines.sections(readme, folder),
     }
 
 
