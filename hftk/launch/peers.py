@@ -24,7 +24,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 CONNECT_SECONDS = 10.0
-"""How long one address of the main process is tried."""
+"""How long one address of the main process is tried, and how long it waits for the first word of whoever connects."""
+ANSWER_SECONDS = 6 * CONNECT_SECONDS
+"""How long a process waits for the answer: others may stand before it, strangers that say nothing among them."""
 TOGETHER_SECONDS = 0.5
 """Processes that are lost within this time of each other are named together: a machine seldom loses one alone."""
 _LONGEST_LINE = 1 << 20
@@ -358,6 +360,7 @@ def _connect(addresses: Sequence[str], port: int, secret: str, rank: int, second
     for address in addresses:
         with contextlib.suppress(OSError, ValueError):
             connected = socket.create_connection((address, port), timeout=CONNECT_SECONDS)
+            connected.settimeout(ANSWER_SECONDS)
             line = _Line(connected, seconds)
             line.send({"hello": _proof(secret, "peer"), "rank": rank, "host": socket.gethostname()})
             if line.read() == [{"hello": _proof(secret, "main")}]:  # another machine may have that address, too
