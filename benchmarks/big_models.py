@@ -103,7 +103,7 @@ def run_case(name: str, model: str, asked: argparse.Namespace) -> dict[str, Any]
         flags = [
             "--config", str(ROOT / "recipes" / "configs" / "smollm2_wikitext.yaml"), "--model.name", model, "--data.path", asked.data,
             "--train.max_steps", str(asked.steps), "--train.max_length", str(LENGTH), "--train.per_device_batch_size", str(ROWS),
-            "--train.global_batch_size", str(ROWS), "--train.save_steps", "0", "--output", output, *CASES[name],
+            "--train.global_batch_size", str(ROWS), "--train.save_steps", "0", "--eval.batch_size", str(ROWS), "--output", output, *CASES[name],
         ]  # fmt: skip
         if asked.max_rows is not None:
             flags += ["--eval.max_rows", str(asked.max_rows)]
@@ -144,7 +144,7 @@ def measure(flags: list[str]) -> None:
     }
     print(json.dumps({
         **kept, "train_loss": [[p["step"], p["loss"]] for p in made.history if "loss" in p], "weight_bytes": made.model["bytes"],
-        "parameters_trained": made.model["parameters_trained"], "memory_rise_bytes": peak_memory() - level,
+        "parameters_trained": made.model["parameters_trained"], "memory_rise_bytes": peak_memory() - level,  # from the training on
         "memory_level_bytes": level, "seconds": made.seconds, "tokens_per_second": made.tokens_per_second, "plan": made.plan,
     }))  # fmt: skip
 
