@@ -93,7 +93,7 @@ class AdapterConfig:
         if self.initialization == "loftq" and self.method not in ("lora", "rslora"):
             message = f"loftq is for the adapter lora or rslora, and --model.adapter.method is {self.method}"
             yield Problem(setting="model.adapter.initialization", message=message, fix="use --model.adapter.method lora, or leave it out")
-        if self.method == "pissa" and self.initialization not in (None, "pissa"):
+        if self.method == "pissa" and self.initialization not in (None, "pissa", "loftq"):
             yield Problem(setting="model.adapter.initialization", message=f"expected pissa for the method pissa, found {self.initialization}", fix="leave it out")  # fmt: skip
 
 

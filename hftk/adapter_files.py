@@ -20,7 +20,8 @@ BASE = "base"
 QUANTIZATION = "base_quantization"
 """Field of that config: the settings of ``model.quantization``."""
 ROUNDED = "base_rounded"
-"""Field of that config: whether the adapter makes up for the rounding of the quantized weights, and so belongs to these alone."""
+"""Field of that config where the adapter makes up for the rounding of the quantized weights, and so belongs to these alone: ``unquantized``,
+the names of the layers that were left out."""
 
 
 def has_adapter(folder: str | Path) -> bool:
@@ -42,14 +43,20 @@ def save_config(model: Any, folder: Path) -> None:
     (folder / "README.md").unlink(missing_ok=True)  # PEFT's form with nothing filled in
 
 
+def read_base_config(folder: str | Path) -> dict[str, Any]:
+    """What :func:`save_config` wrote; {} for an adapter of other origin."""
+    path = Path(folder).expanduser() / BASE_CONFIG
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return found
+
+
 def saved_config(folder: str | Path) -> PretrainedConfig | None:
     """The config of the model below an adapter as it was trained; None for an adapter of other origin."""
     from transformers import AutoConfig
 
-    path = Path(folder).expanduser() / BASE_CONFIG
-    if not path.is_file():
+    made = read_base_config(folder)
+    if not made:
         return None
-    made = json.loads(path.read_text(encoding="utf-8"))
     return type(AutoConfig.for_model(made["model_type"])).from_dict(made)
 
 

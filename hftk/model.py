@@ -255,7 +255,9 @@ def load_model(
                 config.adapter, model, task.auto_model, config.name, config.revision, new=new, new_tokens=new_tokens
             )
             if config.adapter.initialization == "loftq":
-                unrounded = replace(config, quantization=QuantizationConfig())
+                held = str(getattr(made, "dtype", None)).removeprefix("torch.")
+                # As it is in the file, from which it is read when it is needed.
+                unrounded = replace(config, quantization=QuantizationConfig(), dtype=held if held in ("bfloat16", "float16") else config.dtype)  # type: ignore[arg-type]
                 whole = load_weights(unrounded, task.auto_model, model_config(unrounded, task), ignore_mismatched_sizes=True)[0]
                 adapters.make_up_for_rounding(model, whole)
         return model, tokenizer

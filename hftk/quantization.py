@@ -137,7 +137,7 @@ def let_go_of_file(model: PreTrainedModel) -> None:
 
 def is_quantized(weight: Any) -> bool:
     """Whether bitsandbytes holds this weight in 8 or 4 bits."""
-    return getattr(weight, "quant_state", None) is not None or getattr(weight, "SCB", None) is not None
+    return type(weight).__name__ in ("Int8Params", "Params4bit")  # of 8 bits the scales move to the layer in its first forward pass
 
 
 def bytes_of(model: torch.nn.Module) -> int:

@@ -281,7 +281,7 @@ class ExactTrainer(ShardedTrainer):
     def _loss(self, model: Any, batch: dict[str, Any], totals: dict[str, float] | None) -> torch.Tensor:
         """Share of this micro-batch in the step's loss, times the number of processes, since DDP averages gradients."""
         filler = batch.pop("filler", False)
-        with offloading(self.config.train.activation_offload), autocast(self.precision, self.args.device):
+        with offloading(self.config.train.activation_offload, self.plain), autocast(self.precision, self.args.device):
             terms = self.task.loss(model, batch)
         if totals is None:
             totals = {term: float(items) for term, (_, items) in terms.items()}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +15,11 @@ from hftk import offload
 from hftk.config import DataConfig, InputError, ModelConfig, TrainConfig
 
 
-def gradients(asked: bool, checkpointing: bool = False) -> dict[str, torch.Tensor]:
+def gradients(asked: bool, checkpointing: bool = False, half: bool = False) -> dict[str, torch.Tensor]:
     torch.manual_seed(0)
     layers = torch.nn.Sequential(torch.nn.Linear(64, 512), torch.nn.GELU(), torch.nn.Linear(512, 64), torch.nn.Dropout(0.1))
     rows = torch.randn(2048, 64)
-    with offload.offloading(asked):
+    with offload.offloading(asked, layers), torch.autocast("cpu", torch.bfloat16, enabled=half):
         made = torch.utils.checkpoint.checkpoint(layers, rows, use_reentrant=False) if checkpointing else layers(rows)
         loss = made.square().mean()
     loss.backward()
@@ -30,7 +32,9 @@ def test_the_gradient_has_the_same_bits(checkpointing: bool) -> None:
     assert len(plain) == 4 and all(torch.equal(plain[name], moved[name]) for name in plain)
 
 
-def test_activations_move_and_weights_and_small_tensors_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("half", [False, True])
+def test_activations_move_and_weights_and_small_tensors_stay(half: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor do the copies of weights that autocast makes."""
     moved: list[tuple[int, ...]] = []
     unpack = offload._Offload._unpack
 
@@ -40,8 +44,28 @@ def test_activations_move_and_weights_and_small_tensors_stay(monkeypatch: pytest
         return unpack(self, packed)
 
     monkeypatch.setattr(offload._Offload, "_unpack", spy)
-    gradients(True)
+    gradients(True, half=half)
     assert moved and all(shape[0] == 2048 for shape in moved) and (512, 64) not in moved
+
+
+def test_an_expanded_mask_stays_and_so_do_weights_turned_over() -> None:
+    weight = torch.nn.Parameter(torch.zeros(300, 400))
+    shapes = offload.weight_shapes(torch.nn.Linear(400, 300))
+    assert not offload.moves(torch.zeros(8, 1, 300, 300).expand(8, 12, 300, 300), shapes)
+    assert not offload.moves(weight, shapes) and not offload.moves(weight.T, shapes)
+    assert not offload.moves(weight.T.bfloat16(), shapes)
+    assert offload.moves(torch.zeros(8, 12, 300, 300), shapes) and not offload.moves(torch.zeros(10), shapes)
+
+
+def test_what_no_loss_reads_is_let_go_of() -> None:
+    """An operation that saves its own output would be in a cycle with it that no collector sees."""
+    layer = torch.nn.Linear(8, 8)
+    with offload.offloading(True, layer):
+        unread = torch.tanh(layer(torch.zeros(2, 8)))
+    storage = weakref.ref(unread.untyped_storage())
+    del unread
+    gc.collect()
+    assert storage() is None
 
 
 def test_without_a_gpu_it_is_refused_before_anything_is_trained(tmp_path: Path) -> None:

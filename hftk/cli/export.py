@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from hftk.adapter_files import QUANTIZATION, ROUNDED, base_name, has_adapter
+from hftk.adapter_files import QUANTIZATION, ROUNDED, base_name, has_adapter, read_base_config
 from hftk.cli.equality import ROWS, Said, ask, compare, recompute
 from hftk.cli.trained import all_at_once, check_model, say, task_of, wrong
 from hftk.config import DataConfig, InputError, Problem
@@ -27,8 +27,9 @@ examples:
 
 safetensors: the merged model, for transformers and every hftk command. int8: for hftk predict and evaluate on a CPU. gguf: one file for
 llama.cpp, of GPT-2, Llama, Mistral and Qwen 2. onnx: the forward pass, from token ids to logits, for onnxruntime.
-An adapter that was trained on weights in 8 or 4 bits is merged into the same weights in float32. What was written is read again and compared
-with the unmerged model in float32 on rows of the run's own data (or of --data); what was found is in export.json and record.json."""
+An adapter that was trained on weights in 8 or 4 bits is merged into the same weights in float32; one that was started by loftq into these
+weights as they were rounded, for which it makes up. What was written is read again and compared with the unmerged model in float32 on rows
+of the run's own data (or of --data); what was found is in export.json and record.json."""
 EXPORT = "export.json"
 FORMATS = ("safetensors", "int8", "gguf", "onnx")
 TOLERANCES = {"safetensors": 1e-4, "onnx": 1e-3, "int8": 0.15, "f32": 1e-3, "f16": 0.01, "bf16": 0.1, "q8_0": 0.1}
@@ -89,11 +90,12 @@ def export(given: Namespace) -> int:
             said = ask(task, model, tokenizer, rows)
             model = model.merge_and_unload().eval()
             bits = (vars(model.config).pop(QUANTIZATION, None) or {}).get("bits")
-            vars(model.config).pop(ROUNDED, None)
+            rounded = vars(model.config).pop(ROUNDED, None) is not None
             found |= {
                 "adapter": str(folder),
                 "base": base_name(folder)[0],
                 **({"trained_in_bits": bits} if bits else {}),
+                **({"base_rounded": True} if rounded else {}),
             }
         else:
             model, tokenizer = load_trained(given.dir, auto_model=task.auto_model)
@@ -189,6 +191,11 @@ def _check_adapter(folder: Path) -> None:
             "the vectors of prompt_tuning stand before the input, and cannot be merged into weights",
             "use the folder as it is",
         )
+    from importlib.util import find_spec
+
+    if ROUNDED in read_base_config(folder) and find_spec("bitsandbytes") is None:
+        message = f"the adapter in {folder} belongs to weights that bitsandbytes rounds, and it is not installed"
+        raise InputError(Problem(setting="dir", message=message, fix='pip install "hftk[quantize]"'))
     name, _ = base_name(folder)
     if _is_quantized(Path(name)):
         message = f"the model below the adapter, {name}, is quantized itself: a merge would round the adapter away"

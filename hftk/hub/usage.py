@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from hftk.adapter_files import ADAPTER
+from hftk.adapter_files import ADAPTER, QUANTIZATION, ROUNDED, read_base_config
 from hftk.records import RunRecord
 
 PROMPT = "Once upon a time"
@@ -35,12 +35,15 @@ def usage(record: RunRecord, folder: Path, repo: str) -> str:
     adapter = (folder / ADAPTER).is_file()
     model = f"{'AutoPeftModel' if adapter else 'AutoModel'}For{head}"
     needs = [f"from {'peft' if adapter else 'transformers'} import {model}", "from transformers import AutoTokenizer"]
+    rounding = _rounding(folder)
+    if rounding:
+        needs[-1] = "from transformers import AutoTokenizer, BitsAndBytesConfig"
     if not adapter:
         needs = [f"from transformers import {model}, AutoTokenizer"]
     lines = [
         "import torch", *needs, "",
-        f"tokenizer = AutoTokenizer.from_pretrained({repo!r})",
-        f"model = {model}.from_pretrained({repo!r}{_loaded_with(record, head, adapter)})",
+        f"tokenizer = AutoTokenizer.from_pretrained({repo!r})", *([rounding] if rounding else []),
+        f"model = {model}.from_pretrained({repo!r}{_loaded_with(record, folder, head, adapter)})",
         "model.eval()", "",
         "with torch.inference_mode():",
         *(f"    {line}" if line else "" for line in _BODIES[head](record, folder)),
@@ -67,13 +70,27 @@ def read_json(path: Path) -> dict[str, Any]:
     return values if isinstance(values, dict) else {}
 
 
-def _loaded_with(record: RunRecord, head: str, adapter: bool) -> str:
-    """The head of an adapter's base is made anew at loading: its size has to be said."""
+def _loaded_with(record: RunRecord, folder: Path, head: str, adapter: bool) -> str:
+    """The head of an adapter's base is made anew at loading: its size has to be said. And the adapter may be for rounded weights alone."""
+    rounded = ", quantization_config=rounded" if _rounding(folder) else ""
     if not adapter or head not in ("SequenceClassification", "TokenClassification"):
-        return ""
+        return rounded
     labels = (record.data.get("labels") or {}).get("classes")
     count = labels if isinstance(labels, int) else len(labels) if labels else 1
-    return f", num_labels={count}"
+    return f", num_labels={count}{rounded}"
+
+
+def _rounding(folder: Path) -> str:
+    """The quantization that an adapter makes up for, without which its base would be another model; "" for others."""
+    base = read_base_config(folder)
+    if ROUNDED not in base:
+        return ""
+    asked, kept = base[QUANTIZATION], base[ROUNDED]["unquantized"]
+    how = "load_in_8bit=True"
+    if asked["bits"] == 4:
+        double = asked["double_quant"] is not False
+        how = f"load_in_4bit=True, bnb_4bit_quant_type={asked['quant_type'] or 'nf4'!r}, bnb_4bit_use_double_quant={double}"
+    return f"rounded = BitsAndBytesConfig({how}, llm_int8_skip_modules={kept})  # what the adapter makes up for"
 
 
 def _sample(record: RunRecord, *keys: str) -> str:

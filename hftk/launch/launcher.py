@@ -287,7 +287,7 @@ def keep_memory() -> None:
 def give_back_memory() -> None:
     """Gives the free memory of glibc's malloc to the system: what reading data and loading weights have left behind.
 
-    It lies in holes, of which the steps of a training would fill few. Does nothing elsewhere.
+    It lies in holes that a training step would hardly fill. Does nothing elsewhere.
     """
     if sys.platform.startswith("linux"):
         with contextlib.suppress(OSError, AttributeError):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from hftk import layers
-from hftk.config import InputError, ModelConfig, Problem
+from hftk.config import InputError, ModelConfig, Problem, QuantizationConfig
 from hftk.heads import head_layers, linear_layers
 from hftk.quantization import halve_embeddings
 
@@ -83,7 +83,8 @@ def _peft_config(adapter: Any, method: str, task_type: str | None, *, quantized:
 
 
 class QuantizedLinear(torch.nn.Linear):
-    """Holds and computes in as many bytes as bitsandbytes' linear layer does, with any numbers."""
+    """Holds and computes in as many bytes as bitsandbytes' linear layer does on a CPU, with any numbers. On a GPU that of 8 bits needs a
+    little less: it does not de-quantize the weight in the forward pass."""
 
     def __init__(self, inputs: int, outputs: int, bias: torch.Tensor | None, bits: int) -> None:
         torch.nn.Module.__init__(self)
@@ -120,17 +121,17 @@ class _Product(torch.autograd.Function):
         return grad @ weight, None, None, None
 
 
-def _quantize(model: PreTrainedModel, quantization: Any) -> None:
-    """Replace linear layers (GPT-2's Conv1D too) but for those that stay as they are in a run too, and freeze all weights."""
+def _quantize(model: PreTrainedModel, quantization: QuantizationConfig) -> None:
+    """Replace linear layers (GPT-2's Conv1D too) but for those that transformers leaves as they are in a run, and freeze all weights."""
+    from transformers.quantizers.quantizers_utils import should_convert_module
+
     assert quantization.bits is not None
-    kept = [*head_layers(model), *quantization.skip_modules]
+    kept = [*head_layers(model), *quantization.skip_modules, *(model._keep_in_fp32_modules or ())]  # of T5: wo
     for parameter in model.parameters():
         parameter.requires_grad_(False)
-    layers: dict[str, Any] = dict(linear_layers(model))
-    for name, module in layers.items():
-        if any(name == skipped or name.endswith(f".{skipped}") or name.startswith(f"{skipped}.") for skipped in kept):
-            continue
-        if set(name.split(".")) & set(model._keep_in_fp32_modules or ()):  # T5's wo
+    linear: dict[str, Any] = dict(linear_layers(model))
+    for name, module in linear.items():
+        if not should_convert_module(name, kept):
             continue
         inputs, outputs = module.weight.shape if type(module).__name__ == "Conv1D" else module.weight.shape[::-1]
         parent, _, last = name.rpartition(".")

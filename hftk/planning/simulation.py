@@ -8,6 +8,7 @@ and one number per row, as FlashAttention does: Dao et al. 2022, arXiv:2205.1413
 
 from __future__ import annotations
 
+import gc
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -20,7 +21,7 @@ from torch.utils._pytree import tree_leaves
 
 from hftk.architectures import kind_of
 from hftk.config import InputError, Problem, RunConfig
-from hftk.offload import moves
+from hftk.offload import moves, stays, weight_shapes
 from hftk.optimization import BITSANDBYTES, make_optimizer, state_bytes
 from hftk.planning.adapted import adapt
 from hftk.planning.heap import Heap
@@ -112,10 +113,12 @@ class LiveBytes(TorchDispatchMode):
         self.peak, self.batch_peak, self.flops = dict(self.live), self.batch, 0
 
     def compact(self) -> None:
-        """Put what is alive side by side. Weights come out of a mapped file: those that were quantized leave no hole in the heap."""
+        """Put what is alive side by side: a run loads its weights from a mapped file, so that those it converts leave no holes in the heap."""
         if self.heap is not None:
-            self.heap = Heap()
-            self._places = {key: self.heap.take(self._known[key][1]) for key in self._places}
+            gc.collect()  # a storage that is freed meanwhile would be looked for at its old place
+            heap = Heap()
+            places = {key: heap.take(self._known[key][1]) for key in list(self._places)}
+            self.heap, self._places = heap, places
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
@@ -305,7 +308,7 @@ def _forward_backward(
     if live.heap:
         live.heap.recording = True
     half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
-    away = _elsewhere() if task.config.train.activation_offload else nullcontext()
+    away = _elsewhere(weight_shapes(model)) if task.config.train.activation_offload else nullcontext()
     with away, torch.autocast("cpu", half) if half else nullcontext(), masks_as_in(batch):
         terms = task.loss(model, batch)
     loss: Any = sum(total.float() / items for total, items in terms.values())
@@ -319,11 +322,11 @@ def _forward_backward(
     return kept, forward, live.flops
 
 
-def _elsewhere() -> torch.autograd.graph.saved_tensors_hooks:
+def _elsewhere(weights: set[tuple[int, ...]]) -> torch.autograd.graph.saved_tensors_hooks:
     """As :func:`hftk.offload.offloading`: what is moved takes no byte of the device until the backward pass asks for it."""
 
     def pack(tensor: torch.Tensor) -> Any:
-        return (tensor.size(), tensor.dtype, tensor.device) if moves(tensor) else tensor
+        return (tensor.size(), tensor.dtype, tensor.device) if moves(tensor, weights) else stays(tensor)
 
     def unpack(packed: Any) -> torch.Tensor:
         return packed if isinstance(packed, torch.Tensor) else torch.empty(packed[0], dtype=packed[1], device=packed[2])

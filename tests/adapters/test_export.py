@@ -76,15 +76,18 @@ def test_every_kind_of_adapter_is_merged(method, bases, tmp_path, tiny_runs, cap
     assert found["same_choice"] == 1.0 and found["same_texts"] == found["texts"] == found["rows"]
 
 
-@pytest.mark.parametrize("kind", ["bert", "gpt2", "llama"])
-def test_an_adapter_that_makes_up_for_the_rounding_is_merged_into_what_is_rounded(kind, bases, tmp_path, tiny_runs, capsys):
+@pytest.mark.parametrize(("kind", "bits"), [("bert", 4), ("gpt2", 4), ("llama", 4), ("t5", 4), ("gpt2", 8), ("marian", 8)])
+def test_an_adapter_that_makes_up_for_the_rounding_is_merged_into_what_is_rounded(kind, bits, bases, tmp_path, tiny_runs, capsys):
     """Merged into the weights before, what was rounded away would count twice."""
-    task, trained = finished(kind, bases(kind), tmp_path / "out", 4, rank=16, initialization="loftq")
-    assert main(["export", str(tmp_path / "out"), "--output", str(tmp_path / "merged")]) == 0
+    task, trained = finished(kind, bases(kind), tmp_path / "out", bits, rank=16, initialization="loftq")
+    rows = ["--data", str(tmp_path / f"{kind}.jsonl")] if kind != "bert" else []
+    assert main(["export", str(tmp_path / "out"), "--output", str(tmp_path / "merged"), *rows]) == 0
+    assert json.loads((tmp_path / "merged" / "export.json").read_text())["base_rounded"]
     model, tokenizer = load_trained(str(tmp_path / "merged"), auto_model=task.auto_model)
     assert all(p.dtype == torch.float32 for p in model.parameters()) and not hasattr(model.config, "base_rounded")
     ours, merged = judge(kind, task, trained.model, trained.tokenizer), judge(kind, task, model, tokenizer)
-    assert abs(ours - merged).max() <= 0.02 * abs(ours).max()  # the embeddings are in bfloat16 in training
+    near = 0.02 if bits == 4 else 0.1  # the embeddings are in bfloat16 in training; 8 bits round the inputs of layers too
+    assert abs(ours - merged).max() <= near * abs(ours).max()
     again, tokenizer = load_trained(str(tmp_path / "out"), auto_model=task.auto_model)
     assert abs(ours - judge(kind, task, again, tokenizer)).max() <= 1e-5 * abs(ours).max()
 

@@ -186,11 +186,9 @@ def test_an_adapter_of_full_rank_starts_with_all_that_was_rounded_away(kind, bit
     """And one of less rank with the best that is possible: the error is the sum of the other singular values squared."""
     plain = judge_of(kind, bases, tmp_path, None)
     quantized = judge_of(kind, bases, tmp_path, bits)
-    errors = [
-        abs(judge_of(kind, bases, tmp_path, bits, rank=rank, initialization="loftq") - plain).max() for rank in (64, 8)
-    ]
     if bits == 4:  # 8 bits round the inputs of layers too
-        assert errors[0] < 0.05 * abs(quantized - plain).max()  # the embeddings are in bfloat16
+        error = abs(judge_of(kind, bases, tmp_path, bits, rank=64, initialization="loftq") - plain).max()
+        assert error < 0.05 * abs(quantized - plain).max()  # the embeddings are in bfloat16
     model = load(kind, config_of(kind, bases, tmp_path, bits, rank=8, initialization="loftq"))[1]
     whole = load(kind, make_config(kind, tmp_path, bases(kind), model={"adapter": {"method": "none"}}))[1]
     checked = 0
