@@ -133,7 +133,10 @@ def end_stuck(other: Ending, current: Run) -> None:
     """
     deadline = time.monotonic() + BUSY_SECONDS
     if other.state == "stopped" and is_main():  # it may still have to finish what it writes
-        os.kill(os.getpid(), signal.SIGTERM)
+        if os.name == "nt":  # where os.kill ends the process at once
+            signal.raise_signal(signal.SIGTERM)
+        else:
+            os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(BUSY_SECONDS)
     time.sleep(GRACE_SECONDS)
     while current.busy and time.monotonic() < deadline:
