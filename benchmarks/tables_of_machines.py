@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 ENGLISH = {
-    "big_models": "| 60 steps of SmolLM2-135M | weights | of fp32 | perplexity before | after | memory | training |",
+    "big_models": "| 60 steps of SmolLM2-135M | weights | of fp32 | perplexity before | after | memory | training (beside other work) |",
     "plan": "| run on a CPU | planned | measured | planned / measured |",
     "fsdp": "| FSDP2, Llama 2 7B, {devices} devices, {rows} row of {tokens:,} tokens | planned per device | counted by torch | planned / counted |",
     "survival": "| what was done to a run | times | wrong |",
