@@ -369,6 +369,9 @@ def peak_memory() -> int:
     """Most memory this process has held, in bytes: on the GPU where there is one, else resident memory."""
     if torch.cuda.is_available():
         return int(torch.cuda.max_memory_allocated())
+    with contextlib.suppress(OSError, StopIteration):  # Linux; what getrusage says begins with the peak of the process that started this one
+        lines = Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
+        return 1024 * int(next(line for line in lines if line.startswith("VmHWM:")).split()[1])
     try:
         import resource
 
