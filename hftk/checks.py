@@ -9,6 +9,7 @@ from typing import Any
 from hftk import offload
 from hftk.choices import note
 from hftk.config import InputError, Problem, PublishConfig, RunConfig
+from hftk.launch import use_all_gpus
 from hftk.model import check_model, decoder_positions, default_length
 from hftk.optimization import check_optimizer
 from hftk.precision import choose_precision
@@ -23,6 +24,8 @@ def check(config: RunConfig, task: Task) -> int:
         InputError: every problem found: contradictory settings, no such model, a block longer than the model's context, an
             optimizer or a precision that is not to be had here.
     """
+    if config.model.device_map != "none":
+        use_all_gpus()
     problems, context = [*config.problems(), *_metric_problems(config, task), *push_problems(config.publish), *_base_problems(config), *tracker_problems(config.train)], 0
     try:
         made = check_model(config.model, task, config.train.max_length)

@@ -119,6 +119,8 @@ class ModelConfig:
     """Type in which weights are held; auto: float32, with --train.precision deciding the type of the arithmetic."""
     attention: Literal["auto", "eager", "sdpa", "flash_attention_2"] = "auto"
     """Attention implementation; auto: the model's best supported one."""
+    device_map: Literal["none", "auto", "balanced", "sequential"] = "none"
+    """One process, several GPUs: how the layers of a model too large for one GPU are spread over them. auto and balanced: evenly; sequential: one GPU after the other is filled. none: the whole model on one device. Without several GPUs it does nothing."""
     dropout: float | None = None
     """Dropout probability set on all of the model's dropouts. Default: the model's own (0 for a GPT-2 or Llama made on the spot)."""
     quantization: QuantizationConfig = field(default_factory=QuantizationConfig)
@@ -397,6 +399,12 @@ class RunConfig:
                 setting="overwrite",
                 message=f"--overwrite throws away what --resume {self.resume} wants to continue",
                 fix="leave out one of --overwrite and --resume",
+            )
+        if self.model.device_map != "none" and self.train.torch_compile:
+            yield Problem(
+                setting="train.torch_compile",
+                message=f"torch.compile does not see through what moves a batch from GPU to GPU (--model.device_map {self.model.device_map})",
+                fix="leave out one of --train.torch_compile and --model.device_map",
             )
         if self.data.streaming and self.train.max_steps is None:
             yield Problem(

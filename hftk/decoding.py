@@ -29,7 +29,7 @@ from transformers import (
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from transformers.modeling_outputs import BaseModelOutput
 
-from hftk import constraints, shards
+from hftk import constraints, placement, shards
 from hftk.beams import search
 from hftk.caches import make_cache
 from hftk.config import GenerationSettings
@@ -146,7 +146,7 @@ def why_not(model: Any, config: GenerationConfig) -> str:
         return "inputs of its own"
     if shards.is_sharded(inner):
         return "weights spread over processes"
-    if len(set(getattr(inner, "hf_device_map", {}).values())) > 1:
+    if placement.is_spread(inner):
         return "weights spread over devices"
     layers = DynamicCache(config=inner.config.get_text_config(decoder=True)).layers
     if any(type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers):
@@ -349,7 +349,7 @@ def margins(
 
 def _inputs(model: Any, prompt: Sequence[int], new: Sequence[int]) -> dict[str, torch.Tensor]:
     """One row, (1, tokens), whose last position has the logits of the token after ``new``."""
-    device = next(model.parameters()).device
+    device = placement.device_of(model)
     if not model.config.is_encoder_decoder:
         return {"input_ids": torch.tensor([[*prompt, *new]], device=device)}
     begin = torch.tensor([[_start_token(model), *new]], device=device)

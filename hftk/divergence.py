@@ -25,6 +25,7 @@ from hftk import checkpoints
 from hftk.choices import note
 from hftk.config import InputError, PlainError, Problem
 from hftk.launch import on_main
+from hftk.launch.endings import processes
 from hftk.launch.files import write_atomically
 from hftk.launch.output import DIVERGENCE
 
@@ -117,7 +118,7 @@ class Guard:
         named = [(name, p.grad) for name, p in self._trainer.plain.named_parameters() if p.grad is not None]
         if not named or hasattr(named[0][1], "full_tensor"):
             return
-        norms = torch.stack([norm.float() for norm in torch._foreach_norm([grad for _, grad in named])])
+        norms = torch.stack([norm.float().to(self._trainer.args.device) for norm in torch._foreach_norm([grad for _, grad in named])])
         self._norms.append((self._trainer.state.global_step + 1, [name for name, _ in named], norms))
 
     def before_update(self, grad_norm: Any) -> Any:
@@ -302,12 +303,15 @@ def _by_layer(norms: Any) -> dict[str, float]:
 
 def _repeatable(step: Callable[[], list[torch.Tensor]], device: torch.device) -> Callable[[], list[torch.Tensor]]:
     """``step`` with the random numbers that it draws if it is done now."""
-    states = torch.get_rng_state(), torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+    devices = [device] if device.type == "cuda" else []
+    if devices and processes() == 1:
+        devices = [torch.device("cuda", number) for number in range(torch.cuda.device_count())]  # model.device_map: all draw
+    states = torch.get_rng_state(), [torch.cuda.get_rng_state(each) for each in devices]
 
     def again() -> list[torch.Tensor]:
         torch.set_rng_state(states[0])
-        if states[1] is not None:
-            torch.cuda.set_rng_state(states[1], device)
+        for each, state in zip(devices, states[1], strict=True):
+            torch.cuda.set_rng_state(state, each)
         return step()
 
     return again

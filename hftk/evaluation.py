@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from hftk import placement
 from hftk.batching import fill_batches, sort_rows
 from hftk.choices import note
 from hftk.config import EvalConfig, GenerationSettings
@@ -230,7 +231,7 @@ def collect(
     with judging(model):
         for number in _progress(mine, title):
             batch = collate([features[int(i)] for i in batches[number]])
-            batch = {name: value.to(model.device) for name, value in batch.items()}
+            batch = {name: value.to(placement.device_of(model)) for name, value in batch.items()}
             parts.append({name: value.float().cpu().numpy() if value.dtype == torch.bfloat16 else value.cpu().numpy() for name, value in task.outputs(model, batch).items()})  # fmt: skip
     outputs = _in_order(list(zip(mine, parts, strict=True)), batches, len(features))
     _last.clear()

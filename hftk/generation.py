@@ -29,6 +29,7 @@ import numpy as np
 import torch
 from transformers import GenerationConfig, PretrainedConfig, PreTrainedTokenizerBase
 
+from hftk import placement
 from hftk.architectures import positions
 from hftk.batching import split_step
 from hftk.config import GenerationSettings, InputError, Problem
@@ -319,7 +320,7 @@ def _run(job: _Job, batch: list[int]) -> list[Generated]:
         place = slice(0, length) if encoder_decoder else slice(width - length, width)
         ids[position, place] = torch.tensor(job.inputs[row])
         mask[position, place] = 1
-    device = next(job.model.parameters()).device
+    device = placement.device_of(job.model)
     sampling = RowSampling(job.settings, [job.numbers[row] for row in batch]) if job.settings.do_sample else None
     rows = decode(job.model, ids.to(device), mask.to(device), job.config, sampling)
     return [_result(job, row, new) for row, new in zip(batch, rows, strict=True)]
@@ -354,8 +355,10 @@ def _fingerprint(job: _Job) -> str:
     digest = hashlib.blake2b(digest_size=16)
     digest.update(repr((asdict(job.settings), job.config.to_dict(), job.inputs, job.batches, job.numbers)).encode())
     for name, weight in job.model.named_parameters():
-        values = weight.detach().flatten()
         digest.update(f"{name}{tuple(weight.shape)}{weight.dtype}".encode())
+        if weight.is_meta:  # in main memory, by model.device_map: those on the GPUs tell models apart
+            continue
+        values = weight.detach().flatten()
         digest.update(values[:: max(1, len(values) // 256)].float().cpu().numpy().tobytes())
     return digest.hexdigest()
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from hftk import adapter_files, adapters, int8, layers, quantization
+from hftk import adapter_files, adapters, int8, layers, placement, quantization
 from hftk.architectures import LONGEST_DEFAULT, halves, kind_of, positions
 from hftk.choices import note
 from hftk.config import InputError, ModelConfig, Problem, QuantizationConfig
@@ -220,7 +220,7 @@ def decoder_positions(config: PretrainedConfig) -> int | None:
 def load_model(
     config: ModelConfig, task: Task, splits: Splits, *, seed: int = 0
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The model (in float32 unless ``model.dtype`` says otherwise, on the CPU) and its tokenizer.
+    """The model (in float32 unless ``model.dtype`` says otherwise, on the CPU unless ``model.device_map`` does) and its tokenizer.
 
     A model made on the spot gets a tokenizer trained on the training split. Weights that no file holds come from ``seed``; the
     global random state is left as it was.
@@ -238,6 +238,7 @@ def load_model(
             task.start(model, tokenizer, splits, [name for name, _ in model.named_parameters()])
             if config.adapter.method == "none":
                 layers.freeze(config.frozen, model)
+                placement.spread(model, config.device_map, training=True)
                 return model, tokenizer
             config = _keep_base(config, task, model, tokenizer)
             del model  # it is loaded again, and two would take twice the memory
@@ -247,6 +248,8 @@ def load_model(
         task.start(model, tokenizer, splits, new)
         new_tokens = _fit_vocabulary(model, len(tokenizer))
         layers.freeze(config.frozen, model)
+        if not placement.places(model):
+            placement.spread(model, config.device_map, training=True)
         if config.quantization.bits and not len(new_tokens):
             quantization.halve_embeddings(model)
         if config.adapter.method != "none":
@@ -299,19 +302,26 @@ def _seeded(seed: int) -> Iterator[None]:
 
 
 def load_trained(
-    folder: str, *, auto_model: str = "AutoModelForCausalLM", dtype: str = "auto"
+    folder: str, *, auto_model: str = "AutoModelForCausalLM", dtype: str = "auto", device_map: str = "none"
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A fine-tuned (or any) model and its tokenizer from a folder or Hub id, for prediction and evaluation."""
+    """A fine-tuned (or any) model and its tokenizer from a folder or Hub id, for prediction and evaluation.
+
+    With ``device_map`` its layers are spread over the GPUs, and what they cannot hold stays in main memory.
+    """
     import transformers
 
-    config = ModelConfig(name=folder, dtype=dtype)  # type: ignore[arg-type]
+    config = ModelConfig(name=folder, dtype=dtype, device_map=device_map)  # type: ignore[arg-type]
     if adapter_files.has_adapter(folder):
         return load_adapted(config, auto_model), load_tokenizer(config)
     if int8.is_int8(folder):
         return int8.load(folder, auto_model), load_tokenizer(config)
     auto = getattr(transformers, auto_model)
-    model = load_named(config, lambda name, **kw: auto.from_pretrained(name, dtype=dtype_of(config), **kw))
-    return plain(model).eval(), load_tokenizer(config)
+    quantized = getattr(read_config(config), "quantization_config", None) is not None if device_map != "none" else False
+    place = placement.arguments(device_map, training=False) if quantized else {}
+    model = plain(load_named(config, lambda name, **kw: auto.from_pretrained(name, dtype=dtype_of(config), **place, **kw))).eval()
+    if not placement.places(model):
+        placement.spread(model, device_map, training=False)
+    return model, load_tokenizer(config)
 
 
 def is_pretrained(config: ModelConfig) -> bool:

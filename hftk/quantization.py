@@ -122,6 +122,8 @@ def halve_embeddings(model: PreTrainedModel) -> None:
                 user.register_forward_hook(_widen)
             else:
                 user.__class__ = WideningLinear
+                if "_old_forward" in vars(user):  # accelerate's hooks (model.device_map) have kept the method of the class before
+                    user._old_forward = WideningLinear.forward.__get__(user)
 
 
 def _widen(module: torch.nn.Module, inputs: Any, output: torch.Tensor) -> torch.Tensor:

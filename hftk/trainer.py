@@ -83,7 +83,8 @@ def make_arguments(config: RunConfig, plan: Plan | StreamPlan) -> TrainingArgume
         **train.extra,
     )  # fmt: skip
     if arguments.n_gpu > 1:  # not under hftk.run, which stops before: Trainer would wrap the model in nn.DataParallel
-        note(f"one of {arguments.n_gpu} GPUs is used: a notebook is one process; for all of them run the recipe by accelerate launch")
+        if config.model.device_map == "none":
+            note(f"one of {arguments.n_gpu} GPUs is used: a notebook is one process; for all of them run the recipe by accelerate launch")
         arguments._n_gpu = 1
     return arguments
 
@@ -252,7 +253,7 @@ class ExactTrainer(ShardedTrainer):
                 loss = self._loss(model, self._prepare_inputs(batch), totals)
                 if penalized and not self.is_fsdp_enabled:
                     weights = optimization.decayed(self.plain.named_parameters())
-                    loss = loss + self.config.train.l1_penalty * torch.stack([w.abs().sum() for w in weights]).sum()
+                    loss = loss + self.config.train.l1_penalty * torch.stack([w.abs().sum().to(loss.device) for w in weights]).sum()
                 self.accelerator.backward(loss)
             losses.append(loss.detach())
             if penalized and self.is_fsdp_enabled:
@@ -287,7 +288,7 @@ class ExactTrainer(ShardedTrainer):
             totals = {term: float(items) for term, (_, items) in terms.items()}
         share = 0.0 if filler else float(self.args.world_size)
         loss: torch.Tensor = sum(total.float() * (share / (totals[term] or 1.0)) for term, (total, _) in terms.items())  # type: ignore[assignment]
-        return loss
+        return loss.to(self.args.device)
 
     # Judging, logging, saving ---------------------------------------------------------------------------------------------
 

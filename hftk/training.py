@@ -358,7 +358,8 @@ def forget_peak() -> int:
     """
     peak = peak_memory()
     if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
+        for device in range(torch.cuda.device_count()):
+            torch.cuda.reset_peak_memory_stats(device)
     else:
         with contextlib.suppress(OSError):
             Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # man 5 proc: resets the peak resident set size
@@ -366,9 +367,9 @@ def forget_peak() -> int:
 
 
 def peak_memory() -> int:
-    """Most memory this process has held, in bytes: on the GPU where there is one, else resident memory."""
+    """Most memory this process has held, in bytes: on the GPU where there is one (on all that it uses), else resident memory."""
     if torch.cuda.is_available():
-        return int(torch.cuda.max_memory_allocated())
+        return sum(int(torch.cuda.max_memory_allocated(device)) for device in range(torch.cuda.device_count()))
     with contextlib.suppress(OSError, StopIteration):  # Linux; what getrusage says begins with the peak of the process that started this one
         lines = Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
         return 1024 * int(next(line for line in lines if line.startswith("VmHWM:")).split()[1])

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from hftk import adapter_files, adapters, quantization
+from hftk import adapter_files, adapters, placement, quantization
 from hftk.choices import note
 from hftk.config import InputError, ModelConfig, Problem, QuantizationConfig
 from hftk.origins import UNLOADABLE, explain, load_named
@@ -20,9 +20,12 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 def load_weights(
-    config: ModelConfig, auto_model: str, made: PretrainedConfig, **options: Any
+    config: ModelConfig, auto_model: str, made: PretrainedConfig, *, training: bool = True, **options: Any
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
-    """The model, in 8 or 4 bits if ``config.quantization`` says so, and what transformers tells about its loading."""
+    """The model, in 8 or 4 bits if ``config.quantization`` says so, and what transformers tells about its loading.
+
+    Quantized weights are where ``config.device_map`` has them; the others stand in main memory, for :func:`hftk.placement.spread`.
+    """
     import transformers
 
     auto = getattr(transformers, auto_model)
@@ -34,6 +37,8 @@ def load_weights(
             name, config=made, dtype=dtype_of(config), output_loading_info=True, **options, **place
         )
 
+    if config.quantization.bits is not None or getattr(made, "quantization_config", None) is not None:
+        options |= placement.arguments(config.device_map, training=training)
     if config.quantization.bits is None:
         model, loading = load_named(config, load)
         return plain(model), loading
@@ -79,7 +84,7 @@ def load_adapted(config: ModelConfig, auto_model: str, *, quantized: bool = True
         made.vocab_size = load_named(
             below, lambda name, **kw: transformers.AutoConfig.from_pretrained(name, **kw)
         ).vocab_size
-    model = load_weights(below, auto_model, made, ignore_mismatched_sizes=True)[0]
+    model = load_weights(below, auto_model, made, training=False, ignore_mismatched_sizes=True)[0]
     resized = rows is not None and rows > made.vocab_size
     if resized:
         model.resize_token_embeddings(rows)
@@ -91,9 +96,20 @@ def load_adapted(config: ModelConfig, auto_model: str, *, quantized: bool = True
         adapted: PreTrainedModel = adapters.load(model, config.name)
     except UNLOADABLE as error:
         raise InputError(Problem(setting="model.name", **explain(config.name, error))) from error
+    spread_adapted(adapted, config.device_map)
     if adapted.can_generate() and (Path(config.name) / "generation_config.json").is_file():
         model.generation_config = transformers.GenerationConfig.from_pretrained(config.name)
     return adapted.eval()
+
+
+def spread_adapted(adapted: Any, how: str) -> None:
+    """Place a model with an adapter on it for prediction, unless its quantized weights are placed already."""
+    base = adapters.base_of(adapted)
+    if placement.places(base):
+        return
+    placement.spread(base, how, training=False)
+    for prompt in getattr(adapted, "prompt_encoder", {}).values():  # virtual tokens are outside of the model
+        prompt.to(placement.device_of(base))
 
 
 def dtype_of(config: ModelConfig) -> torch.dtype:

@@ -21,7 +21,18 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from hftk import __version__
 from hftk.cli import classes, comparison, environment, export, planning, prediction, publication, recipes, reporting
-from hftk.cli.trained import all_at_once, check_model, check_output, load, say, takes_pairs, task_name, task_of, wrong
+from hftk.cli.trained import (
+    add_device_map,
+    all_at_once,
+    check_model,
+    check_output,
+    load,
+    say,
+    takes_pairs,
+    task_name,
+    task_of,
+    wrong,
+)
 from hftk.config import DataConfig, InputError, Problem, ServiceError
 
 if TYPE_CHECKING:
@@ -189,6 +200,7 @@ def _add_evaluate(parser: ArgumentParser) -> None:
     )
     add("--stride", metavar="N", help="tokens between the starts of windows over documents longer than the context")
     add("--max_length", type=int, metavar="N", help="tokens of a window (default: the model's context, at most 1024)")
+    add_device_map(add)
     add("--json", action="store_true", help="print the scores as JSON")
     add("--output", metavar="FILE.json", help="write scores, data facts and settings here too")
 
@@ -256,7 +268,7 @@ def _evaluate(given: Namespace, dotted: Sequence[str]) -> int:
     if takes_pairs(given.dir) and "text_pair" not in rows.column_names:
         message = f"expected pairs of texts, which the model was trained on, found single ones in {config.data.path}"
         raise InputError(Problem(setting="data", message=message, fix="name the other column: --data.columns.text_pair NAME"))
-    model, tokenizer = load(given.dir, task.auto_model)
+    model, tokenizer = load(given.dir, task.auto_model, given.device_map)
     _check_length(given.max_length, model)
     split = (Path(config.data.path).name, rows)
     with contextlib.redirect_stdout(sys.stderr):

@@ -36,7 +36,7 @@ def predict(given: Namespace) -> int:
     )
     from datasets import Dataset
 
-    model, tokenizer = load(given.dir, task.auto_model)
+    model, tokenizer = load(given.dir, task.auto_model, given.device_map)
     data = Dataset.from_dict({role: texts for role, texts in rows.items() if texts is not None})
     chunks = (_lines(given, task, model, tokenizer, data, start) for start in range(0, len(data), CHUNK))
     if given.output is None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from hftk.cli.trained import all_at_once, check_model, check_output, load, say, task_name, task_of, wrong
+from hftk.cli.trained import add_device_map, all_at_once, check_model, check_output, load, say, task_name, task_of, wrong
 from hftk.config import DataConfig, GenerationSettings, InputError, Problem
 from hftk.parsing.settings import Given, WrongValue, convert, read_settings
 
@@ -82,6 +82,7 @@ def add_flags(parser: ArgumentParser) -> None:
         "--batch_size", type=int, metavar="INT",
         help="Most prompts at a time; it changes no output. (default: as many as fit into memory; classifiers: 64 rows)",
     )  # fmt: skip
+    add_device_map(how.add_argument)
 
 
 def _reader(hint: Any) -> Callable[[str], Any]:
@@ -117,7 +118,7 @@ def predict(given: Namespace) -> int:
     from hftk.generation import generate_to_file, stream, to_record
 
     task = task_of(given.dir) if text_to_text else None
-    model, tokenizer = load(given.dir, task.auto_model if task else "AutoModelForCausalLM")
+    model, tokenizer = load(given.dir, task.auto_model if task else "AutoModelForCausalLM", given.device_map)
     if not given.max_new_tokens:
         derived = getattr(model.generation_config, "max_new_tokens", None) if text_to_text else None
         settings = replace(settings, max_new_tokens=derived or GenerationSettings.max_new_tokens)

@@ -20,6 +20,8 @@ from hftk.config import InputError, Problem
 WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 TRANSLATORS = ("marian", "m2m_100", "nllb-moe", "mbart", "fsmt")
 """Types of encoder-decoders that were made for translation."""
+DEVICE_MAPS = ("none", "auto", "balanced", "sequential")
+"""Values of ``model.device_map``."""
 
 
 def check_model(name: str, command: str) -> None:
@@ -122,19 +124,43 @@ def takes_pairs(folder: str) -> bool | None:
     return "text_pair" in columns if columns else None
 
 
-def load(name: str, auto_model: str = "AutoModelForCausalLM") -> tuple[Any, Any]:
-    """Model, on the GPU if there is one, and tokenizer. What loading has to say goes to stderr.
+def add_device_map(add: Callable[..., Any]) -> None:
+    """The flag of the commands that compute with a model; ``add`` is ``add_argument``."""
+    add(
+        "--device_map", choices=DEVICE_MAPS,
+        help="how to spread a large model over several GPUs, and main memory where they are full: as --model.device_map of recipes (default: as the run had it)",
+    )  # fmt: skip
+
+
+def device_map_of(folder: str) -> str:
+    """``model.device_map`` of the run in ``folder``: a model that was too large for one GPU still is."""
+    path = Path(folder).expanduser() / "config.yaml"
+    if not path.is_file():
+        return "none"
+    import yaml
+
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))["model"]["device_map"]
+    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):  # of an earlier version, or not a run's
+        return "none"
+    return found if found in DEVICE_MAPS else "none"
+
+
+def load(name: str, auto_model: str = "AutoModelForCausalLM", device_map: str | None = None) -> tuple[Any, Any]:
+    """Model, on the GPU if there is one (on several by ``device_map``, default: as in training), and tokenizer. What loading has to say goes to
+    stderr.
 
     Raises:
         InputError: it cannot be loaded.
     """
     import torch
 
+    from hftk import placement
     from hftk.model import load_trained
 
     with contextlib.redirect_stdout(sys.stderr), _bars_for_terminals():
         try:
-            loaded: Any = load_trained(name, auto_model=auto_model)
+            loaded: Any = load_trained(name, auto_model=auto_model, device_map=device_map or device_map_of(name))
         except InputError as error:
             fix = (
                 _near(Path(name))
@@ -144,7 +170,7 @@ def load(name: str, auto_model: str = "AutoModelForCausalLM") -> tuple[Any, Any]
             raise InputError(*told) from error
     model, tokenizer = loaded
     device = torch.accelerator.current_accelerator(check_available=True)
-    if device is not None:
+    if device is not None and not placement.places(model):
         model.to(device)
         say(f"on {device}")
     return model, tokenizer

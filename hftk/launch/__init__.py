@@ -37,7 +37,7 @@ from hftk.launch.files import write_atomically
 from hftk.launch.output import check_output, now, prepare_output, release_output, write_status
 from hftk.launch.signals import StopRequested, die_with, graceful, handled, ignore_requests, stop_requested
 
-__all__ = ["Launch", "StopRequested", "alone", "graceful", "launched", "on_main", "run", "stop_requested", "wait_for_all"]
+__all__ = ["Launch", "StopRequested", "alone", "graceful", "launched", "on_main", "run", "stop_requested", "use_all_gpus", "wait_for_all"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -102,7 +102,8 @@ def launched() -> Launch:
         asked_processes=started_by.processes if started_by else None,
     )
     # Where accelerate sees no group of processes and Trainer sees several GPUs, it wraps the model in nn.DataParallel.
-    gpus = torch.cuda.device_count() if kind == "cuda" and state.distributed_type == DistributedType.NO else 1
+    several = kind == "cuda" and state.distributed_type == DistributedType.NO and not _Inside.all_gpus
+    gpus = torch.cuda.device_count() if several else 1
     problems = launcher.downgrades(
         asked=asked, found=launch.processes, strategy=strategy, device=launch.device, gpus_of_one_process=gpus,
         gpus_asked=bool(started_by and started_by.gpus) and not cpu_asked,
@@ -186,10 +187,17 @@ def run(main: Callable[[Any], Any], config: RunConfig, argv: Sequence[str] | Non
         sys.exit(code)
 
 
+def use_all_gpus() -> None:
+    """Allow this process to be the only one of several GPUs: a model is spread over them (``model.device_map``)."""
+    _Inside.all_gpus = True
+
+
 class _Inside:
     """Of this process."""
 
     run = Run()
+    all_gpus = False
+    """Whether one process with several GPUs is meant so."""
     timeout = 1800.0
     """Seconds after which a collective operation of gloo or NCCL gives up: as ``TrainingArguments.ddp_timeout`` has it."""
 
@@ -206,6 +214,7 @@ def _attempt(main: Callable[[Any], Any], config: RunConfig, argv: Sequence[str] 
     problems = [*launcher.contradictions(started_by), *strategies.find_problems(config)]
     if problems:
         raise InputError(*problems)
+    _Inside.all_gpus = config.model.device_map != "none"
     if launcher.is_orphan(started_by):
         raise StopRequested("the launcher has ended")
     if started_by is not None:

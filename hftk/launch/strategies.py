@@ -52,7 +52,24 @@ def find_problems(config: RunConfig) -> list[Problem]:
     return [*_general_problems(config), *(own(config) if own else ())]
 
 
+def device_map_problem(how: str, processes: int) -> Problem | None:
+    """Why one model is not spread over the GPUs by ``model.device_map``: they belong to several processes, or to FSDP2 or DeepSpeed."""
+    strategy = strategy_in_environment()
+    if how == "none" or (processes == 1 and not strategy):
+        return None
+    found = f"{processes} processes" + (f" with {'DeepSpeed' if strategy == 'deepspeed' else 'FSDP2'}" if strategy else "")
+    return Problem(
+        setting="model.device_map",
+        message=f"expected one process, which has all GPUs (found: {found}; device_map {how})",
+        fix="for one process type: accelerate launch --num_processes 1; or leave out --model.device_map: recipes/accelerate/fsdp2.yaml "
+        "and zero3.yaml share out the weights of a large model over processes",
+    )
+
+
 def _general_problems(config: RunConfig) -> Iterator[Problem]:
+    problem = device_map_problem(config.model.device_map, number_from_environment(WORLD_SIZE, 1))
+    if problem is not None:
+        yield problem
     precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()
     if precision not in ("no", config.train.precision):
         yield Problem(

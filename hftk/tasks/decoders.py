@@ -130,10 +130,12 @@ def check_attention(model: Any, *, packed: bool) -> None:
     """
     import torch
 
+    from hftk import placement
+
     rows = torch.tensor([[1, 3, 4], [5, 3, 4], [1, 3, 6]]) % model.config.vocab_size  # another past, another future
-    batch = {"input_ids": rows.to(model.device)}
+    batch = {"input_ids": rows.to(placement.device_of(model))}
     if packed:
-        batch["position_ids"] = torch.tensor([[0, 0, 1]] * 3, device=model.device)
+        batch["position_ids"] = torch.tensor([[0, 0, 1]] * 3, device=batch["input_ids"].device)
     training = model.training
     model.eval()
     try:

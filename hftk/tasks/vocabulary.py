@@ -21,6 +21,7 @@ import torch
 from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 
+from hftk import placement
 from hftk.tasks.decoders import IGNORED
 
 LOGITS_AT_ONCE = {"cpu": 2**21, "cuda": 2**26}
@@ -189,6 +190,8 @@ def _head(plain: Any) -> torch.nn.Linear | None:
     head = find() if find else None
     if hasattr(getattr(head, "weight", None), "ds_id"):
         return None  # DeepSpeed gathers it for the layer's own forward pass alone
+    if placement.is_offloaded(plain):
+        return None  # it is there in the layer's own forward pass alone
     return head if type(head) is torch.nn.Linear or getattr(head, "is_projection", False) else None
 
 
@@ -215,17 +218,20 @@ def _loss_instead_of_logits(model: Any, labels: torch.Tensor, smoothing: float, 
             hook.remove()
         bias, extra = head.bias, getattr(plain, "final_logits_bias", None)
         if extra is not None:
-            bias = extra[0] if bias is None else bias + extra[0]
+            extra = extra[0].to(head.weight.device)
+            bias = extra if bias is None else bias + extra
+        # Spread over devices (model.device_map), a projection is where the word embeddings are: not with the last layer.
+        hidden, own_labels = hidden.to(head.weight.device), labels.to(head.weight.device)
         # Tensors without values (hftk.planning) cannot say which labels count: all of them.
-        counted = slice(None) if _has_no_values(labels) else labels.flatten() != IGNORED
+        counted = slice(None) if _has_no_values(labels) else own_labels.flatten() != IGNORED
         hidden = _behind_virtual_tokens(hidden, labels)
-        states, targets = hidden.flatten(0, 1)[counted], labels.flatten()[counted]
+        states, targets = hidden.flatten(0, 1)[counted], own_labels.flatten()[counted]
         if summed:
             total: torch.Tensor = SummedNats.apply(states, head.weight, bias, targets, smoothing)
-            return total
+            return total.to(labels.device)
         nats = hidden.new_zeros(labels.numel(), dtype=torch.float32)
         nats[counted] = _each(states, head.weight, bias, targets)
-        return nats.view(labels.shape)
+        return nats.view(labels.shape).to(labels.device)
 
     shadowed = vars(plain).get("forward")
     plain.forward = forward
@@ -302,4 +308,7 @@ def _hands_out_projections(model: Any, inputs: Mapping[str, torch.Tensor]) -> bo
         hook.remove()
         model.train(training)
     extra = getattr(plain, "final_logits_bias", None)
-    return len(put) == 1 and torch.equal(logits.float(), (put[0] if extra is None else put[0] + extra).float())
+    if len(put) != 1:
+        return False
+    expected = put[0].to(logits.device)
+    return torch.equal(logits.float(), (expected if extra is None else expected + extra.to(logits.device)).float())
