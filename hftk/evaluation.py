@@ -252,7 +252,7 @@ def _key(task: Task, model: Any, features: Features, batch_size: int) -> bytes |
 
     Every byte counts: a digest runs at about 1 GB/s, far faster than a model does on a CPU.
     """
-    if _place()[1] > 1 or model.device.type != "cpu":
+    if _place()[1] > 1 or placement.is_spread(model) or model.device.type != "cpu":
         return None
     settings = {k: v for k, v in model.config.to_dict().items() if k not in WRITTEN_BY_SAVING}
     digest = hashlib.blake2b(repr((task.name, task.config, settings, batch_size)).encode(), digest_size=16)

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 
-from hftk import adapter_files, adapters, checkpoints, shards
+from hftk import adapter_files, adapters, checkpoints, placement, shards
 from hftk.batching import BatchSize, Plan, StepLoader, StreamPlan
 from hftk.choices import note, noted
 from hftk.config import DiskError, InputError, Problem, RunConfig, to_dict
@@ -133,6 +133,7 @@ def fit(
         trainer.load_weights(best)
         note(f"weights of step {best} restored: its {trainer.metric} on the validation split was the best")
     unwrapped = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+    placement.mend(unwrapped)
     trainer.accelerator.wait_for_everyone()
     analysis = _finish(task, unwrapped, tokenizer, splits, config)
     weights = shards.gather(unwrapped, trained=adapters.is_adapter(unwrapped))

@@ -15,7 +15,17 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from hftk.cli.trained import add_device_map, all_at_once, check_model, check_output, load, say, task_name, task_of, wrong
+from hftk.cli.trained import (
+    add_device_map,
+    all_at_once,
+    check_model,
+    check_output,
+    load,
+    say,
+    task_name,
+    task_of,
+    wrong,
+)
 from hftk.config import DataConfig, GenerationSettings, InputError, Problem
 from hftk.parsing.settings import Given, WrongValue, convert, read_settings
 

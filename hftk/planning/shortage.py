@@ -35,14 +35,12 @@ SETTINGS = (
 """What is named where no plan can be made."""
 
 
-def free_memory(model: Any = None) -> int:
-    """Bytes that this process can still take: on a GPU what is free there (on all of them, for a ``model`` that is spread over them), else
-    of main memory, by the limit of its container if that is less."""
+def free_memory() -> int:
+    """Bytes that this process can still take: on a GPU what is free there, else of main memory, by the limit of its container if that is
+    less."""
     import psutil
     import torch
 
-    if torch.cuda.is_available() and placement.is_spread(model):
-        return sum(int(torch.cuda.mem_get_info(number)[0]) for number in range(placement.gpus()))
     if torch.cuda.is_available():
         return int(torch.cuda.mem_get_info()[0])
     free = int(psutil.virtual_memory().available)
@@ -64,7 +62,7 @@ def foretell(config: RunConfig, task: Task, model: Any, precision: str) -> str |
     A run that is far from it by a rough estimate, is sharded or spread over GPUs, or cannot be counted, gets None.
     """
     held = bytes_of(model)
-    room = free_memory(model) + held
+    room = free_memory() + held
     if placement.is_spread(model) or launched().strategy not in ("none", "ddp") or _rough_estimate(config, model) < FAR_BELOW * room:
         return None
     setup = _setup(room)
@@ -85,7 +83,7 @@ def explained(config: RunConfig, task: Task, model: Any, precision: str) -> Iter
     """Inside, an error that says that memory ran out becomes :class:`hftk.problems.OutOfMemory`, with the plan's numbers and settings that
     would fit."""
     held = bytes_of(model)
-    room = free_memory(model) + held
+    room = (placement.free_memory() if placement.is_spread(model) else free_memory()) + held
     try:
         yield
         return
