@@ -318,7 +318,12 @@ def load_trained(
     auto = getattr(transformers, auto_model)
     quantized = getattr(read_config(config), "quantization_config", None) is not None if device_map != "none" else False
     place = placement.arguments(device_map, training=False) if quantized else {}
-    model = plain(load_named(config, lambda name, **kw: auto.from_pretrained(name, dtype=dtype_of(config), **place, **kw))).eval()
+
+    def load(name: str, **arguments: Any) -> Any:
+        with placement.told(place):
+            return auto.from_pretrained(name, dtype=dtype_of(config), **place, **arguments)
+
+    model = plain(load_named(config, load)).eval()
     if not placement.places(model):
         placement.spread(model, device_map, training=False)
     return model, load_tokenizer(config)

@@ -12,7 +12,8 @@ from __future__ import annotations
 import functools
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from types import MethodType
 from typing import Any
 
@@ -42,6 +43,11 @@ def free_memory() -> int:
     return sum(int(torch.cuda.mem_get_info(number)[0]) for number in range(gpus()))
 
 
+def room() -> dict[int, int]:
+    """GPU to the bytes that weights may take there."""
+    return {number: int(USABLE * torch.cuda.mem_get_info(number)[0]) for number in range(gpus())}
+
+
 def is_needed(how: str, *, training: bool) -> bool:
     """Whether ``model.device_map`` has something to do here: several GPUs, or one from which a judged model may overflow.
 
@@ -66,6 +72,17 @@ def arguments(how: str, *, training: bool) -> dict[str, Any]:
     return {"device_map": how} if is_needed(how, training=training) else {}
 
 
+@contextmanager
+def told(places: Mapping[str, Any]) -> Iterator[None]:
+    """Around ``from_pretrained`` with :func:`arguments`: weights that overflow are said in the words of :func:`too_large`."""
+    try:
+        yield
+    except ValueError as error:  # transformers (5.23) names its own settings, none of which are to be had here
+        if not places or "dispatched on the CPU" not in str(error):
+            raise
+        raise too_large("more", room(), "no quantized weights can be") from error
+
+
 def spread(model: Any, how: str, *, training: bool) -> None:
     """Place a transformers model, which stands in main memory, on the GPUs; nothing without them.
 
@@ -76,8 +93,7 @@ def spread(model: Any, how: str, *, training: bool) -> None:
     """
     if not is_needed(how, training=training):
         return
-    memory = {number: int(USABLE * torch.cuda.mem_get_info(number)[0]) for number in range(gpus())}
-    dispatch(model, device_map(model, how, memory, training=training))
+    dispatch(model, device_map(model, how, room(), training=training))
     tell(model)
 
 
@@ -90,12 +106,12 @@ def device_map(model: Any, how: str, memory: Mapping[int, int], *, training: boo
     from accelerate.utils import get_balanced_memory
 
     whole = _never_cut(model)
-    room: dict[Any, Any] = dict(memory) if training else {**memory, "cpu": ENOUGH}
+    most: dict[Any, Any] = dict(memory) if training else {**memory, "cpu": ENOUGH}
     if how != "sequential":
-        room = get_balanced_memory(model, room, no_split_module_classes=whole)
-    found = infer_auto_device_map(model, max_memory=room, no_split_module_classes=whole)
+        most = get_balanced_memory(model, most, no_split_module_classes=whole)
+    found = infer_auto_device_map(model, max_memory=most, no_split_module_classes=whole)
     if "disk" in found.values() or (training and "cpu" in found.values()):
-        raise too_large(sum(p.nbytes for p in model.parameters()), memory)
+        raise too_large(f"{sum(p.nbytes for p in model.parameters()) / 1e9:.2f} GB", memory)
     return {name: f"cuda:{place}" if isinstance(place, int) else str(place) for name, place in found.items()}
 
 
@@ -107,11 +123,11 @@ def _never_cut(model: Any) -> list[str]:
     return sorted({*(getattr(model, "_no_split_modules", None) or ()), *layers, *wrappers})
 
 
-def too_large(size: int, memory: Mapping[int, int]) -> InputError:
+def too_large(size: str, memory: Mapping[int, int], why: str = "it cannot be trained") -> InputError:
     """The error for weights that have to be on GPUs, and of which some would be in main memory or on the disk."""
     message = (
-        f"expected weights that fit the GPUs, found {size / 1e9:.2f} GB for the {sum(memory.values()) / 1e9:.2f} GB that weights may take on "
-        f"{len(memory)} GPU{'s' if len(memory) > 1 else ''}; the rest would be in main memory, where it cannot be trained"
+        f"expected weights that fit the GPUs, found {size} for the {sum(memory.values()) / 1e9:.2f} GB that weights may take on "
+        f"{len(memory)} GPU{'s' if len(memory) > 1 else ''}; the rest would be in main memory, where {why}"
     )
     fix = (
         "see what a run needs: hftk plan RECIPE; smaller weights: --model.quantization.bits 4 --model.adapter.method lora, or "
@@ -144,9 +160,9 @@ def tell(model: Any) -> None:
     """Note which device holds how much."""
     held: dict[str, int] = {}
     for weight in model.parameters():
-        place = "main memory" if weight.is_meta else str(weight.device)
+        place = "in main memory" if weight.is_meta else f"on {weight.device}"
         held[place] = held.get(place, 0) + weight.nbytes
-    note(f"{SETTING}: " + ", ".join(f"{size / 1e9:.2f} GB on {place}" if place != "main memory" else f"{size / 1e9:.2f} GB in main memory" for place, size in held.items()))  # fmt: skip
+    note(f"{SETTING}: {', '.join(f'{size / 1e9:.2f} GB {place}' for place, size in held.items())}")
 
 
 def places(model: Any) -> set[Any]:

@@ -29,18 +29,21 @@ def load_weights(
     import transformers
 
     auto = getattr(transformers, auto_model)
+    quantized = config.quantization.bits is not None or getattr(made, "quantization_config", None) is not None
+    devices = placement.arguments(config.device_map, training=training) if quantized else {}
     if config.attention != "auto":
         options["attn_implementation"] = config.attention
 
     def load(name: str, **place: Any) -> Any:
-        return auto.from_pretrained(
-            name, config=made, dtype=dtype_of(config), output_loading_info=True, **options, **place
-        )
+        with placement.told(devices):
+            return auto.from_pretrained(
+                name, config=made, dtype=dtype_of(config), output_loading_info=True, **devices, **options, **place
+            )
 
-    if config.quantization.bits is not None or getattr(made, "quantization_config", None) is not None:
-        options |= placement.arguments(config.device_map, training=training)
     if config.quantization.bits is None:
         model, loading = load_named(config, load)
+        if devices:
+            placement.tell(model)
         return plain(model), loading
     with torch.device("meta"):
         names = auto.from_config(made)
@@ -63,6 +66,8 @@ def load_weights(
     note(
         f"weights in {config.quantization.bits} bits: {quantization.bytes_of(model) / 2**20:.0f} MiB, heads and embeddings as they are"
     )
+    if devices:
+        placement.tell(model)
     return model, loading
 
 

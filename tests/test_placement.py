@@ -219,6 +219,16 @@ def test_weights_that_do_not_fit_are_trained_nowhere_and_judged_from_main_memory
         assert "cpu" in placement.device_map(model, how, some, training=False).values()
 
 
+def test_quantized_weights_that_overflow_are_said_in_the_same_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    see_gpus(monkeypatch, 2)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda number: (10**9, 2 * 10**9))
+    own = "Some modules are dispatched on the CPU or the disk. Make sure you have enough GPU RAM"
+    with pytest.raises(InputError, match=r"found more for the 1\.80 GB that weights may take on 2 GPUs"), placement.told({"device_map": "auto"}):
+        raise ValueError(own)
+    with pytest.raises(ValueError, match="another"), placement.told({"device_map": "auto"}):
+        raise ValueError("another")
+
+
 # Devices are never mixed -------------------------------------------------------------------------------------------------
 
 

@@ -170,7 +170,7 @@ def load(name: str, auto_model: str = "AutoModelForCausalLM", device_map: str | 
             raise InputError(*told) from error
     model, tokenizer = loaded
     device = torch.accelerator.current_accelerator(check_available=True)
-    if device is not None and not placement.places(model):
+    if device is not None and not placement.is_spread(model) and "cpu" not in placement.places(model):
         model.to(device)
         say(f"on {device}")
     return model, tokenizer
