@@ -6,8 +6,10 @@ numbers. Real tensors of cpu:0 and cpu:1 are all in main memory and hold numbers
 
 from __future__ import annotations
 
+import gc
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ from datasets import ClassLabel, Dataset, Value
 from datasets import Features as DatasetFeatures
 
 import hftk
-from hftk import choices, placement
+from hftk import adapters, choices, placement
 from hftk.config import AdapterConfig, EvalConfig, InputError, ModelConfig, QuantizationConfig, TrainConfig, override
 from hftk.generation import generate
 from hftk.launch import StopRequested, strategies
@@ -32,6 +34,7 @@ from hftk.task import Splits
 from hftk.tasks.causal_lm import CausalLM, CausalLMConfig
 from hftk.tasks.classification import Classification, ClassificationConfig
 from hftk.tasks.summarization import Summarization, SummarizationConfig
+from hftk.weights import spread_adapted
 
 KINDS: dict[str, Any] = {
     "gpt2": (CausalLM, CausalLMConfig),
@@ -243,36 +246,98 @@ def place_fake(module: Any, name: str, device: Any, **_: Any) -> None:
         module._buffers[last] = module._buffers[last].to(device)
 
 
+def move_fake(module: Any, device: Any = None, dtype: Any = None) -> Any:
+    """``torch.nn.Module.to``, which would change the memory of a Parameter."""
+    device, dtype = (None, device) if isinstance(device, torch.dtype) else (device, dtype)
+    for part in module.modules():
+        for name, old in part._parameters.items():
+            if old is not None:
+                part._parameters[name] = torch.nn.Parameter(old.detach().to(device=device, dtype=dtype), requires_grad=old.requires_grad)
+    return module
+
+
+@contextmanager
+def fakes(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Inside, tensors have no memory, and a device that may be cpu:0 or cpu:1. No model outlives it: torch (2.13) may crash where the
+    garbage collector finds fake tensors and their mode in one cycle, and hooks are cycles."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with monkeypatch.context() as patches, FakeTensorMode(allow_non_fake_inputs=True):
+        patches.setattr(accelerate.hooks, "set_module_tensor_to_device", place_fake)
+        patches.setattr(torch.nn.Module, "to", move_fake)
+        yield
+        gc.collect()
+
+
+def make_fake(task: Any, *, spread_at: str) -> Any:
+    """A model on both devices, its adapter added before (prediction) or after (training)."""
+    from transformers.initialization import no_init_weights
+
+    made = planned_config(task.config.model, task)
+    with no_init_weights():
+        model = simulation._build(task.config, task, made)
+    model.tie_weights()
+    if spread_at == "loading":
+        placement.dispatch(model, stand_in(evenly(model)), main="cpu:0")
+    adapter = task.config.model.adapter
+    if adapter.method != "none":
+        model = adapters.add(adapter, model, task.auto_model, "base", None, new=[], new_tokens=range(0))
+    if spread_at == "end":
+        spread_adapted(model, "auto")
+    assert {str(p.device) for p in model.parameters()} == {"cpu:0", "cpu:1"}
+    assert placement.is_spread(model) and str(placement.device_of(model)) == "cpu:0"
+    return model
+
+
+def batch_of(task: Any, model: Any, *, training: bool) -> dict[str, torch.Tensor]:
+    batch = simulation.example_batch(task, model, BatchShape(rows=3, length=24, target_length=10), training=training)
+    return {name: value.to("cpu:0") for name, value in batch.items()}
+
+
+def check_outputs(task: Any, model: Any) -> None:
+    with torch.no_grad():
+        task.outputs(model, batch_of(task, model, training=False))
+
+
+def check_gradients(task: Any, model: Any, *, checkpointing: bool = False) -> None:
+    model.train()
+    if checkpointing:
+        model.activation_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": False})
+    losses = [total.float() for total, _ in task.loss(model, batch_of(task, model, training=True)).values()]
+    assert [str(loss.device) for loss in losses] == ["cpu:0"]
+    losses[0].backward()  # type: ignore[no-untyped-call]
+    trained = [p for p in model.parameters() if p.grad is not None]
+    assert trained and all(p.grad.device == p.device for p in trained)
+    check_outputs(task, model)
+    model.zero_grad()
+
+
+def test_fake_tensors_of_two_devices_do_not_mix(monkeypatch: pytest.MonkeyPatch) -> None:
+    with fakes(monkeypatch), pytest.raises(RuntimeError, match="Expected all tensors to be on the same device"):
+        torch.zeros(2, device="cpu:0") + torch.zeros(2, device="cpu:1")
+
+
 @pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor")
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("architecture", KINDS)
 def test_no_operation_mixes_devices(architecture: str, smoothing: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """Loss, gradients and outputs of a model on two devices, which fake tensors refuse to mix."""
-    from torch._subclasses.fake_tensor import FakeTensorMode
-    from transformers.initialization import no_init_weights
-
-    monkeypatch.setattr(accelerate.hooks, "set_module_tensor_to_device", place_fake)
     task = task_of(architecture, label_smoothing=smoothing)
-    made = planned_config(task.config.model, task)
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        with no_init_weights():
-            model = simulation._build(task.config, task, made)
-        model.tie_weights()
-        placement.dispatch(model, stand_in(evenly(model)), main="cpu:0")
-        assert {str(p.device) for p in model.parameters()} == {"cpu:0", "cpu:1"}
-        assert placement.is_spread(model) and str(placement.device_of(model)) == "cpu:0"
-        shape = BatchShape(rows=3, length=24, target_length=10)
-        batch = {name: value.to("cpu:0") for name, value in simulation.example_batch(task, model, shape).items()}
-        if architecture == "t5":
-            with pytest.raises(RuntimeError, match="Expected all tensors to be on the same device"):
-                model.decoder.block[0].layer[0].SelfAttention.q.weight + model.shared.weight[:1, 0]
-        losses = [total.float() for total, _ in task.loss(model, batch).values()]
-        assert [str(loss.device) for loss in losses] == ["cpu:0"]
-        losses[0].backward()  # type: ignore[no-untyped-call]
-        assert all(p.grad.device == p.device for p in model.parameters() if p.grad is not None)
-        assert any(str(p.grad.device) == "cpu:1" for p in model.parameters() if p.grad is not None)
-        batch = {name: value.to("cpu:0") for name, value in simulation.example_batch(task, model, shape, training=False).items()}
-        task.outputs(model, batch)
+    with fakes(monkeypatch):
+        check_gradients(task, make_fake(task, spread_at="loading"))
+
+
+@pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor", "ignore:fan_in_fan_out", "ignore:Position ids")
+@pytest.mark.parametrize("method", ["lora", "dora", "ia3", "prompt_tuning"])
+@pytest.mark.parametrize("architecture", ["gpt2", "bert", "t5"])
+def test_no_adapter_mixes_devices(architecture: str, method: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In training with gradient checkpointing, and below an adapter that was loaded before its model was spread."""
+    monkeypatch.setattr(placement, "spread", spread)
+    task = task_of(architecture)
+    task.config = replace(task.config, model=replace(task.config.model, adapter=AdapterConfig(method=method)))
+    with fakes(monkeypatch):
+        check_gradients(task, make_fake(task, spread_at="loading"), checkpointing=True)
+        check_outputs(task, make_fake(task, spread_at="end").eval())
 
 
 # The same numbers -----------------------------------------------------------------------------------------------------------
