@@ -43,10 +43,11 @@ WRITERS = {
     "t5_summarization": "recipes/t5_summarization.py",
     "dialogsum_minilm": "recipes/configs/dialogsum_minilm.yaml",
     "dialogsum_smollm2": "recipes/configs/dialogsum_smollm2.yaml",
+    "dialogsum_smollm2_lora": "recipes/configs/dialogsum_smollm2_lora.yaml",
     "csl_title_zh": "recipes/configs/csl_title_zh.yaml",
 }
 BUSY = (
-    "shakespeare_bpe", "songci_zh", "smollm2_wikitext", "multi30k_en_de", "csl_title_zh", "dialogsum_minilm", "dialogsum_smollm2",
+    "shakespeare_bpe", "songci_zh", "smollm2_wikitext", "multi30k_en_de", "csl_title_zh", "dialogsum_minilm", "dialogsum_smollm2", "dialogsum_smollm2_lora",
 )  # fmt: skip
 """Runs beside which other processes worked."""
 BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
