@@ -120,7 +120,7 @@ class ModelConfig:
     attention: Literal["auto", "eager", "sdpa", "flash_attention_2"] = "auto"
     """Attention implementation; auto: the model's best supported one."""
     device_map: Literal["none", "auto", "balanced", "sequential"] = "none"
-    """One process, several GPUs: how the layers of a model too large for one GPU are spread over them. auto and balanced: evenly; sequential: one GPU after the other is filled. none: the whole model on one device. Without several GPUs it does nothing."""
+    """One process, several GPUs: how the layers of a model too large for one GPU are spread over them. auto and balanced: evenly; sequential: one GPU after the other is filled. none: the whole model on one device. Without several GPUs, training is as without it."""
     dropout: float | None = None
     """Dropout probability set on all of the model's dropouts. Default: the model's own (0 for a GPT-2 or Llama made on the spot)."""
     quantization: QuantizationConfig = field(default_factory=QuantizationConfig)

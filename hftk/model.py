@@ -314,6 +314,8 @@ def load_trained(
     if adapter_files.has_adapter(folder):
         return load_adapted(config, auto_model), load_tokenizer(config)
     if int8.is_int8(folder):
+        if device_map != "none":
+            note(f"model.device_map {device_map} has no effect: weights in int8 are for CPUs")
         return int8.load(folder, auto_model), load_tokenizer(config)
     auto = getattr(transformers, auto_model)
     quantized = getattr(read_config(config), "quantization_config", None) is not None if device_map != "none" else False
@@ -324,7 +326,9 @@ def load_trained(
             return auto.from_pretrained(name, dtype=dtype_of(config), **place, **arguments)
 
     model = plain(load_named(config, load)).eval()
-    if not placement.places(model):
+    if place:
+        placement.placed(model)
+    elif not quantized:
         placement.spread(model, device_map, training=False)
     return model, load_tokenizer(config)
 

@@ -156,6 +156,14 @@ def mend(model: Any) -> None:
         model.forward = forward.__func__
 
 
+def placed(model: Any) -> None:
+    """Note where :func:`arguments` have had weights put. transformers (5.23) leaves no map where one device took them all, and without
+    one they would be placed once more."""
+    if not places(model):
+        model.hf_device_map = {"": str(model.device)}
+    tell(model)
+
+
 def tell(model: Any) -> None:
     """Note which device holds how much."""
     held: dict[str, int] = {}

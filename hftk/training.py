@@ -359,7 +359,8 @@ def forget_peak() -> int:
     """
     peak = peak_memory()
     if torch.cuda.is_available():
-        for device in range(torch.cuda.device_count()):
+        # Before the first use of a GPU there is no peak, and torch (2.13) fails on a device by its number.
+        for device in range(torch.cuda.device_count() if torch.cuda.is_initialized() else 0):
             torch.cuda.reset_peak_memory_stats(device)
     else:
         with contextlib.suppress(OSError):

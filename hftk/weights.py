@@ -43,7 +43,7 @@ def load_weights(
     if config.quantization.bits is None:
         model, loading = load_named(config, load)
         if devices:
-            placement.tell(model)
+            placement.placed(model)
         return plain(model), loading
     with torch.device("meta"):
         names = auto.from_config(made)
@@ -67,7 +67,7 @@ def load_weights(
         f"weights in {config.quantization.bits} bits: {quantization.bytes_of(model) / 2**20:.0f} MiB, heads and embeddings as they are"
     )
     if devices:
-        placement.tell(model)
+        placement.placed(model)
     return model, loading
 
 

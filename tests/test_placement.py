@@ -534,3 +534,10 @@ def test_commands_place_a_model_as_the_run_did(tmp_path: Path, two_devices: None
     assert main(["predict", str(tmp_path), "--prompt", "the cat", "--max_new_tokens", "4"]) == 0
     printed.append(json.loads(capsys.readouterr().out))
     assert asked == ["none", "sequential", "balanced"] and printed[0] == printed[1] == printed[2]
+
+
+def test_quantized_weights_that_one_device_took_whole_are_not_placed_again() -> None:
+    model = torch.nn.Linear(2, 2)
+    model.device = torch.device("cpu")  # type: ignore[assignment]
+    placement.placed(model)
+    assert placement.places(model) == {"cpu"} and not placement.is_spread(model)
