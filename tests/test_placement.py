@@ -259,10 +259,12 @@ def move_fake(module: Any, device: Any = None, dtype: Any = None) -> Any:
 @contextmanager
 def fakes(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Inside, tensors have no memory, and a device that may be cpu:0 or cpu:1. No model outlives it: torch (2.13) may crash where the
-    garbage collector finds fake tensors and their mode in one cycle, and hooks are cycles."""
+    garbage collector finds fake tensors and their mode in one cycle, and hooks are cycles. For that these tests are slow ones too: they
+    may take a whole process of tests with them."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    with monkeypatch.context() as patches, FakeTensorMode(allow_non_fake_inputs=True):
+    with monkeypatch.context() as patches, FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        mode.cache_enabled = False  # it once crashed on an entry of the other device
         patches.setattr(accelerate.hooks, "set_module_tensor_to_device", place_fake)
         patches.setattr(torch.nn.Module, "to", move_fake)
         yield
@@ -312,11 +314,13 @@ def check_gradients(task: Any, model: Any, *, checkpointing: bool = False) -> No
     model.zero_grad()
 
 
+@pytest.mark.slow  # see fakes
 def test_fake_tensors_of_two_devices_do_not_mix(monkeypatch: pytest.MonkeyPatch) -> None:
     with fakes(monkeypatch), pytest.raises(RuntimeError, match="Expected all tensors to be on the same device"):
         torch.zeros(2, device="cpu:0") + torch.zeros(2, device="cpu:1")
 
 
+@pytest.mark.slow  # see fakes
 @pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor")
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("architecture", KINDS)
@@ -327,6 +331,7 @@ def test_no_operation_mixes_devices(architecture: str, smoothing: float, monkeyp
         check_gradients(task, make_fake(task, spread_at="loading"))
 
 
+@pytest.mark.slow  # see fakes
 @pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor", "ignore:fan_in_fan_out", "ignore:Position ids")
 @pytest.mark.parametrize("method", ["lora", "dora", "ia3", "prompt_tuning"])
 @pytest.mark.parametrize("architecture", ["gpt2", "bert", "t5"])
