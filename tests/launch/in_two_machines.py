@@ -7,7 +7,7 @@ from pathlib import Path
 
 from hftk import choices
 from hftk.config import InputError
-from hftk.launch import launched, machines, on_main
+from hftk.launch import launched, leave_group, machines, on_main
 from hftk.launch.output import write_status
 
 FILES = {"manifest.json": b"{}", "model.safetensors": os.urandom(2500), "empty": b"", "parts/one": b"1" * 1000}
@@ -52,6 +52,7 @@ def main(folder, shared):
     }
     (folder / f"rank{rank}.json").write_text(json.dumps(result))
     on_main(int)
+    leave_group()  # as hftk.run does: gloo may abort a process whose peer ends first
 
 
 if __name__ == "__main__":
