@@ -12,15 +12,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 from hftk.adapter_files import BASE_CONFIG, base_name, has_adapter, saved_config
-from hftk.config import InputError, Problem
+from hftk.config import InputError, ModelConfig, Problem
 
 WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 TRANSLATORS = ("marian", "m2m_100", "nllb-moe", "mbart", "fsmt")
 """Types of encoder-decoders that were made for translation."""
-DEVICE_MAPS = ("none", "auto", "balanced", "sequential")
+DEVICE_MAPS = get_args(get_type_hints(ModelConfig)["device_map"])
 """Values of ``model.device_map``."""
 
 
