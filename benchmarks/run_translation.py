@@ -18,6 +18,7 @@ that differs is listed with its margin. GPUs are hidden. Writes results/run_tran
 from __future__ import annotations
 
 import argparse
+import functools
 import hashlib
 import json
 import os
@@ -305,13 +306,27 @@ def own_training(script: Path, model: Path, seed: int, tokens: int, folder: Path
     settings = {
         "data.train": folder / "train.jsonl", "data.deduplicate": "false", "data.unicode": "none", **columns(), "model.name": model,
         "train.epochs": 1, "train.per_device_batch_size": BATCH, "train.global_batch_size": BATCH, "train.learning_rate": LEARNING_RATE,
-        "train.precision": "fp32", "train.save_steps": 0, "train.seed": seed, "output": folder / "hftk",
+        "train.precision": "fp32", "train.save_steps": 0, "train.seed": seed, "train.fused_layers": fused_layers(),
+        "output": folder / "hftk",
     }  # fmt: skip
     whole = run_own(TRAIN, settings, folder)
     found = json.loads((folder / "hftk" / "found.json").read_text(encoding="utf-8"))
     if found["tokens"] != tokens:
         sys.exit(f"expected hftk to train on {tokens} tokens, found {found['tokens']} in {found['rows']} rows")
     return speeds(tokens, found["seconds"], whole)
+
+
+@functools.cache
+def fused_layers() -> str:
+    """always, once they are compiled, which a machine does once; never, where they cannot be."""
+    from hftk.fused import building
+
+    try:
+        building.library()
+    except building.Unavailable as error:
+        print(f"without fused layers: {error}", flush=True)
+        return "never"
+    return "always"
 
 
 def speeds(tokens: int, seconds: float, whole: float) -> Run:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from accelerate.utils import gather_object
 
-from hftk import checkpoints
+from hftk import checkpoints, fused
 from hftk.choices import note
 from hftk.config import InputError, PlainError, Problem
 from hftk.launch import on_main
@@ -218,7 +218,7 @@ class Guard:
         # A compiled model is not looked into: each hook would have it compiled anew.
         if self._again is not None and step == trainer.state.global_step + 1 and not trainer.args.torch_compile:
             trainer.plain.zero_grad()
-            with seen.of(trainer.plain):
+            with fused.paused(), seen.of(trainer.plain):
                 losses = self._again()
             pieces = trainer.loader.pieces
             suspects = [

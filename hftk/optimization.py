@@ -14,6 +14,7 @@ from hftk.choices import note
 from hftk.config import InputError, ModelConfig, Problem, TrainConfig
 from hftk.launch.launcher import strategy_in_environment
 from hftk.layers import depths
+from hftk.stepping import AdamW
 
 PLATEAU_EVALUATIONS = 2
 PLATEAU_FACTOR = 0.5
@@ -181,7 +182,8 @@ def make_optimizer(model: torch.nn.Module, config: TrainConfig, learning_rate: f
     fused_sgd = {} if strategy_in_environment() == "fsdp" else fused
     match config.optimizer:
         case "adamw":
-            return torch.optim.AdamW(groups, lr=learning_rate, betas=betas, **fused)
+            make = AdamW if fused and all(p.device.type == "cpu" for g in groups for p in g["params"]) else torch.optim.AdamW
+            return make(groups, lr=learning_rate, betas=betas, **fused)
         case "adam":
             return torch.optim.Adam(groups, lr=learning_rate, betas=betas, **fused)
         case "sgd":

@@ -53,7 +53,7 @@ def choose_precision(
 
 def cpu_has_bf16() -> bool | None:
     """Whether the processor computes bf16 in hardware; None where the system does not tell."""
-    flags = _cpu_flags()
+    flags = cpu_flags()
     return None if flags is None else bool(flags.intersection(CPU_FLAGS))
 
 
@@ -73,7 +73,7 @@ def _time(run: Callable[[], Any], precision: str, device: torch.device) -> float
     return min(times[1:])
 
 
-def _cpu_flags() -> set[str] | None:
+def cpu_flags() -> set[str] | None:
     """Feature flags of the processor, or None where the system does not tell (then it is measured)."""
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")

@@ -21,7 +21,7 @@ import accelerate.optimizer
 import torch
 from transformers import PrinterCallback, TrainingArguments
 
-from hftk import checkpoints, optimization
+from hftk import checkpoints, fused, optimization, stepping
 from hftk.batching import Plan, StepLoader, StreamPlan
 from hftk.choices import note
 from hftk.conductor import Conductor
@@ -196,7 +196,8 @@ class ExactTrainer(ShardedTrainer):
         _search_for_lomo_once()
         close_open()  # of an earlier run in this process
         try:
-            result = super().train(*args, **kwargs)
+            with self._fused_layers(), stepping.short_zero_grad(self.plain, self._trained), stepping.settled_memory():
+                result = super().train(*args, **kwargs)
             self.saver.finish()
         except BaseException:
             self.saver.settle()
@@ -205,6 +206,16 @@ class ExactTrainer(ShardedTrainer):
             self._conductor.close()
         self.tick("save")
         return result
+
+    def _fused_layers(self) -> AbstractContextManager[Any]:
+        other = ""
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            other = "FSDP and DeepSpeed gather the weights of each layer for itself"
+        elif self.args.torch_compile:
+            other = "torch.compile replaces the same layers (--train.torch_compile)"
+        return fused.chosen(
+            self.config.train.fused_layers, self.plain, device=self.args.device, precision=self.precision, steps=self.args.max_steps, other=other
+        )  # fmt: skip
 
     def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
         """Trainer ends its callbacks here; those of trackers stay open for the scores of the test split.
@@ -262,7 +273,13 @@ class ExactTrainer(ShardedTrainer):
 
     def _clip_grad_norm(self, model: Any) -> Any:
         self.guard.remember()
-        return super()._clip_grad_norm(model)
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled or self.precision == "fp16":
+            return super()._clip_grad_norm(model)
+        return stepping.clip_grad_norm_(self._trained, self.args.max_grad_norm)
+
+    @functools.cached_property
+    def _trained(self) -> list[torch.nn.Parameter]:
+        return [weight for weight in self.plain.parameters() if weight.requires_grad]
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
         if grad_norm is None:

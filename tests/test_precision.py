@@ -24,7 +24,7 @@ def working_for(seconds: dict[bool, float]) -> Any:
 @pytest.fixture
 def flags(monkeypatch: pytest.MonkeyPatch) -> Any:
     def set_flags(found: set[str] | None) -> None:
-        monkeypatch.setattr(precision, "_cpu_flags", lambda: found)
+        monkeypatch.setattr(precision, "cpu_flags", lambda: found)
 
     return set_flags
 
@@ -103,7 +103,7 @@ def test_autocast_computes_products_in_bf16_and_fp32_changes_nothing() -> None:
 )
 def test_processor_flags_are_read_from_linux(monkeypatch: pytest.MonkeyPatch, text: str, found: set[str] | None) -> None:
     monkeypatch.setattr(Path, "read_text", lambda self, **kwargs: text)
-    assert precision._cpu_flags() == found
+    assert precision.cpu_flags() == found
 
 
 def test_a_system_that_does_not_tell_its_flags_gives_none(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,4 +111,4 @@ def test_a_system_that_does_not_tell_its_flags_gives_none(monkeypatch: pytest.Mo
         raise FileNotFoundError(self)
 
     monkeypatch.setattr(Path, "read_text", refuse)
-    assert precision._cpu_flags() is None
+    assert precision.cpu_flags() is None

@@ -21,7 +21,7 @@ import torch
 from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 
-from hftk import placement
+from hftk import fused, placement
 from hftk.tasks.decoders import IGNORED
 
 LOGITS_AT_ONCE = {"cpu": 2**21, "cuda": 2**26}
@@ -84,23 +84,22 @@ class SummedNats(torch.autograd.Function):
         dtype = _arithmetic(hidden)
         needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         from_hidden = torch.empty_like(hidden) if needs_hidden else None
-        from_weight = torch.zeros_like(weight, dtype=torch.float32) if needs_weight else None
+        from_weight: torch.Tensor | None = None
         from_bias = torch.zeros_like(bias, dtype=torch.float32) if needs_bias and bias is not None else None
         matrix, even = weight.to(dtype), smoothing / len(weight)
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
         with torch.autocast(hidden.device.type, enabled=False):
             for piece in _pieces(hidden, weight):
                 states, targets = hidden[piece].to(dtype), labels[piece, None]
-                nats, probabilities = _nats(states, matrix, bias, targets)
+                nats, from_logits = _nats_and_gradient(states, matrix, bias, targets, smoothing)
                 total += nats.sum()
-                probabilities.scatter_add_(1, targets, torch.full_like(nats, smoothing - 1))  # now the gradient of the logits
-                gradient = probabilities.to(dtype)
+                gradient = from_logits.to(dtype)
                 if from_hidden is not None:
                     from_hidden[piece] = gradient @ matrix
-                if from_weight is not None:
-                    _add_product(from_weight, gradient, states)
+                if needs_weight:
+                    from_weight = _add_product(from_weight, gradient, states)
                 if from_bias is not None:
-                    from_bias += probabilities.sum(0)
+                    from_bias += from_logits.sum(0)
             if smoothing:
                 # An even share of every entry: all pieces' at once, since it is the same for every position.
                 column, states = weight.float().sum(0), hidden.float().sum(0)
@@ -114,6 +113,8 @@ class SummedNats(torch.autograd.Function):
                     from_weight -= even * states
                 if from_bias is not None:
                     from_bias -= even * count
+            if needs_weight and from_weight is None:  # no position is trained
+                from_weight = torch.zeros_like(weight, dtype=torch.float32)
         ctx.save_for_backward(from_hidden, from_weight, from_bias)
         ctx.dtypes = (weight.dtype, None if bias is None else bias.dtype)
         return total
@@ -122,7 +123,7 @@ class SummedNats(torch.autograd.Function):
     def backward(ctx: Any, *upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         from_hidden, from_weight, from_bias = ctx.saved_tensors
         scale = upstream[0]
-        weight = None if from_weight is None else (from_weight * scale).to(ctx.dtypes[0])
+        weight = None if from_weight is None else from_weight.mul_(scale).to(ctx.dtypes[0])  # large, and never asked for again
         bias = None if from_bias is None else (from_bias * scale).to(ctx.dtypes[1])
         return None if from_hidden is None else from_hidden * scale, weight, bias, None, None
 
@@ -147,11 +148,22 @@ def _picked(hidden: torch.Tensor, matrix: torch.Tensor, bias: torch.Tensor | Non
     return logits if bias is None else logits + bias[labels].float().sum()
 
 
-def _add_product(total: torch.Tensor, gradient: torch.Tensor, states: torch.Tensor) -> None:
-    if gradient.dtype == total.dtype:
-        total.addmm_(gradient.T, states)
-    else:
-        total += gradient.T @ states
+def _nats_and_gradient(
+    states: torch.Tensor, matrix: torch.Tensor, bias: torch.Tensor | None, targets: torch.Tensor, smoothing: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Nats of each of ``targets``, and the gradient of the (positions, vocabulary) logits but for the even share."""
+    ops = fused.active()
+    if ops is not None and states.dtype == torch.float32:
+        logits = states @ matrix.T
+        return ops.nats_(logits, bias, targets.flatten(), smoothing - 1), logits
+    nats, probabilities = _nats(states, matrix, bias, targets)
+    return nats, probabilities.scatter_add_(1, targets, torch.full_like(nats, smoothing - 1))
+
+
+def _add_product(total: torch.Tensor | None, gradient: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
+    if total is None:
+        return (gradient.T @ states).float()
+    return total.addmm_(gradient.T, states) if gradient.dtype == total.dtype else total.add_(gradient.T @ states)
 
 
 def _arithmetic(hidden: torch.Tensor) -> torch.dtype:

@@ -1,0 +1,258 @@
+"""Fused layers are the layers of transformers: the same losses and gradients, and nothing else is touched."""
+
+from typing import Any
+
+import pytest
+import torch
+from small_models import KINDS, WORDS, batch, loss_and_gradients, make, same
+
+from hftk import fused
+from hftk.fused import installing, layers
+from hftk.tasks.vocabulary import summed_nats
+
+pytestmark = pytest.mark.usefixtures("ops")
+
+
+def fused_count(model: Any) -> int:
+    return sum("forward" in vars(module) for module in model.modules())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("threads", [1, 2])
+def test_losses_and_gradients_are_those_of_the_own_layers(kind, threads):
+    torch.set_num_threads(threads)
+    model, given = make(kind), batch()
+    own_loss, own = loss_and_gradients(model, given)
+    with fused.fused_layers(model):
+        layers_in_place = fused_count(model)
+        loss, gradients = loss_and_gradients(model, given)
+    assert layers_in_place == (4 if not kind.endswith("t5") and "t5" not in kind else 2 * 2 + 3 * 3)
+    assert loss == pytest.approx(own_loss, rel=1e-5)
+    same(gradients, own)
+    assert fused_count(model) == 0
+
+
+@pytest.mark.parametrize("width, heads", [(16, 1), (32, 2), (64, 2), (24, 8), (136, 2)])
+@pytest.mark.parametrize("lengths", [(1, 1), (16, 16), (17, 33), (70, 3)])
+def test_any_width_and_length(width, heads, lengths):
+    model, given = make("marian", width=width, heads=heads), batch(2, *(max(n, 3) for n in lengths))
+    if lengths == (1, 1):
+        given = {name: value[:, :1] for name, value in given.items()}
+    own_loss, own = loss_and_gradients(model, given)
+    with fused.fused_layers(model):
+        loss, gradients = loss_and_gradients(model, given)
+    assert loss == pytest.approx(own_loss, rel=1e-5)
+    same(gradients, own)
+
+
+@pytest.mark.parametrize("activation", ["relu", "gelu", "gelu_new", "silu", "gelu_pytorch_tanh"])
+def test_activations(activation):
+    model, given = make("bart", activation=activation), batch()
+    _, own = loss_and_gradients(model, given)
+    with fused.fused_layers(model):
+        assert fused_count(model) == 4
+        same(loss_and_gradients(model, given)[1], own)
+
+
+@pytest.mark.parametrize("activation", ["gated-relu", "gated-silu", "silu"])
+def test_activations_of_t5(activation):
+    model, given = make("t5", activation=activation), batch()
+    _, own = loss_and_gradients(model, given)
+    with fused.fused_layers(model):
+        same(loss_and_gradients(model, given)[1], own)
+
+
+def test_an_activation_without_kernel_keeps_its_layers():
+    model = make("bart", activation="tanh")
+    with fused.fused_layers(model):
+        assert fused_count(model) == 0
+
+
+@pytest.mark.parametrize("kind", ["marian", "mbart", "t5", "t5_gated"])
+def test_gradients_under_dropout_are_the_slopes_of_the_loss(kind):
+    """With the generator set back, the same elements are dropped, and the loss is a function of the weights alone."""
+    model, given = make(kind, dropout=0.2).double().float(), batch()
+
+    def loss() -> torch.Tensor:
+        torch.manual_seed(5)
+        return model(**given, use_cache=False).loss
+
+    with fused.fused_layers(model):
+        loss().backward()
+        directions = {n: torch.randn_like(p) for n, p in model.named_parameters() if p.grad is not None}
+        expected = sum((p.grad * directions[n]).sum().item() for n, p in model.named_parameters() if n in directions)
+        ends = []
+        for step in (2e-4, -2e-4):
+            with torch.no_grad():
+                for name, weight in model.named_parameters():
+                    if name in directions:
+                        weight.add_(directions[name], alpha=step)
+            ends.append(loss().item())
+            with torch.no_grad():
+                for name, weight in model.named_parameters():
+                    if name in directions:
+                        weight.sub_(directions[name], alpha=step)
+        dropped_elsewhere = model(**given, use_cache=False).loss.item()
+    assert (ends[0] - ends[1]) / 4e-4 == pytest.approx(expected, rel=0.03, abs=0.02)
+    assert dropped_elsewhere != pytest.approx(loss().item(), rel=1e-6)
+
+
+def test_a_share_of_the_elements_is_dropped_and_the_rest_scaled_up(ops):
+    rows, width, p = 500, 64, 0.3
+    zero, one = torch.zeros(width, width), torch.ones(width)
+    x = torch.zeros(1, rows, width)
+
+    def made() -> torch.Tensor:
+        return ops.feed_forward(x, zero, None, zero, one, one, one, None, 0, 0.0, True, False, 1e-5, p)[0]  # x + dropout(1)
+
+    found = made()
+    assert (found == 0).float().mean().item() == pytest.approx(p, abs=0.01)
+    assert found[found != 0].unique().tolist() == [pytest.approx(1 / (1 - p), rel=1e-4)]
+    by_place = (found == 0).double().view(-1, 4)  # four elements share one number
+    assert torch.corrcoef(by_place.T).fill_diagonal_(0).abs().max() < 0.05
+    again = made()
+    assert ((found == 0) & (again == 0)).float().mean().item() == pytest.approx(p * p, abs=0.01)
+    torch.manual_seed(3)
+    first = made()
+    torch.manual_seed(3)
+    assert torch.equal(first, made())
+
+
+def test_what_is_not_training_runs_as_ever():
+    model, given = make("marian"), batch()
+    model.eval()
+    with torch.no_grad():
+        before = model(**given).logits
+        words = model.generate(given["input_ids"], attention_mask=given["attention_mask"], max_new_tokens=5, num_beams=2)
+    with fused.fused_layers(model), torch.no_grad():
+        assert torch.equal(model(**given).logits, before)
+        assert torch.equal(model.generate(given["input_ids"], attention_mask=given["attention_mask"], max_new_tokens=5, num_beams=2), words)
+
+
+def test_paused_layers_call_every_module():
+    model, given, called = make("t5"), batch(), []
+    with fused.fused_layers(model):
+        handle = model.decoder.block[0].layer[-1].DenseReluDense.wi.register_forward_hook(lambda *_: called.append(1))
+        model(**given)
+        assert not called
+        with fused.paused():
+            model(**given)
+        assert called
+        handle.remove()
+
+
+@pytest.mark.parametrize("touch", ["hook", "half", "adapter", "frozen"])
+def test_layers_that_have_more_to_do_are_left_alone(touch):
+    model = make("marian")
+    layer = model.model.encoder.layers[0]
+    expected = 3
+    if touch == "hook":
+        layer.fc1.register_forward_hook(lambda *_: None)
+    elif touch == "half":
+        layer.fc1.to(torch.bfloat16)
+    elif touch == "adapter":
+        peft = pytest.importorskip("peft")
+        model = peft.get_peft_model(model, peft.LoraConfig(target_modules=["q_proj"]))
+        expected = 0
+    else:
+        layer.requires_grad_(False)
+        expected = 4
+    with fused.fused_layers(model):
+        assert fused_count(model) == expected
+
+
+def test_frozen_weights_get_no_gradient_and_the_rest_their_own():
+    model, given = make("mbart"), batch()
+    for name, weight in model.named_parameters():
+        weight.requires_grad_("encoder.layers.0" not in name and "q_proj" not in name and "fc2" not in name and "layer_norm" not in name)
+    _, own = loss_and_gradients(model, given)
+    with fused.fused_layers(model):
+        found = loss_and_gradients(model, given)[1]
+    same(found, own)
+
+
+def test_long_sequences_and_autocast_run_as_they_are(monkeypatch):
+    model, given = make("marian"), batch()
+    _, own = loss_and_gradients(model, given)
+    calls = []
+    monkeypatch.setattr(layers, "_usual", lambda *arguments, usual=layers._usual: calls.append(usual(*arguments)) or calls[-1])
+    with fused.fused_layers(model):
+        with torch.autocast("cpu", torch.bfloat16):
+            model(**given)
+        assert calls and not any(calls)
+        calls.clear()
+        monkeypatch.setattr(layers, "MOST_SCORES", 5)
+        assert torch.equal(loss_and_gradients(model, given)[1]["lm_head.weight" if "lm_head.weight" in own else "model.shared.weight"], own["model.shared.weight"])
+        assert not any(calls)
+
+
+def test_gradient_checkpointing():
+    model, given = make("marian", dropout=0.1), batch()
+    with fused.fused_layers(model):
+        torch.manual_seed(7)
+        _, whole = loss_and_gradients(model, given)
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+        torch.manual_seed(7)
+        same(loss_and_gradients(model, given)[1], whole)
+
+
+def test_two_micro_batches_add_their_gradients():
+    model, first, second = make("t5"), batch(), batch(2, 7, 9)
+    _, one = loss_and_gradients(model, first)
+    _, two = loss_and_gradients(model, second)
+    with fused.fused_layers(model):
+        model.zero_grad()
+        for given in (first, second):
+            model(**given).loss.backward()
+        same({n: p.grad for n, p in model.named_parameters()}, {n: one[n] + two[n] for n in one})
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_the_loss_over_the_vocabulary(smoothing):
+    model, given = make("marian"), batch()
+    with torch.no_grad():
+        model.final_logits_bias.normal_()
+    labels = given.pop("labels")
+    given["decoder_input_ids"] = labels.clamp_min(0)
+    found = {}
+    for name in ("own", "fused"):
+        model.zero_grad()
+        if name == "fused":
+            with fused.fused_layers(model):
+                loss = summed_nats(model, given, labels, label_smoothing=smoothing)
+        else:
+            loss = summed_nats(model, given, labels, label_smoothing=smoothing)
+        loss.backward()
+        found[name] = loss.item(), {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+    assert found["fused"][0] == pytest.approx(found["own"][0], rel=1e-5)
+    same(found["fused"][1], found["own"][1])
+
+
+@pytest.mark.parametrize("scale", [1.0, 30.0, 1e4])
+@pytest.mark.parametrize("words", [1, 15, 16, WORDS, 1001])
+def test_nats_are_cross_entropy(ops, words, scale):
+    logits = (torch.randn(7, words) * scale).requires_grad_()
+    bias, targets = torch.randn(words), torch.randint(0, words, (7,))
+    expected = torch.nn.functional.cross_entropy(logits + bias, targets, reduction="none")
+    expected.sum().backward()
+    own = logits.detach().clone()
+    nats = ops.nats_(own, bias, targets, -1.0)
+    torch.testing.assert_close(nats, expected.detach(), rtol=1e-5, atol=max(1e-5, 2e-7 * scale))
+    torch.testing.assert_close(own, logits.grad, rtol=1e-4, atol=1e-6)
+
+
+def test_nats_of_logits_that_are_no_numbers(ops):
+    for bad in (float("nan"), float("inf")):
+        logits = torch.zeros(1, 20)
+        logits[0, 3] = bad
+        assert not torch.isfinite(ops.nats_(logits, None, torch.tensor([5]), -1.0)).all()
+
+
+def test_the_operators_are_active_inside_alone():
+    model = make("t5")
+    with fused.fused_layers(model):
+        assert installing.active() is not None
+    assert installing.active() is None
+    with pytest.raises(RuntimeError), fused.fused_layers(model):
+        raise RuntimeError
+    assert installing.active() is None and fused_count(model) == 0
