@@ -12,7 +12,9 @@ Training: from --model (default: a new model by --config), one epoch over the fi
 padding not. One judge, the exact mean over the target tokens of the validation rows, takes the weights that both have saved.
 Evaluation, with --trained (the output folder of a run): loss, generation and scores of the test rows, greedily and with 4 beams, of
 at most 128 tokens with the start token; outputs are compared row by row. With --bf16 ours runs in bfloat16 as well, and each output
-that differs is listed with its margin. GPUs are hidden. Writes results/run_translation.json; with --trial it only prints.
+that differs is listed with its margin. GPUs are hidden. Ours trains with fused layers where there is a C++ compiler; they are compiled
+before the first round. Writes results/run_translation.json, where the half that is not measured now stays as it was; with --trial it
+only prints.
 """
 
 from __future__ import annotations
@@ -136,8 +138,9 @@ def main() -> None:
     path = HERE.parent / "results" / "run_translation.json"
     text = ""
     with tempfile.TemporaryDirectory() as folder:
+        earlier = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
         for result in measure(asked, Path(folder)):
-            text = json.dumps(result, indent=1, ensure_ascii=False) + "\n"
+            text = json.dumps(result | kept(earlier, result), indent=1, ensure_ascii=False) + "\n"
             if not asked.trial:
                 path.parent.mkdir(exist_ok=True)
                 path.write_text(text, encoding="utf-8")
@@ -188,6 +191,16 @@ def measure(asked: argparse.Namespace, folder: Path) -> Iterator[dict[str, Any]]
                     print(f"round {number}: {name} {evaluation[name][-1]['seconds']:.1f} s", flush=True)
             result["evaluation"] = compare_outputs(evaluation, rows["test"], trained)
         yield result
+
+
+def kept(earlier: dict[str, Any], result: dict[str, Any]) -> dict[str, Any]:
+    """The half that is not measured now, as the earlier result has it, with what it was measured by."""
+    found: dict[str, Any] = {}
+    for half in ("training", "evaluation"):
+        if half not in result and half in earlier:
+            origin = earlier.get(f"{half}_of") or {name: earlier[name] for name in ("command", "git", "versions", "peak_gflop_per_second")}
+            found |= {half: earlier[half], f"{half}_of": origin}
+    return found
 
 
 def flags(asked: argparse.Namespace) -> str:

@@ -1,0 +1,81 @@
+"""Whole trainings with fused layers: the same as without them, continued bit for bit, and looked into when they diverge."""
+
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from datasets import Dataset
+
+import hftk
+from hftk.config import InputError, ModelConfig, override
+from hftk.divergence import TrainingDiverged
+from hftk.task import Splits
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tasks"))  # made_pairs
+import made_pairs
+
+pytestmark = pytest.mark.usefixtures("ops")
+
+
+def splits() -> Splits:
+    return Splits(train=made_pairs.rows_of(96), validation=made_pairs.rows_of(16, seed=1))
+
+
+def config(output: Path, architecture: str, **train):
+    return made_pairs.make_config(output, architecture, train={"fused_layers": "always", **train})
+
+
+def trained(given, data=None, **more):
+    data = data or splits()
+    task, model, tokenizer = made_pairs.load(given, data)
+    return hftk.fit(task, model, tokenizer, data, given, **more)
+
+
+@pytest.mark.parametrize("architecture", ["t5", "marian"])
+@pytest.mark.parametrize("micro", [16, 5])
+def test_a_training_is_the_same_with_and_without(tmp_path, architecture, micro):
+    changes = {"max_grad_norm": 0.5, "label_smoothing": 0.1, "per_device_batch_size": micro}
+    with_them = trained(config(tmp_path / "with", architecture, **changes))
+    without = trained(config(tmp_path / "without", architecture, fused_layers="never", **changes))
+    assert any("compiled forward and backward" in line for line in with_them.choices)
+    for one, other in zip(with_them.history, without.history, strict=True):
+        for name in ("loss", "eval_loss", "grad_norm"):
+            assert one.get(name, 0.0) == pytest.approx(other.get(name, 0.0), rel=1e-4)
+    weights = [dict(run.model.named_parameters()) for run in (with_them, without)]
+    assert made_pairs.difference(*({n: p.detach() for n, p in w.items()} for w in weights)) < 1e-5
+    assert not any("forward" in vars(module) or "zero_grad" in vars(module) for module in with_them.model.modules())
+
+
+def test_a_continued_run_ends_with_the_same_bits(tmp_path):
+    changes = {"max_steps": 6, "save_steps": 3, "optimizer": "adamw", "max_grad_norm": 1.0, "keep_checkpoints": 5}
+    given = override(config(tmp_path / "whole", "marian", **changes), {"model": {"dropout": 0.2}})
+
+    def keep(folder: Path) -> None:
+        if folder.name.endswith("-3"):
+            shutil.copytree(folder, tmp_path / "kept" / folder.name)
+
+    whole = trained(given, on_checkpoint=keep)
+    torch.rand(100)
+    again = trained(override(given, {"output": str(tmp_path / "again"), "resume": str(next((tmp_path / "kept").iterdir()))}))
+    for (name, one), other in zip(whole.model.named_parameters(), again.model.parameters(), strict=True):
+        assert torch.equal(one, other), name
+
+
+def test_a_diverged_step_is_looked_into_module_by_module(tmp_path):
+    with pytest.raises(TrainingDiverged) as raised:
+        trained(config(tmp_path, "marian", learning_rate=1e20, max_steps=5))
+    assert "layers." in str(raised.value)
+
+
+def test_a_model_without_fused_layers_is_refused_where_they_are_asked_for(tmp_path):
+    given = hftk.CausalLMConfig(
+        model=ModelConfig(size="tiny", architecture="gpt2", tokenizer="characters"), output=str(tmp_path / "out")
+    )  # fmt: skip
+    given = override(given, {"train": {"fused_layers": "always", "max_steps": 2, "precision": "fp32"}})
+    data = Splits(train=Dataset.from_dict({"text": ["some words"] * 40}))
+    task = hftk.CausalLM(given)
+    model, tokenizer = hftk.load_model(given.model, task, data)
+    with pytest.raises(InputError, match="GPT2LMHeadModel has no layer"):
+        hftk.fit(task, model, tokenizer, data, given)
