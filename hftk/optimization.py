@@ -182,7 +182,8 @@ def make_optimizer(model: torch.nn.Module, config: TrainConfig, learning_rate: f
     fused_sgd = {} if strategy_in_environment() == "fsdp" else fused
     match config.optimizer:
         case "adamw":
-            make = AdamW if fused and all(p.device.type == "cpu" for g in groups for p in g["params"]) else torch.optim.AdamW
+            on_cpu = all(p.device.type == "cpu" for g in groups for p in g["params"])
+            make = AdamW if fused and on_cpu and not strategy_in_environment() else torch.optim.AdamW
             return make(groups, lr=learning_rate, betas=betas, **fused)
         case "adam":
             return torch.optim.Adam(groups, lr=learning_rate, betas=betas, **fused)

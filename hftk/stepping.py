@@ -63,8 +63,10 @@ class AdamW(torch.optim.AdamW):
         super().add_param_group(param_group)
 
     def _gradients(self) -> list[list[torch.Tensor]] | None:
-        """Those of the listed weights, or None where the list does not fit: one has none now, or another has one."""
+        """Those of the listed weights, or None where the list does not fit: one has none now, another has one, or a state is new."""
         if self._listed is None or any(weight.grad is not None for listed in self._listed for weight in listed.others):
+            return None
+        if any(self.state[w]["exp_avg"] is not a for listed in self._listed for w, a in zip(listed.weights, listed.exp_avgs, strict=True)):
             return None
         found = [[weight.grad for weight in listed.weights if weight.grad is not None] for listed in self._listed]
         return found if all(len(f) == len(listed.weights) for f, listed in zip(found, self._listed, strict=True)) else None

@@ -196,7 +196,7 @@ class ExactTrainer(ShardedTrainer):
         _search_for_lomo_once()
         close_open()  # of an earlier run in this process
         try:
-            with self._fused_layers(), stepping.short_zero_grad(self.plain, self._trained), stepping.settled_memory():
+            with self._fused_layers(), self._short_zero_grad(), stepping.settled_memory():
                 result = super().train(*args, **kwargs)
             self.saver.finish()
         except BaseException:
@@ -211,11 +211,18 @@ class ExactTrainer(ShardedTrainer):
         other = ""
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             other = "FSDP and DeepSpeed gather the weights of each layer for itself"
+        elif self.args.activation_checkpointing or self.config.train.gradient_checkpointing:
+            other = "gradient checkpointing computes the own layers again (--train.gradient_checkpointing)"
         elif self.args.torch_compile:
             other = "torch.compile replaces the same layers (--train.torch_compile)"
         return fused.chosen(
             self.config.train.fused_layers, self.plain, device=self.args.device, precision=self.precision, steps=self.args.max_steps, other=other
         )  # fmt: skip
+
+    def _short_zero_grad(self) -> AbstractContextManager[None]:
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:  # they put other parameters in the place of these
+            return nullcontext()
+        return stepping.short_zero_grad(self.plain, self._trained)
 
     def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
         """Trainer ends its callbacks here; those of trackers stay open for the scores of the test split.

@@ -70,6 +70,19 @@ def test_its_state_is_saved_and_loaded_by_either(tmp_path):
     assert {int(state["step"]) for state in stock.state.values()} == {6}
 
 
+def test_a_state_that_another_put_in_place_is_the_one_that_counts():
+    one, two = weights(), weights()
+    ours, theirs = optimizers(one, two)
+    for step in range(4):
+        give_gradients(step, one, two)
+        if step == 2:
+            for optimizer in (ours, theirs):
+                for state in optimizer.state.values():
+                    state["exp_avg"] = state["exp_avg"].clone().mul_(2)
+        ours.step(), theirs.step()
+    assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
+
+
 def test_a_closure_and_a_new_group():
     one, two = weights(), weights()
     ours, theirs = optimizers(one, two)

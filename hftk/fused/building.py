@@ -1,11 +1,10 @@
-"""``kernels.cpp`` compiled for this processor, once: the library is kept where torch keeps its own extensions."""
+"""``kernels.cpp`` compiled for this processor, once: the library is kept in ``hftk`` under ``TORCH_EXTENSIONS_DIR`` or the user's cache."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
 import hashlib
-import importlib
 import os
 import platform
 import shutil
@@ -23,8 +22,6 @@ from hftk.precision import cpu_flags
 
 SOURCE = Path(__file__).with_name("kernels.cpp")
 FLAGS = ("-O3", "-std=c++20", "-fPIC", "-shared", "-fno-math-errno", "-fno-trapping-math", "-w")
-FOLDER = "hftk"
-"""Under ``TORCH_EXTENSIONS_DIR``, or torch's default for it in the user's cache."""
 
 
 class Unavailable(Exception):
@@ -41,16 +38,17 @@ def library() -> Any:
     if sys.platform not in ("linux", "darwin"):
         raise Unavailable(f"they are not compiled on {sys.platform}")
     compiler = _compiler()
-    target = _place() / f"kernels-{_key(compiler)}.so"
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
+        target = _place() / f"kernels-{_key(compiler)}.so"
+        target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with _alone(target):
-            if not target.exists():
+            if not _is_whole(target):
                 note(f"compiling the fused layers with {compiler}: about half a minute, once on this machine")
                 _compile(compiler, target)
-        torch.ops.load_library(str(target))
-    except OSError as error:
-        raise Unavailable(f"{target}: {error}") from error
+        if not hasattr(torch.ops.hftk, "attention"):  # registering the operators twice would end the process
+            torch.ops.load_library(str(target))
+    except (OSError, RuntimeError) as error:
+        raise Unavailable(f"the fused layers could not be loaded: {error}") from error
     return torch.ops.hftk
 
 
@@ -62,8 +60,8 @@ def _compiler() -> str:
 
 
 def _place() -> Path:
-    extensions: Any = importlib.import_module("torch.utils.cpp_extension")
-    return Path(os.environ.get("TORCH_EXTENSIONS_DIR") or extensions.get_default_build_root()) / FOLDER
+    chosen = os.environ.get("TORCH_EXTENSIONS_DIR")
+    return Path(chosen or os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hftk"
 
 
 def _key(compiler: str) -> str:
@@ -83,11 +81,20 @@ def _alone(target: Path) -> Iterator[None]:
         yield
 
 
+def _is_whole(target: Path) -> bool:
+    """Whether the library is as it was made: loading one that was cut off would end the process."""
+    digest = target.with_suffix(".sha256")
+    return target.exists() and digest.exists() and digest.read_text() == _digest(target)
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
 def _compile(compiler: str, target: Path) -> None:
-    extensions: Any = importlib.import_module("torch.utils.cpp_extension")
-    libraries = extensions.library_paths()
-    paths = [f"-I{path}" for path in extensions.include_paths()]
-    links = [*(f"-L{path}" for path in libraries), *(f"-Wl,-rpath,{path}" for path in libraries), "-ltorch", "-ltorch_cpu", "-lc10"]
+    home = Path(torch.__file__).parent  # torch.utils.cpp_extension knows these too, and asks for setuptools
+    paths = [f"-I{home / 'include'}", f"-I{home / 'include' / 'torch' / 'csrc' / 'api' / 'include'}"]
+    links = [f"-L{home / 'lib'}", f"-Wl,-rpath,{home / 'lib'}", "-ltorch", "-ltorch_cpu", "-lc10"]
     abi = f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}"
     said = ""
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
@@ -96,6 +103,7 @@ def _compile(compiler: str, target: Path) -> None:
             command = [compiler, *FLAGS, *tuned, abi, *paths, str(SOURCE), "-o", str(made), *links]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             if done.returncode == 0:
+                target.with_suffix(".sha256").write_text(_digest(made))
                 made.replace(target)
                 return
             said = next((line for line in done.stderr.splitlines() if "error" in line), done.stderr[-200:]).strip()

@@ -43,7 +43,7 @@ def chosen(asked: str, model: nn.Module, *, device: torch.device, precision: str
     elif precision != "fp32":
         why = f"they compute in fp32, and this run in {precision}"
     elif not why and next(layers.replacements(model, None, active, layers.Biases()), None) is None:
-        why = f"{type(model).__name__} has no layer that they could stand in for (T5, BART and their like have, unless adapted or quantized)"
+        why = f"{type(model).__name__} has no layer that they could stand in for (T5, BART and their like have, unless adapted, quantized or hooked)"
     if not why:
         try:
             building.library()

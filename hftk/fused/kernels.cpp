@@ -301,7 +301,7 @@ struct Heads {
   float scale;
   bool causal;
 
-  int64_t at_once() const { return std::max<int64_t>(1, kWorkAtOnce * 16 / (2 * queries * keys * width)); }
+  int64_t at_once() const { return std::max<int64_t>(1, kWorkAtOnce * 16 / std::max<int64_t>(1, 2 * queries * keys * width)); }
   int64_t seen(int64_t query) const { return causal ? std::min(keys, query + 1 + keys - queries) : keys; }
   float* of(const Side& side, int64_t pair, int64_t tokens) const { return side.values + pair / number * tokens * side.step + pair % number * width; }
 };
@@ -455,7 +455,9 @@ struct AttentionBlock : torch::autograd::Function<AttentionBlock> {
                         const Optional& b_q, const Optional& b_k, const Optional& b_v, const Optional& b_o, const Tensor& norm_weight, const Optional& norm_bias, int64_t number,
                         double scale, bool causal, double attention_dropout, bool before, bool rms, double eps, double dropout) {
     at::AutoDispatchBelowADInplaceOrView below;
-    TORCH_CHECK(!bias || bias->size(3) == 1 || bias->stride(3) == 1, "expected a bias whose keys lie side by side");
+    TORCH_CHECK(x.numel() && (!memory || memory->numel()), "expected at least one position");
+    TORCH_CHECK(!bias || (bias->sizes() == at::IntArrayRef({x.size(0), number, x.size(1), memory ? memory->size(1) : x.size(1)}) && (bias->size(3) == 1 || bias->stride(3) == 1)),
+                "expected a bias (batch, heads, queries, keys) whose keys lie side by side");
     const Frame frame{{norm_weight, plain(norm_bias), eps, rms}, before, dropout};
     const Tensor flat = x.reshape({-1, x.size(2)}).contiguous(), source = memory ? memory->reshape({-1, memory->size(2)}).contiguous() : Tensor();
     const Entered entered = enter(frame, flat);
@@ -603,6 +605,10 @@ Tensor feed_forward(const Tensor& x, const Tensor& w_1, const Optional& w_gate, 
 // at the target.
 Tensor nats_(const Tensor& logits, const Optional& bias, const Tensor& targets, double shift) {
   const int64_t positions = logits.size(0), vocabulary = logits.size(1);
+  TORCH_CHECK(logits.is_contiguous() && targets.is_contiguous() && targets.numel() == positions && (!bias || (bias->is_contiguous() && bias->numel() == vocabulary)),
+              "expected contiguous logits (positions, vocabulary), targets (positions) and bias (vocabulary)");
+  for (int64_t row = 0; row < positions; ++row)
+    TORCH_CHECK_INDEX(targets.const_data_ptr<int64_t>()[row] >= 0 && targets.const_data_ptr<int64_t>()[row] < vocabulary, "a label is outside of the vocabulary of ", vocabulary);
   const Tensor nats = at::empty({positions}, logits.options());
   const float* added = data(plain(bias));
   const int64_t* wanted = targets.const_data_ptr<int64_t>();

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import types
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -38,7 +39,7 @@ class Biases:
         if mask is None:
             return None if position_bias is None else position_bias.contiguous().expand(shape)
         for known_mask, known_bias, made in self._last:
-            if known_mask is mask and known_bias is position_bias:
+            if known_mask is mask and known_bias is position_bias and made.shape == shape:
                 return made
         lowest = torch.finfo(torch.float32).min
         if mask.dtype == torch.bool:
@@ -58,22 +59,23 @@ def replacements(model: nn.Module, ops: Any, active: Callable[[], Any], biases: 
     """Each layer of ``model`` that a block may stand in for, with the forward that it gets; it runs its own where ``active`` is false."""
     for layer in model.modules():
         name = type(layer).__name__
-        for make, names in _MAKERS:
+        for make, names in _MAKERS if _of_transformers(layer) else ():
             if name in names and (fused := make(layer, ops, biases, names[name])) is not None:
-                yield layer, _either(layer.forward, fused, active)
+                yield layer, _either(layer, fused, active)
 
 
-def _either(own: Forward, fused: Forward, active: Callable[[], Any]) -> Forward:
-    """The fused forward, or the layer's own where the fused one gives NotImplemented."""
+def _either(layer: nn.Module, fused: Forward, active: Callable[[], Any]) -> Forward:
+    """The fused forward, or the layer's own where the fused one gives NotImplemented. It is a method, so that a copy of the layer
+    has one of its own, which runs what its class says."""
 
-    def forward(*arguments: Any, **named: Any) -> Any:
-        if active() is not None and torch.is_grad_enabled():
+    def forward(self: Any, *arguments: Any, **named: Any) -> Any:
+        if self is layer and active() is not None and torch.is_grad_enabled():
             made = fused(*arguments, **named)
             if made is not NotImplemented:
                 return made
-        return own(*arguments, **named)
+        return type(self).forward(self, *arguments, **named)
 
-    return forward
+    return types.MethodType(forward, layer)
 
 
 # When a block may stand in ----------------------------------------------------------------------------------------------
@@ -85,7 +87,8 @@ def _plain(*modules: nn.Module) -> bool:
     What holds weights of its own or is asked for them has to be of a known class: an adapter hands on the weight of what it adapts.
     """
     for module in modules:
-        if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or "forward" in vars(module):
+        hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+        if any(hooks) or "forward" in vars(module) or not _of_transformers(module):
             return False
         if hasattr(module, "weight") and type(module) not in (nn.Linear, nn.LayerNorm) and type(module).__name__ not in RMS_NORMS:
             return False
@@ -95,10 +98,17 @@ def _plain(*modules: nn.Module) -> bool:
     return True
 
 
-def _usual(x: torch.Tensor, memory: torch.Tensor | None, others: dict[str, Any]) -> bool:
+def _of_transformers(module: nn.Module) -> bool:
+    """Whether its class is torch's or transformers' own, and not one of the same name."""
+    return type(module).__module__.startswith(("torch.nn.modules.", "transformers.models."))
+
+
+def _usual(x: torch.Tensor, memory: torch.Tensor | None, mask: Any, others: dict[str, Any]) -> bool:
     """Whether the call is one of training in float32 on short sequences, of which nothing but the output is wanted."""
     keys = x.shape[1] if memory is None else memory.shape[1]
-    if x.dtype != torch.float32 or torch.is_autocast_enabled("cpu") or x.shape[1] * keys > MOST_SCORES:
+    if mask is not None and not (isinstance(mask, torch.Tensor) and mask.ndim == 4 and mask.shape[-1] == keys):
+        return False
+    if not x.numel() or not keys or x.dtype != torch.float32 or torch.is_autocast_enabled("cpu") or x.shape[1] * keys > MOST_SCORES:
         return False
     return not any(value is not None and value is not False for name, value in others.items() if name != "use_cache")
 
@@ -151,7 +161,7 @@ def _bart_encoder(layer: Any, ops: Any, biases: Biases, before: bool) -> Forward
     feed_forward = _bart_feed_forward(layer, ops, activation, before)
 
     def forward(hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None, **others: Any) -> Any:
-        if not _usual(hidden_states, None, others):
+        if not _usual(hidden_states, None, attention_mask, others):
             return NotImplemented
         return feed_forward(attend(hidden_states, None, attention_mask))
 
@@ -175,7 +185,7 @@ def _bart_decoder(layer: Any, ops: Any, biases: Biases, before: bool) -> Forward
         encoder_attention_mask: torch.Tensor | None = None, past_key_values: Any = None, **others: Any,
     ) -> Any:  # fmt: skip
         memory = encoder_hidden_states
-        usual = _usual(hidden_states, None, others) and _usual(hidden_states, memory, others)
+        usual = _usual(hidden_states, None, attention_mask, others) and _usual(hidden_states, memory, encoder_attention_mask, others)
         if memory is None or past_key_values is not None or not usual:
             return NotImplemented
         return feed_forward(attend_across(attend(hidden_states, None, attention_mask), memory, encoder_attention_mask))
@@ -206,7 +216,7 @@ def _t5_attention(layer: Any, ops: Any, biases: Biases, attention: Any) -> Forwa
         hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None, position_bias: torch.Tensor | None = None,
         past_key_values: Any = None, key_value_states: torch.Tensor | None = None, **others: Any,
     ) -> Any:  # fmt: skip
-        if past_key_values is not None or not _usual(hidden_states, key_value_states, others):
+        if past_key_values is not None or not _usual(hidden_states, key_value_states, attention_mask, others):
             return NotImplemented
         if position_bias is None and attention.has_relative_attention_bias:
             length = hidden_states.shape[1]
@@ -234,7 +244,7 @@ def _t5_feed_forward(layer: Any, ops: Any, biases: Biases, _: Any) -> Forward | 
     weights = (first.weight, None if gate is None else gate.weight, inside.wo.weight, None, None, norm.weight, None)
 
     def forward(hidden_states: torch.Tensor) -> Any:
-        if not _usual(hidden_states[:, :1], None, {}):
+        if not _usual(hidden_states[:, :1], None, None, {}):
             return NotImplemented
         inner, outer = (inside.dropout.p, layer.dropout.p) if layer.training else (0.0, 0.0)
         return ops.feed_forward(hidden_states, *weights, activation, inner, True, True, norm.variance_epsilon, outer)

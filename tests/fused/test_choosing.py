@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 import subprocess
 import sys
 
@@ -79,7 +80,7 @@ def test_a_compiler_that_fails_leaves_nothing_behind(monkeypatch, tmp_path):
     try:
         with pytest.raises(building.Unavailable, match=r"could not compile them: kernels\.cpp:1: error: no"):
             building.library()
-        assert [path.suffix for path in (tmp_path / "kept" / building.FOLDER).iterdir()] == [".lock"]
+        assert [path.suffix for path in (tmp_path / "kept" / "hftk").iterdir()] == [".lock"]
     finally:
         building.library.cache_clear()
 
@@ -95,17 +96,25 @@ def test_a_place_that_cannot_be_written(monkeypatch, tmp_path):
         building.library.cache_clear()
 
 
-def test_a_file_that_is_no_library_is_named(ops, monkeypatch, tmp_path):
+@pytest.mark.parametrize("damage", ["cut off", "empty", "no digest"])
+def test_a_damaged_library_is_made_again(ops, monkeypatch, tmp_path, damage):
+    made = building._place() / f"kernels-{building._key(building._compiler())}.so"
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
-    target = tmp_path / building.FOLDER / f"kernels-{building._key(building._compiler())}.so"
+    target, compiled = tmp_path / "hftk" / made.name, []
     target.parent.mkdir()
-    target.write_bytes(b"cut off")
+    for suffix in (".so", ".sha256"):
+        shutil.copy(made.with_suffix(suffix), target.with_suffix(suffix))
+    if damage == "no digest":
+        target.with_suffix(".sha256").unlink()
+    else:
+        target.write_bytes(made.read_bytes()[: 4096 if damage == "cut off" else 0])
+    monkeypatch.setattr(building, "_compile", lambda compiler, path: compiled.append(path) or shutil.copy(made, path))
     building.library.cache_clear()
     try:
-        with pytest.raises(building.Unavailable, match="kernels-"):
-            building.library()
+        assert building.library() is ops
     finally:
         building.library.cache_clear()
+    assert compiled == [target]
 
 
 def test_importing_hftk_compiles_nothing():

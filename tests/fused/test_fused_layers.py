@@ -1,5 +1,6 @@
 """Fused layers are the layers of transformers: the same losses and gradients, and nothing else is touched."""
 
+import copy
 from typing import Any
 
 import pytest
@@ -141,13 +142,15 @@ def test_paused_layers_call_every_module():
         handle.remove()
 
 
-@pytest.mark.parametrize("touch", ["hook", "half", "adapter", "frozen"])
+@pytest.mark.parametrize("touch", ["hook", "backward_hook", "half", "adapter", "frozen"])
 def test_layers_that_have_more_to_do_are_left_alone(touch):
     model = make("marian")
     layer = model.model.encoder.layers[0]
     expected = 3
     if touch == "hook":
         layer.fc1.register_forward_hook(lambda *_: None)
+    elif touch == "backward_hook":
+        layer.fc1.register_full_backward_pre_hook(lambda *_: None)
     elif touch == "half":
         layer.fc1.to(torch.bfloat16)
     elif touch == "adapter":
@@ -186,14 +189,38 @@ def test_long_sequences_and_autocast_run_as_they_are(monkeypatch):
         assert not any(calls)
 
 
-def test_gradient_checkpointing():
-    model, given = make("marian", dropout=0.1), batch()
+def test_a_copy_of_the_model_is_a_model_of_its_own():
+    model, given = make("marian"), batch()
     with fused.fused_layers(model):
-        torch.manual_seed(7)
-        _, whole = loss_and_gradients(model, given)
-        model.gradient_checkpointing_enable({"use_reentrant": False})
-        torch.manual_seed(7)
-        same(loss_and_gradients(model, given)[1], whole)
+        copied = copy.deepcopy(model)
+        with torch.no_grad():
+            for weight in copied.parameters():
+                weight.mul_(3)
+        loss = copied(**given).loss.item()
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.mul_(3)
+    assert loss == pytest.approx(model(**given).loss.item(), rel=1e-6)
+
+
+def test_a_class_of_the_same_name_keeps_its_forward():
+    model = make("t5")
+    own = type("T5LayerFF", (type(model.encoder.block[0].layer[-1]),), {"forward": lambda self, x: x})
+    model.encoder.block[0].layer[-1].__class__ = own
+    with fused.fused_layers(model):
+        assert "forward" not in vars(model.encoder.block[0].layer[-1])
+
+
+def test_masks_of_other_kinds_and_empty_sequences_run_as_they_are(ops):
+    x = torch.zeros(2, 3, 8)
+    for mask in (torch.ones(2, 3), torch.zeros(2, 1, 3, 1), object()):
+        assert not layers._usual(x, None, mask, {})
+    assert layers._usual(x, None, torch.zeros(2, 1, 3, 3), {})
+    assert not layers._usual(x[:, :0], None, None, {}) and not layers._usual(x, x[:, :0], None, {})
+    model = make("marian")
+    with fused.fused_layers(model), pytest.raises(RuntimeError, match="at least one position"):
+        norm, w, b = torch.ones(8), torch.zeros(8, 8), torch.zeros(8)
+        ops.attention(x, x[:, :0], None, w, w, w, w, b, b, b, b, norm, norm, 2, 1.0, False, 0.0, False, False, 1e-5, 0.0)
 
 
 def test_two_micro_batches_add_their_gradients():
@@ -239,6 +266,14 @@ def test_nats_are_cross_entropy(ops, words, scale):
     nats = ops.nats_(own, bias, targets, -1.0)
     torch.testing.assert_close(nats, expected.detach(), rtol=1e-5, atol=max(1e-5, 2e-7 * scale))
     torch.testing.assert_close(own, logits.grad, rtol=1e-4, atol=1e-6)
+
+
+def test_a_label_outside_of_the_vocabulary_is_an_error(ops):
+    for label in (-1, 20):
+        with pytest.raises(IndexError, match="outside of the vocabulary of 20"):
+            ops.nats_(torch.zeros(2, 20), None, torch.tensor([3, label]), -1.0)
+    with pytest.raises(RuntimeError, match="contiguous"):
+        ops.nats_(torch.zeros(2, 20), None, torch.arange(4)[::2], -1.0)
 
 
 def test_nats_of_logits_that_are_no_numbers(ops):

@@ -69,6 +69,13 @@ def test_a_diverged_step_is_looked_into_module_by_module(tmp_path):
     assert "layers." in str(raised.value)
 
 
+def test_gradient_checkpointing_keeps_the_own_layers(tmp_path):
+    given = config(tmp_path / "auto", "marian", fused_layers="auto", gradient_checkpointing=True, max_steps=1)
+    assert trained(given).history
+    with pytest.raises(InputError, match="gradient checkpointing"):
+        trained(config(tmp_path / "always", "marian", gradient_checkpointing=True))
+
+
 def test_a_model_without_fused_layers_is_refused_where_they_are_asked_for(tmp_path):
     given = hftk.CausalLMConfig(
         model=ModelConfig(size="tiny", architecture="gpt2", tokenizer="characters"), output=str(tmp_path / "out")
