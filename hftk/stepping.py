@@ -1,7 +1,7 @@
 """What stands between two backward passes, with little Python around it.
 
 torch and Accelerate walk over the modules of a model for every clipping and every ``zero_grad``, and AdamW looks up the state of
-each weight for every update: of a small model's step a fifth. What they find does not change, and is listed once here.
+each weight for every update, which a small model's step feels. What they find does not change, and is listed once here.
 """
 
 from __future__ import annotations
