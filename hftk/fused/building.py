@@ -1,4 +1,4 @@
-"""``kernels.cpp`` compiled for this processor, once: the library is kept in ``hftk`` under ``TORCH_EXTENSIONS_DIR`` or the user's cache."""
+"""The folder ``kernels`` compiled for this processor, once: the library is kept in ``hftk`` under ``TORCH_EXTENSIONS_DIR`` or the user's cache."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ import torch
 from hftk.choices import note
 from hftk.precision import cpu_flags
 
-SOURCE = Path(__file__).with_name("kernels.cpp")
+SOURCES = Path(__file__).with_name("kernels")
 FLAGS = ("-O3", "-std=c++20", "-fPIC", "-shared", "-fno-math-errno", "-fno-trapping-math", "-w")
 
 
@@ -30,7 +30,7 @@ class Unavailable(Exception):
 
 @functools.cache
 def library() -> Any:
-    """The operators of ``kernels.cpp`` (``torch.ops.hftk``), compiled at their first use, which takes about half a minute.
+    """The operators of ``kernels`` (``torch.ops.hftk``), compiled at their first use, which takes about half a minute.
 
     Raises:
         Unavailable: no compiler, a platform that it is not written for, or no place to keep the library.
@@ -65,9 +65,9 @@ def _place() -> Path:
 
 
 def _key(compiler: str) -> str:
-    """What the library depends on: the source, torch, the compiler, and the instructions that the processor has."""
+    """What the library depends on: the sources, torch, the compiler, and the instructions that the processor has."""
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False).stdout
-    parts = (SOURCE.read_text(encoding="utf-8"), torch.__version__, version, platform.machine(), " ".join(sorted(cpu_flags() or ())), *FLAGS)
+    parts = (*(path.read_text(encoding="utf-8") for path in sorted(SOURCES.iterdir())), torch.__version__, version, platform.machine(), " ".join(sorted(cpu_flags() or ())), *FLAGS)
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
@@ -100,7 +100,7 @@ def _compile(compiler: str, target: Path) -> None:
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
         made = Path(folder) / target.name
         for tuned in (["-fopenmp", "-march=native"], ["-fopenmp-simd", "-mcpu=native"], ["-fopenmp-simd"]):
-            command = [compiler, *FLAGS, *tuned, abi, *paths, str(SOURCE), "-o", str(made), *links]
+            command = [compiler, *FLAGS, *tuned, abi, *paths, str(SOURCES / "library.cpp"), "-o", str(made), *links]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             if done.returncode == 0:
                 target.with_suffix(".sha256").write_text(_digest(made))

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
 from hftk.choices import note
 from hftk.config import InputError, Problem
-from hftk.fused import building, layers
+from hftk.fused import building, stacks
 
 STEPS = 1000
 """Steps of a run from which on compiling is worth its time."""
@@ -20,10 +20,11 @@ STEPS = 1000
 class _State:
     ops: Any = None
     """The operators, while a model is trained with them."""
+    step = stacks.Step()
 
 
 def active() -> Any:
-    """The operators of ``kernels.cpp`` while fused layers are in place, else None."""
+    """The operators of ``kernels`` while fused layers are in place, else None."""
     return _State.ops
 
 
@@ -42,7 +43,7 @@ def chosen(asked: str, model: nn.Module, *, device: torch.device, precision: str
         why = f"they are for CPUs, and this run is on {device.type}"
     elif precision != "fp32":
         why = f"they compute in fp32, and this run in {precision}"
-    elif not why and next(layers.replacements(model, None, active, layers.Biases()), None) is None:
+    elif not why and next(stacks.stacks(model, None, active, stacks.Step()), None) is None:
         why = f"{type(model).__name__} has no layer that they could stand in for (T5, BART and their like have, unless adapted, quantized or hooked)"
     if not why:
         try:
@@ -66,20 +67,46 @@ def fused_layers(model: nn.Module) -> Iterator[None]:
     Raises:
         Unavailable: they could not be compiled.
     """
-    ops, biases = building.library(), layers.Biases()
+    ops, step = building.library(), stacks.Step()
+    before = _State.ops, _State.step
     put = []
-    for layer, forward in list(layers.replacements(model, ops, active, biases)):
-        put.append(layer)
-        layer.forward = forward
-    before, _State.ops = _State.ops, ops
-    note(f"train.fused_layers: {len(put)} layers have compiled forward and backward passes")
+    for module, forward in list(stacks.stacks(model, ops, active, step)):
+        put.append(module)
+        module.forward = forward
+    _State.ops, _State.step = ops, step
+    names = " and ".join(dict.fromkeys(type(module).__name__ for module in put))
+    note(f"train.fused_layers: compiled forward and backward passes, without padding, in {names}")
     try:
         yield
     finally:
-        _State.ops = before
-        biases.forget()
-        for layer in put:
-            vars(layer).pop("forward", None)
+        _State.ops, _State.step = before
+        for module in put:
+            vars(module).pop("forward", None)
+
+
+class Looked(NamedTuple):
+    """What the loss over the vocabulary is made of."""
+
+    states: torch.Tensor
+    """(tokens, width) in front of the projection."""
+    labels: torch.Tensor
+    """(tokens,) the targets of its logits; those that do not count are negative."""
+    gradient: torch.Tensor | None
+    """Where the gradient of the projection's weight is to be put: tied embeddings add theirs to it in the backward pass."""
+
+
+def looked_at(labels: torch.Tensor, projection: torch.Tensor, states: Callable[[], torch.Tensor]) -> Looked:
+    """What ``states``, (rows, positions, width) in front of the ``projection`` with this weight, gives; a decoder may leave out the
+    positions behind the last of (rows, positions) ``labels`` of a row that is not negative."""
+    step = _State.step
+    step.labels, step.projection = labels, projection
+    try:
+        found = states()
+        if step.decoded is None or step.decoded[0] is not found:
+            return Looked(found.flatten(0, 1), labels.flatten(), step.gradient)
+        return Looked(step.decoded[2], step.decoded[1].packed(labels), step.gradient)
+    finally:
+        step.forget()
 
 
 @contextmanager

@@ -78,9 +78,11 @@ class SummedNats(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, labels: torch.Tensor, smoothing: float
-    ) -> torch.Tensor:
-        """``hidden`` (positions, width), ``weight`` (vocabulary, width), ``labels`` (positions,) without -100; a scalar."""
+        ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, labels: torch.Tensor, smoothing: float,
+        gradient: torch.Tensor | None = None,
+    ) -> torch.Tensor:  # fmt: skip
+        """``hidden`` (positions, width), ``weight`` (vocabulary, width), ``labels`` (positions,) without -100; a scalar. The
+        gradient of ``weight`` is put into ``gradient``, if given."""
         dtype = _arithmetic(hidden)
         needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         from_hidden = torch.empty_like(hidden) if needs_hidden else None
@@ -93,11 +95,11 @@ class SummedNats(torch.autograd.Function):
                 states, targets = hidden[piece].to(dtype), labels[piece, None]
                 nats, from_logits = _nats_and_gradient(states, matrix, bias, targets, smoothing)
                 total += nats.sum()
-                gradient = from_logits.to(dtype)
+                slopes = from_logits.to(dtype)
                 if from_hidden is not None:
-                    from_hidden[piece] = gradient @ matrix
+                    from_hidden[piece] = slopes @ matrix
                 if needs_weight:
-                    from_weight = _add_product(from_weight, gradient, states)
+                    from_weight = _add_product(from_weight, slopes, states, gradient)
                 if from_bias is not None:
                     from_bias += from_logits.sum(0)
             if smoothing:
@@ -114,7 +116,7 @@ class SummedNats(torch.autograd.Function):
                 if from_bias is not None:
                     from_bias -= even * count
             if needs_weight and from_weight is None:  # no position is trained
-                from_weight = torch.zeros_like(weight, dtype=torch.float32)
+                from_weight = torch.zeros_like(weight, dtype=torch.float32) if gradient is None else gradient.zero_()
         ctx.save_for_backward(from_hidden, from_weight, from_bias)
         ctx.dtypes = (weight.dtype, None if bias is None else bias.dtype)
         return total
@@ -125,7 +127,7 @@ class SummedNats(torch.autograd.Function):
         scale = upstream[0]
         weight = None if from_weight is None else from_weight.mul_(scale).to(ctx.dtypes[0])  # large, and never asked for again
         bias = None if from_bias is None else (from_bias * scale).to(ctx.dtypes[1])
-        return None if from_hidden is None else from_hidden * scale, weight, bias, None, None
+        return None if from_hidden is None else from_hidden * scale, weight, bias, None, None, None
 
 
 def _nats(
@@ -160,9 +162,10 @@ def _nats_and_gradient(
     return nats, probabilities.scatter_add_(1, targets, torch.full_like(nats, smoothing - 1))
 
 
-def _add_product(total: torch.Tensor | None, gradient: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
+def _add_product(total: torch.Tensor | None, gradient: torch.Tensor, states: torch.Tensor, into: torch.Tensor | None) -> torch.Tensor:
+    """(vocabulary, width) sum; the first is put ``into`` what is given."""
     if total is None:
-        return (gradient.T @ states).float()
+        return (gradient.T @ states).float() if into is None else torch.mm(gradient.T, states, out=into)
     return total.addmm_(gradient.T, states) if gradient.dtype == total.dtype else total.add_(gradient.T @ states)
 
 
@@ -215,34 +218,25 @@ def _loss_instead_of_logits(model: Any, labels: torch.Tensor, smoothing: float, 
     head, own = _head(plain), plain.forward
     assert head is not None
 
-    def stop(module: Any, arguments: tuple[torch.Tensor, ...]) -> None:
-        raise _Reached(arguments[0])
-
     def forward(*arguments: Any, **inputs: Any) -> torch.Tensor:
-        hook = head.register_forward_pre_hook(stop)
-        try:
-            own(*arguments, **inputs)
-        except _Reached as reached:
-            hidden = reached.hidden
-        else:
-            raise RuntimeError(f"{type(plain).__name__} does not use its output embeddings")
-        finally:
-            hook.remove()
+        # Spread over devices (model.device_map), a projection is where the word embeddings are: not with the last layer.
+        device = head.weight.device
+        states, targets, gradient = fused.looked_at(
+            labels.to(device), head.weight, lambda: _behind_virtual_tokens(_before(head, plain, own, arguments, inputs), labels).to(device)
+        )
         bias, extra = head.bias, getattr(plain, "final_logits_bias", None)
         if extra is not None:
-            extra = extra[0].to(head.weight.device)
+            extra = extra[0].to(device)
             bias = extra if bias is None else bias + extra
-        # Spread over devices (model.device_map), a projection is where the word embeddings are: not with the last layer.
-        hidden, own_labels = hidden.to(head.weight.device), labels.to(head.weight.device)
         # Tensors without values (hftk.planning) cannot say which labels count: all of them.
-        counted = slice(None) if _has_no_values(labels) else own_labels.flatten() != IGNORED
-        hidden = _behind_virtual_tokens(hidden, labels)
-        states, targets = hidden.flatten(0, 1)[counted], own_labels.flatten()[counted]
+        counted = None if _has_no_values(labels) else targets != IGNORED
+        if counted is not None and not (fused.active() and counted.all()):
+            states, targets = states[counted], targets[counted]
         if summed:
-            total: torch.Tensor = SummedNats.apply(states, head.weight, bias, targets, smoothing)
+            total: torch.Tensor = SummedNats.apply(states, head.weight, bias, targets, smoothing, gradient)
             return total.to(labels.device)
-        nats = hidden.new_zeros(labels.numel(), dtype=torch.float32)
-        nats[counted] = _each(states, head.weight, bias, targets)
+        nats = states.new_zeros(labels.numel(), dtype=torch.float32)
+        nats[slice(None) if counted is None else counted] = _each(states, head.weight, bias, targets)
         return nats.view(labels.shape).to(labels.device)
 
     shadowed = vars(plain).get("forward")
@@ -254,6 +248,22 @@ def _loss_instead_of_logits(model: Any, labels: torch.Tensor, smoothing: float, 
             del plain.forward
         else:
             plain.forward = shadowed
+
+
+def _before(head: torch.nn.Module, plain: Any, own: Any, arguments: Any, inputs: Any) -> torch.Tensor:
+    """What ``head`` is given in the model's own forward pass, which ends there."""
+
+    def stop(module: Any, arguments: tuple[torch.Tensor, ...]) -> None:
+        raise _Reached(arguments[0])
+
+    hook = head.register_forward_pre_hook(stop)
+    try:
+        own(*arguments, **inputs)
+    except _Reached as reached:
+        return reached.hidden
+    finally:
+        hook.remove()
+    raise RuntimeError(f"{type(plain).__name__} does not use its output embeddings")
 
 
 def _each(hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, labels: torch.Tensor) -> torch.Tensor:

@@ -72,13 +72,13 @@ def test_without_a_compiler_a_run_goes_on_and_says_so(monkeypatch, tmp_path):
 
 def test_a_compiler_that_fails_leaves_nothing_behind(monkeypatch, tmp_path):
     compiler = tmp_path / "broken"
-    compiler.write_text("#!/bin/sh\necho 'kernels.cpp:1: error: no' >&2\nexit 1\n")
+    compiler.write_text("#!/bin/sh\necho 'attention.h:1: error: no' >&2\nexit 1\n")
     compiler.chmod(0o755)
     monkeypatch.setenv("CXX", str(compiler))
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "kept"))
     building.library.cache_clear()
     try:
-        with pytest.raises(building.Unavailable, match=r"could not compile them: kernels\.cpp:1: error: no"):
+        with pytest.raises(building.Unavailable, match=r"could not compile them: attention\.h:1: error: no"):
             building.library()
         assert [path.suffix for path in (tmp_path / "kept" / "hftk").iterdir()] == [".lock"]
     finally:

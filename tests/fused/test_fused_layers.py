@@ -1,5 +1,6 @@
 """Fused layers are the layers of transformers: the same losses and gradients, and nothing else is touched."""
 
+import contextlib
 import copy
 from typing import Any
 
@@ -8,7 +9,7 @@ import torch
 from small_models import KINDS, WORDS, batch, loss_and_gradients, make, same
 
 from hftk import fused
-from hftk.fused import installing, layers
+from hftk.fused import installing, stacks
 from hftk.tasks.vocabulary import summed_nats
 
 pytestmark = pytest.mark.usefixtures("ops")
@@ -25,9 +26,8 @@ def test_losses_and_gradients_are_those_of_the_own_layers(kind, threads):
     model, given = make(kind), batch()
     own_loss, own = loss_and_gradients(model, given)
     with fused.fused_layers(model):
-        layers_in_place = fused_count(model)
+        assert fused_count(model) == 2  # encoder and decoder
         loss, gradients = loss_and_gradients(model, given)
-    assert layers_in_place == (4 if not kind.endswith("t5") and "t5" not in kind else 2 * 2 + 3 * 3)
     assert loss == pytest.approx(own_loss, rel=1e-5)
     same(gradients, own)
     assert fused_count(model) == 0
@@ -51,7 +51,7 @@ def test_activations(activation):
     model, given = make("bart", activation=activation), batch()
     _, own = loss_and_gradients(model, given)
     with fused.fused_layers(model):
-        assert fused_count(model) == 4
+        assert fused_count(model) == 2
         same(loss_and_gradients(model, given)[1], own)
 
 
@@ -81,6 +81,8 @@ def test_gradients_under_dropout_are_the_slopes_of_the_loss(kind):
     with fused.fused_layers(model):
         loss().backward()
         directions = {n: torch.randn_like(p) for n, p in model.named_parameters() if p.grad is not None}
+        if "t5" not in kind:
+            directions["model.shared.weight"][0] = 0  # that of padding is not trained where it is read
         expected = sum((p.grad * directions[n]).sum().item() for n, p in model.named_parameters() if n in directions)
         ends = []
         for step in (2e-4, -2e-4):
@@ -101,10 +103,10 @@ def test_gradients_under_dropout_are_the_slopes_of_the_loss(kind):
 def test_a_share_of_the_elements_is_dropped_and_the_rest_scaled_up(ops):
     rows, width, p = 500, 64, 0.3
     zero, one = torch.zeros(width, width), torch.ones(width)
-    x = torch.zeros(1, rows, width)
+    x = torch.zeros(rows, width)
 
     def made() -> torch.Tensor:
-        return ops.feed_forward(x, zero, None, zero, one, one, one, None, 0, 0.0, True, False, 1e-5, p)[0]  # x + dropout(1)
+        return ops.feed_forward(x, zero, None, zero, one, one, one, None, 0, 0.0, True, False, 1e-5, p)  # x + dropout(1)
 
     found = made()
     assert (found == 0).float().mean().item() == pytest.approx(p, abs=0.01)
@@ -146,7 +148,7 @@ def test_paused_layers_call_every_module():
 def test_layers_that_have_more_to_do_are_left_alone(touch):
     model = make("marian")
     layer = model.model.encoder.layers[0]
-    expected = 3
+    expected = 1  # the decoder
     if touch == "hook":
         layer.fc1.register_forward_hook(lambda *_: None)
     elif touch == "backward_hook":
@@ -159,7 +161,7 @@ def test_layers_that_have_more_to_do_are_left_alone(touch):
         expected = 0
     else:
         layer.requires_grad_(False)
-        expected = 4
+        expected = 2
     with fused.fused_layers(model):
         assert fused_count(model) == expected
 
@@ -174,19 +176,39 @@ def test_frozen_weights_get_no_gradient_and_the_rest_their_own():
     same(found, own)
 
 
+def runs_fused(model: Any, given: dict[str, torch.Tensor], **more: Any) -> list[str]:
+    """Names of the encoders and decoders that ran blocks."""
+    ran = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stacks, "_padded", lambda ops, packed, rows, own=stacks._padded: ran.append(rows.shape) or own(ops, packed, rows))
+        model(**given, **more)
+    sides = {given["input_ids"].shape: "encoder", given["labels"].shape: "decoder"}
+    return [sides[shape] for shape in ran]
+
+
 def test_long_sequences_and_autocast_run_as_they_are(monkeypatch):
     model, given = make("marian"), batch()
     _, own = loss_and_gradients(model, given)
-    calls = []
-    monkeypatch.setattr(layers, "_usual", lambda *arguments, usual=layers._usual: calls.append(usual(*arguments)) or calls[-1])
     with fused.fused_layers(model):
+        assert runs_fused(model, given) == ["encoder", "decoder"]
         with torch.autocast("cpu", torch.bfloat16):
-            model(**given)
-        assert calls and not any(calls)
-        calls.clear()
-        monkeypatch.setattr(layers, "MOST_SCORES", 5)
-        assert torch.equal(loss_and_gradients(model, given)[1]["lm_head.weight" if "lm_head.weight" in own else "model.shared.weight"], own["model.shared.weight"])
-        assert not any(calls)
+            assert not runs_fused(model, given)
+        monkeypatch.setattr(stacks, "MOST_SCORES", 11 * 18 - 1)
+        assert runs_fused(model, given) == ["encoder"]
+        monkeypatch.setattr(stacks, "MOST_SCORES", 5)
+        assert not runs_fused(model, given)
+        assert torch.equal(loss_and_gradients(model, given)[1]["model.shared.weight"], own["model.shared.weight"])
+
+
+@pytest.mark.parametrize("asked", ["output_attentions", "output_hidden_states"])
+def test_what_wants_more_than_the_last_states_gets_it(asked):
+    model, given = make("t5"), batch()
+    with fused.fused_layers(model):
+        assert not runs_fused(model, given, **{asked: True})
+    if asked == "output_hidden_states":
+        model.config.output_hidden_states = model.encoder.config.output_hidden_states = model.decoder.config.output_hidden_states = True
+        with fused.fused_layers(model):
+            assert not runs_fused(model, given)
 
 
 def test_a_copy_of_the_model_is_a_model_of_its_own():
@@ -208,19 +230,111 @@ def test_a_class_of_the_same_name_keeps_its_forward():
     own = type("T5LayerFF", (type(model.encoder.block[0].layer[-1]),), {"forward": lambda self, x: x})
     model.encoder.block[0].layer[-1].__class__ = own
     with fused.fused_layers(model):
-        assert "forward" not in vars(model.encoder.block[0].layer[-1])
+        assert "forward" not in vars(model.encoder) and "forward" in vars(model.decoder)
 
 
-def test_masks_of_other_kinds_and_empty_sequences_run_as_they_are(ops):
-    x = torch.zeros(2, 3, 8)
-    for mask in (torch.ones(2, 3), torch.zeros(2, 1, 3, 1), object()):
-        assert not layers._usual(x, None, mask, {})
-    assert layers._usual(x, None, torch.zeros(2, 1, 3, 3), {})
-    assert not layers._usual(x[:, :0], None, None, {}) and not layers._usual(x, x[:, :0], None, {})
-    model = make("marian")
-    with fused.fused_layers(model), pytest.raises(RuntimeError, match="at least one position"):
-        norm, w, b = torch.ones(8), torch.zeros(8, 8), torch.zeros(8)
-        ops.attention(x, x[:, :0], None, w, w, w, w, b, b, b, b, norm, norm, 2, 1.0, False, 0.0, False, False, 1e-5, 0.0)
+def masks(kind: str, mask: torch.Tensor) -> torch.Tensor:
+    if kind == "on the left":
+        return mask.flip(1)
+    if kind == "with a hole":
+        mask[0, 2] = 0
+    elif kind == "an empty row":
+        mask[1] = 0
+    return mask
+
+
+@pytest.mark.parametrize("kind", ["on the left", "with a hole", "an empty row"])
+@pytest.mark.parametrize("architecture", ["marian", "t5"])
+def test_other_padding_runs_as_it_is(kind, architecture):
+    model, given = make(architecture), batch()
+    given["attention_mask"] = masks(kind, given["attention_mask"])
+    own_loss, own = loss_and_gradients(model, given)
+    with fused.fused_layers(model):
+        assert not runs_fused(model, given)
+        loss, gradients = loss_and_gradients(model, given)
+    assert loss == own_loss
+    same(gradients, own)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("given_masks", ["none", "both", "encoder's outputs"])
+def test_ways_to_say_what_is_padding(kind, given_masks):
+    model, given = make(kind), batch()
+    if given_masks == "none":
+        del given["attention_mask"]
+    elif given_masks == "both":
+        given["decoder_attention_mask"] = (given["labels"] != -100).long()
+    else:
+        with torch.no_grad():
+            ids = given.pop("input_ids")
+            given["encoder_outputs"] = model.get_encoder()(input_ids=ids, attention_mask=given["attention_mask"])
+    own_loss, own = loss_and_gradients(model, given)
+    with fused.fused_layers(model):
+        loss, gradients = loss_and_gradients(model, given)
+    assert loss == pytest.approx(own_loss, rel=1e-5)
+    same(gradients, own)
+
+
+@pytest.mark.parametrize("kind", ["marian", "t5", "m2m_100"])
+def test_outputs_that_are_not_looked_at_are_left_out(kind):
+    """Behind the last label of a row nothing is computed; labels that are missing in front or between change nothing."""
+    model, given = make(kind), batch(4)
+    labels = given.pop("labels")
+    labels[2], labels[3, :4], labels[0, 5], labels[:, 16:] = -100, -100, -100, -100
+    given["decoder_input_ids"] = labels.clamp_min(3)
+    found, sizes = {}, []
+    for name in ("own", "fused"):
+        model.zero_grad()
+        with fused.fused_layers(model) if name == "fused" else contextlib.nullcontext(), pytest.MonkeyPatch.context() as patch:
+            patch.setattr(stacks, "_padded", lambda ops, packed, rows, own=stacks._padded: sizes.append(len(packed)) or own(ops, packed, rows))
+            loss = summed_nats(model, given, labels)
+            loss.backward()
+        found[name] = loss.item(), {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+    assert sizes == [int(given["attention_mask"].sum()), 16 + 16 + 0 + 15]
+    assert found["fused"][0] == pytest.approx(found["own"][0], rel=1e-5)
+    same(found["fused"][1], found["own"][1])
+
+
+def test_no_label_at_all():
+    model, given = make("marian"), batch()
+    labels = torch.full_like(given.pop("labels"), -100)
+    given["decoder_input_ids"] = labels.clamp_min(3)
+    with fused.fused_layers(model):
+        loss = summed_nats(model, given, labels)
+        loss.backward()
+    assert loss.item() == 0 and not model.model.shared.weight.grad.any()
+
+
+def test_dropped_layers():
+    model, given = make("bart"), batch()
+    losses = []
+    for rate in (0.0, 1.0):
+        model.model.encoder.layerdrop = model.model.decoder.layerdrop = rate
+        own_loss, _ = loss_and_gradients(model, given)
+        with fused.fused_layers(model):
+            losses.append(loss_and_gradients(model, given)[0])
+        assert losses[-1] == pytest.approx(own_loss, rel=1e-5)
+    assert losses[0] != pytest.approx(losses[1], rel=1e-4)
+
+
+def test_the_operators_check_what_they_are_given(ops):
+    x, norm, w, b = torch.zeros(6, 8), torch.ones(8), torch.zeros(8, 8), torch.zeros(8)
+
+    def attention(starts: list[int], memory: torch.Tensor | None = None, memory_starts: list[int] | None = None, bias: torch.Tensor | None = None) -> Any:
+        places = None if memory_starts is None else torch.tensor(memory_starts)
+        return ops.attention(x, torch.tensor(starts), memory, places, bias, w, w, w, w, b, b, b, b, norm, norm, 2, 1.0, False, 0.0, False, False, 1e-5, 0.0)
+
+    assert attention([0, 2, 6], bias=torch.zeros(2, 4, 4)).shape == x.shape
+    for wrong in ([0, 7], [1, 6], [0, 6, 4, 6], [6], [0, 5]):
+        with pytest.raises(RuntimeError, match="expected starts of rows"):
+            attention(wrong)
+    with pytest.raises(RuntimeError, match="expected starts of rows"):
+        attention([0, 2, 6], x, [0, 6])
+    with pytest.raises(RuntimeError, match="at least one key in row 1"):
+        attention([0, 2, 6], x, [0, 6, 6])
+    for bias in (torch.zeros(2, 3, 4), torch.zeros(1, 4, 4), torch.zeros(2, 4, 4).transpose(1, 2)[..., ::1]):
+        with pytest.raises(RuntimeError, match="expected a bias"):
+            attention([0, 2, 6], bias=bias)
 
 
 def test_two_micro_batches_add_their_gradients():
