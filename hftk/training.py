@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 STREAM_ROWS = 2000
 """Rows of a stream that are encoded, shuffled and grouped together."""
 FIXED = (
-    "seed", "learning_rate", "min_learning_rate", "schedule", "warmup", "optimizer", "weight_decay", "adam_beta1",
+    "seed", "group_by_length", "learning_rate", "min_learning_rate", "schedule", "warmup", "optimizer", "weight_decay", "adam_beta1",
     "adam_beta2", "layer_decay", "l1_penalty", "label_smoothing", "max_grad_norm", "metric_for_best_model", "extra.optim",
     "extra.lr_scheduler_type",
 )  # fmt: skip
@@ -257,11 +257,11 @@ def _plan(
             features = task.encode(rows, tokenizer, max_length=max_length, training=True)
             return replace(features, rows=features.rows + before, begin=here)
 
-        return StreamPlan(chunks, size, seed=train.seed, max_steps=max_steps), {"streaming": True}
+        return StreamPlan(chunks, size, seed=train.seed, max_steps=max_steps, group_by_length=train.group_by_length), {"streaming": True}
     features = encode(task, splits.train, tokenizer, max_length=max_length, training=True)
     if not len(features):
         raise InputError(Problem(setting="data.train", message="no training row is left after encoding"))
-    return Plan(features, size, seed=train.seed, epochs=epochs, max_steps=max_steps), features.facts
+    return Plan(features, size, seed=train.seed, epochs=epochs, max_steps=max_steps, group_by_length=train.group_by_length), features.facts
 
 
 def _numbered(batches: Iterable[tuple[Any, Any]], first: int) -> Iterator[tuple[int, Any, Any]]:

@@ -138,7 +138,7 @@ def test_tokens_of_text_are_no_secrets() -> None:
 @pytest.mark.parametrize(
     ("old", "new"),
     [
-        ("evaluation_strategy", "eval_strategy"), ("group_by_length", "train_sampling_strategy"),
+        ("evaluation_strategy", "eval_strategy"), ("group_by_length", "--train.group_by_length"),
         ("warmup_ratio", "--train.warmup"), ("no_cuda", "use_cpu"), ("overwrite_output_dir", "--overwrite"),
         ("logging_dir", "TENSORBOARD_LOGGING_DIR"), ("save_safetensors", "safetensors"),
         ("include_inputs_for_metrics", "include_for_metrics"), ("per_device_train_batch_size", "--train.per_device_batch_size"),
