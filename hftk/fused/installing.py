@@ -91,8 +91,10 @@ class Looked(NamedTuple):
     """(tokens, width) in front of the projection."""
     labels: torch.Tensor
     """(tokens,) the targets of its logits; those that do not count are negative."""
+    weight: torch.Tensor
+    """(vocabulary, width) of the projection."""
     gradient: torch.Tensor | None
-    """Where the gradient of the projection's weight is to be put: tied embeddings add theirs to it in the backward pass."""
+    """Where its gradient is to be put: tied embeddings add theirs to it in the backward pass."""
 
 
 def looked_at(labels: torch.Tensor, projection: torch.Tensor, states: Callable[[], torch.Tensor]) -> Looked:
@@ -102,9 +104,10 @@ def looked_at(labels: torch.Tensor, projection: torch.Tensor, states: Callable[[
     step.labels, step.projection = labels, projection
     try:
         found = states()
+        weight, gradient = step.shared or (projection, None)
         if step.decoded is None or step.decoded[0] is not found:
-            return Looked(found.flatten(0, 1), labels.flatten(), step.gradient)
-        return Looked(step.decoded[2], step.decoded[1].packed(labels), step.gradient)
+            return Looked(found.flatten(0, 1), labels.flatten(), weight, gradient)
+        return Looked(step.decoded[2], step.decoded[1].packed(labels), weight, gradient)
     finally:
         step.forget()
 

@@ -67,8 +67,8 @@ class Step:
         """(rows, positions) of the decoder's outputs; negative where none is looked at."""
         self.projection: torch.Tensor | None = None
         """The weight of the projection behind the decoder."""
-        self.gradient: torch.Tensor | None = None
-        """Where its gradient will be, if embeddings that are tied to it add theirs to it."""
+        self.shared: tuple[torch.Tensor, torch.Tensor] | None = None
+        """That weight as embeddings that are tied to it see it as well, and where its gradient is to be put, to which they add theirs."""
         self.encoded: tuple[torch.Tensor, torch.Tensor | None, Packed] | None = None
         """What the encoder gave, padded, by which mask, and packed."""
         self.decoded: tuple[torch.Tensor, Rows, torch.Tensor] | None = None
@@ -76,7 +76,7 @@ class Step:
 
     def forget(self) -> None:
         """Hold no graph of a step that is over."""
-        self.labels = self.projection = self.gradient = self.encoded = self.decoded = None
+        self.labels = self.projection = self.shared = self.encoded = self.decoded = None
 
 
 def stacks(model: nn.Module, ops: Any, active: Callable[[], Any], step: Step) -> Iterator[tuple[nn.Module, Callable[..., Any]]]:
@@ -205,9 +205,10 @@ def _embeddings(module: Any, ops: Any, step: Step) -> Callable[[torch.Tensor, to
     padding = -1 if words.padding_idx is None else words.padding_idx
 
     def embed(ids: torch.Tensor, positions: torch.Tensor | None, dropout: float) -> torch.Tensor:
-        if tied := step.projection is words.weight and words.weight.requires_grad:
-            step.gradient = torch.empty_like(words.weight) if step.gradient is None else step.gradient
-        made: torch.Tensor = ops.embedding(ids, words.weight, positions, factor, padding, step.gradient if tied else None, dropout)
+        weight, into = words.weight, None
+        if step.projection is weight and weight.requires_grad:
+            weight, into = step.shared = step.shared or (ops.shared(weight), torch.empty_like(weight))
+        made: torch.Tensor = ops.embedding(ids, weight, positions, factor, padding, into, dropout)
         return made
 
     return embed

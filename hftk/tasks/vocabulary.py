@@ -125,7 +125,7 @@ class SummedNats(torch.autograd.Function):
     def backward(ctx: Any, *upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         from_hidden, from_weight, from_bias = ctx.saved_tensors
         scale = upstream[0]
-        weight = None if from_weight is None else from_weight.mul_(scale).to(ctx.dtypes[0])  # large, and never asked for again
+        weight = None if from_weight is None else from_weight.mul_(scale).to(ctx.dtypes[0])  # large, and torch refuses a second time
         bias = None if from_bias is None else (from_bias * scale).to(ctx.dtypes[1])
         return None if from_hidden is None else from_hidden * scale, weight, bias, None, None, None
 
@@ -221,7 +221,7 @@ def _loss_instead_of_logits(model: Any, labels: torch.Tensor, smoothing: float, 
     def forward(*arguments: Any, **inputs: Any) -> torch.Tensor:
         # Spread over devices (model.device_map), a projection is where the word embeddings are: not with the last layer.
         device = head.weight.device
-        states, targets, gradient = fused.looked_at(
+        states, targets, weight, gradient = fused.looked_at(
             labels.to(device), head.weight, lambda: _behind_virtual_tokens(_before(head, plain, own, arguments, inputs), labels).to(device)
         )
         bias, extra = head.bias, getattr(plain, "final_logits_bias", None)
@@ -233,10 +233,10 @@ def _loss_instead_of_logits(model: Any, labels: torch.Tensor, smoothing: float, 
         if counted is not None and not (fused.active() and counted.all()):
             states, targets = states[counted], targets[counted]
         if summed:
-            total: torch.Tensor = SummedNats.apply(states, head.weight, bias, targets, smoothing, gradient)
+            total: torch.Tensor = SummedNats.apply(states, weight, bias, targets, smoothing, gradient)
             return total.to(labels.device)
         nats = states.new_zeros(labels.numel(), dtype=torch.float32)
-        nats[slice(None) if counted is None else counted] = _each(states, head.weight, bias, targets)
+        nats[slice(None) if counted is None else counted] = _each(states, weight, bias, targets)
         return nats.view(labels.shape).to(labels.device)
 
     shadowed = vars(plain).get("forward")

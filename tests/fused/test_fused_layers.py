@@ -10,6 +10,7 @@ from small_models import KINDS, WORDS, batch, loss_and_gradients, make, same
 
 from hftk import fused
 from hftk.fused import installing, stacks
+from hftk.tasks import vocabulary
 from hftk.tasks.vocabulary import summed_nats
 
 pytestmark = pytest.mark.usefixtures("ops")
@@ -405,3 +406,56 @@ def test_the_operators_are_active_inside_alone():
     with pytest.raises(RuntimeError), fused.fused_layers(model):
         raise RuntimeError
     assert installing.active() is None and fused_count(model) == 0
+
+
+@pytest.mark.parametrize("kind", ["marian", "t5", "mbart"])
+@pytest.mark.parametrize("other", ["another forward pass", "a penalty", "a gradient from before", "small pieces", "nothing else"])
+def test_the_gradient_of_tied_embeddings_is_put_together_in_one_place(monkeypatch, kind, other):
+    """Whatever else the weight gets a gradient from, in the same backward pass or before."""
+    model, given = make(kind), batch()
+    labels = given.pop("labels")
+    given["decoder_input_ids"] = labels.clamp_min(0)
+    if other == "small pieces":
+        monkeypatch.setattr(vocabulary, "FEWEST_POSITIONS", 7)
+        monkeypatch.setitem(vocabulary.LOGITS_AT_ONCE, "cpu", 1)
+
+    def gradients() -> dict[str, torch.Tensor]:
+        model.zero_grad()
+        loss = summed_nats(model, given, labels) / 7
+        if other == "a gradient from before":
+            loss.backward()
+            loss = summed_nats(model, given, labels)
+        elif other == "another forward pass":
+            loss = 2 * loss + summed_nats(model, {name: value.flip(0) for name, value in given.items()}, labels.flip(0))
+        elif other == "a penalty":
+            loss = loss + 0.1 * sum(weight.abs().sum() for weight in model.parameters())
+        loss.backward()
+        return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+    own = gradients()
+    with fused.fused_layers(model):
+        same(gradients(), own)
+
+
+def test_the_loss_has_one_backward_pass():
+    model, given = make("marian"), batch()
+    labels = given.pop("labels")
+    given["decoder_input_ids"] = labels.clamp_min(0)
+    with fused.fused_layers(model):
+        loss = summed_nats(model, given, labels)
+        loss.backward(retain_graph=True)
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            loss.backward()
+
+
+def test_a_step_holds_nothing_of_the_one_before():
+    model, given = make("marian"), batch()
+    labels = given.pop("labels")
+    given["decoder_input_ids"] = labels.clamp_min(0)
+    with fused.fused_layers(model):
+        summed_nats(model, given, labels).backward()
+        step = installing._State.step
+        assert [step.labels, step.projection, step.shared, step.encoded, step.decoded] == [None] * 5
+        with pytest.raises(IndexError, match="outside of the vocabulary"):
+            summed_nats(model, given | {"decoder_input_ids": labels.clamp_min(WORDS + 1)}, labels)
+        assert [step.labels, step.projection, step.shared, step.encoded, step.decoded] == [None] * 5

@@ -36,9 +36,18 @@ std::tuple<Tensor, Tensor, Tensor, int64_t, int64_t> places(int64_t rows, int64_
   return {place, column, starts, shortest, longest};
 }
 
-// (tokens, width): dropout of factor * weight[ids] + positions. With `into`, the gradient of the weight is added to it in place: it is
-// what another node, behind this one, gives as the gradient of the same weight. So tied embeddings have one gradient of the size of
-// the vocabulary, and not three that are added up.
+// A weight as the embeddings and the projection of one forward pass see it. All of its gradient comes through here, so that it may be
+// put together in one place and not be added up from three of the size of the vocabulary.
+struct Shared : torch::autograd::Function<Shared> {
+  static Tensor forward(AutogradContext*, const Tensor& weight) {
+    at::AutoDispatchBelowADInplaceOrView below;
+    return at::alias(weight);
+  }
+  static variable_list backward(AutogradContext*, variable_list upstream) { return upstream; }
+};
+
+// (tokens, width): dropout of factor * weight[ids] + positions. With `into`, which the projection's loss gives as the gradient of the
+// same Shared weight, that of these embeddings is added to it: the loss runs backward first, and Shared last.
 struct EmbeddingBlock : torch::autograd::Function<EmbeddingBlock> {
   static Tensor forward(AutogradContext* ctx, const Tensor& ids, const Tensor& weight, const Optional& positions, double factor, int64_t padding, const Optional& into, double dropout) {
     at::AutoDispatchBelowADInplaceOrView below;

@@ -29,6 +29,8 @@ Tensor embedding(const Tensor& ids, const Tensor& weight, const Optional& positi
   return EmbeddingBlock::apply(ids, weight, positions, factor, padding, into, dropout);
 }
 
+Tensor shared(const Tensor& weight) { return Shared::apply(weight); }
+
 Tensor spread(const Tensor& packed, const Tensor& places, int64_t whole) { return Spread::apply(packed, places, whole); }
 
 }  // namespace
@@ -36,6 +38,7 @@ Tensor spread(const Tensor& packed, const Tensor& places, int64_t whole) { retur
 TORCH_LIBRARY(hftk, library) {
   library.def("places(int rows, int positions, Tensor? mask, Tensor? labels) -> (Tensor, Tensor, Tensor, int, int)", places);
   library.def("embedding(Tensor ids, Tensor weight, Tensor? positions, float factor, int padding, Tensor? into, float dropout) -> Tensor", embedding);
+  library.def("shared(Tensor(a) weight) -> Tensor(a)", shared);
   library.def("spread(Tensor packed, Tensor places, int whole) -> Tensor", spread);
   library.def(
       "attention(Tensor x, Tensor starts, Tensor? memory, Tensor? memory_starts, Tensor? bias, Tensor w_q, Tensor w_k, Tensor w_v, Tensor w_o, Tensor? b_q, Tensor? b_k, Tensor? b_v, Tensor? b_o, "
