@@ -1,19 +1,24 @@
 """Whole trainings with fused layers: the same as without them, continued bit for bit, and looked into when they diverge."""
 
+import json
+import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 from datasets import Dataset
+from safetensors.torch import load_file
 
 import hftk
 from hftk.config import InputError, ModelConfig, override
 from hftk.divergence import TrainingDiverged
 from hftk.task import Splits
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tasks"))  # made_pairs
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "tests" / "tasks"))  # made_pairs
 import made_pairs
 
 pytestmark = pytest.mark.usefixtures("ops")
@@ -39,7 +44,7 @@ def test_a_training_is_the_same_with_and_without(tmp_path, architecture, micro):
     changes = {"max_grad_norm": 0.5, "label_smoothing": 0.1, "per_device_batch_size": micro}
     with_them = trained(config(tmp_path / "with", architecture, **changes))
     without = trained(config(tmp_path / "without", architecture, fused_layers="never", **changes))
-    assert any("compiled forward and backward" in line for line in with_them.choices)
+    assert any("compiled forward and backward passes, without padding" in line for line in with_them.choices)
     for one, other in zip(with_them.history, without.history, strict=True):
         for name in ("loss", "eval_loss", "grad_norm"):
             assert one.get(name, 0.0) == pytest.approx(other.get(name, 0.0), rel=1e-4)
@@ -86,3 +91,24 @@ def test_a_model_without_fused_layers_is_refused_where_they_are_asked_for(tmp_pa
     model, tokenizer = hftk.load_model(given.model, task, data)
     with pytest.raises(InputError, match="GPT2LMHeadModel has no layer"):
         hftk.fit(task, model, tokenizer, data, given)
+
+
+@pytest.mark.launch
+def test_two_processes_learn_what_one_does(tmp_path):
+    """DistributedDataParallel sees one gradient of a tied weight, and no other."""
+    rows = made_pairs.rows_of(48)
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps({"source": r["source"], "target": r["target"]}) + "\n" for r in rows))
+    flags = {
+        "data.path": "pairs.jsonl", "model.size": "tiny", "model.vocab_size": 60, "model.tokenizer": "characters", "model.dropout": 0.0,
+        "train.max_steps": 4, "train.global_batch_size": 12, "train.optimizer": "sgd", "train.learning_rate": 0.05, "train.precision": "fp32",
+        "train.label_smoothing": 0.1, "generation.max_new_tokens": 2, "eval.resamples": 0, "train.eval_steps": 4,
+    }  # fmt: skip
+    weights = {}
+    for name, launcher in (("one", []), ("two", ["--config_file", str(ROOT / "recipes/accelerate/two_processes.yaml")])):
+        words = [word for key, value in (flags | {"train.fused_layers": "always", "output": name}).items() for word in (f"--{key}", str(value))]
+        command = ["accelerate", "launch", *launcher, str(ROOT / "recipes/marian_translation.py"), *words]
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300, check=False)
+        assert done.returncode == 0, done.stderr[-3000:]
+        weights[name] = load_file(tmp_path / name / "model.safetensors")
+    assert made_pairs.difference(weights["one"], weights["two"]) < 1e-5
