@@ -236,7 +236,7 @@ class TrainConfig:
     torch_compile: bool = False
     """Compile the model with torch.compile (slow first steps)."""
     fused_layers: Literal["auto", "always", "never"] = "auto"
-    """On a CPU in fp32: layers of T5, BART and their like with compiled forward and backward passes, for small models and short sequences (needs a C++ compiler, which takes half a minute once). auto: in runs of at least 1,000 steps."""
+    """On a CPU in fp32: T5, BART and their like with compiled forward and backward passes, without padding, for small models and short sequences (needs a C++ compiler, which takes half a minute once). auto: in runs of at least 1,000 steps."""
     seed: int = 0
     """Seed of initialization, data order and dropout."""
     deterministic: bool = False

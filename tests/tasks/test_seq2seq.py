@@ -240,6 +240,16 @@ def test_a_model_made_on_the_spot_is_whole_for_transformers_alone(architecture: 
     assert model.generation_config.eos_token_id == tokenizer.eos_token_id
 
 
+@pytest.mark.parametrize("grouped", [True, False])
+def test_rows_of_a_step_are_alike_or_drawn_at_random(tmp_path: Path, grouped: bool) -> None:
+    rows = Splits(train=rows_of(400))
+    trained, _ = made_pairs.fit(make_config(tmp_path, "marian", train={"group_by_length": grouped, "global_batch_size": 8, "max_steps": 50, "log_steps": 1}), rows)
+    tokens = np.diff([0, *(point["tokens"] for point in trained.history)])
+    lengths = np.array([len(row["source"]) + len(row["target"]) for row in rows.train])
+    spread = lengths.std() / np.sqrt(8) * 8  # of the sum of eight that are drawn
+    assert (tokens[:49].std() > 2 * spread) if grouped else (tokens[:49].std() < 1.5 * spread)
+
+
 def test_sizes_are_known_for_two_architectures_and_others_are_refused() -> None:
     task = made_pairs.task_of(make_config("unused", "t5"))
     for architecture in ("t5", "marian"):
