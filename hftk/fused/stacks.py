@@ -8,7 +8,7 @@ al. 2022, *Boosting Distributed Training Performance of the Unpadded BERT Model*
 from __future__ import annotations
 
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithPastAndCrossAttentions
 
-from hftk.fused.layers import Packed, bart_layer, is_hooked, of_transformers, t5_layer
+from hftk.fused.layers import Block, Packed, bart_layer, is_hooked, of_transformers, t5_layer
 
 MOST_SCORES = 128 * 128
 """Queries times keys of a row beyond which torch's own attention, which keeps no scores, is the better one."""
@@ -51,8 +51,8 @@ class Rows(NamedTuple):
             return None
         if mask is not None and mask.dtype != torch.int64:
             mask = (mask != 0).long()
-        made = ops.places(*shape, None if mask is None else mask.contiguous(), None if labels is None else labels.contiguous())
-        return cls(*made, shape) if made[3] >= 0 else None
+        places, columns, starts, shortest, longest = ops.places(*shape, None if mask is None else mask.contiguous(), None if labels is None else labels.contiguous())
+        return cls(places, columns, starts, shortest, longest, shape) if shortest >= 0 else None
 
     def packed(self, padded: torch.Tensor) -> torch.Tensor:
         """(tokens, ...) out of (rows, positions, ...)."""
@@ -60,7 +60,7 @@ class Rows(NamedTuple):
 
 
 class Step:
-    """What the loss, the encoder and the decoder of a model tell one another."""
+    """What the loss, the encoder and the decoder of a model tell one another, for as long as :func:`~hftk.fused.looked_at` lasts."""
 
     def __init__(self) -> None:
         self.labels: torch.Tensor | None = None
@@ -114,7 +114,8 @@ def _encoder(module: Any, stack: Stack, ops: Any, step: Step) -> Callable[..., A
             return NotImplemented
         states = stack(rows, input_ids, None)
         padded = _padded(ops, states, rows)
-        step.encoded = padded, attention_mask, Packed(states, rows.starts)
+        if step.projection is not None:
+            step.encoded = padded, attention_mask, Packed(states, rows.starts)
         return BaseModelOutput(last_hidden_state=padded)
 
     return forward
@@ -134,7 +135,8 @@ def _decoder(module: Any, stack: Stack, ops: Any, step: Step) -> Callable[..., A
             return NotImplemented
         states = stack(rows, input_ids, memory)
         padded = _padded(ops, states, rows)
-        step.decoded = padded, rows, states
+        if step.projection is not None:
+            step.decoded = padded, rows, states
         return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=padded)
 
     return forward
@@ -174,8 +176,8 @@ def _asks_for_states(module: Any, others: dict[str, Any]) -> bool:
 
 
 def _bart_stack(module: Any, ops: Any, step: Step, before: bool) -> Stack | None:
-    layers, embed = [bart_layer(layer, ops, before) for layer in module.layers], _embeddings(module, ops, step)
-    if embed is None or None in layers:
+    layers, embed = _whole(bart_layer(layer, ops, before) for layer in module.layers), _embeddings(module, ops, step)
+    if embed is None or layers is None:
         return None
 
     def stack(rows: Rows, ids: torch.Tensor, memory: Packed | None) -> torch.Tensor:
@@ -194,6 +196,13 @@ def _bart_stack(module: Any, ops: Any, step: Step, before: bool) -> Stack | None
     return stack
 
 
+def _whole(made: Iterable[Block | None]) -> list[Block] | None:
+    """The blocks, if every layer has one."""
+    every = list(made)
+    some = [block for block in every if block is not None]
+    return some if len(some) == len(every) else None
+
+
 def _embeddings(module: Any, ops: Any, step: Step) -> Callable[[torch.Tensor, torch.Tensor | None, float], torch.Tensor] | None:
     """(tokens,) ids, positions to be added, and the dropout behind them, to (tokens, width); None if there is more to it."""
     words = module.embed_tokens
@@ -205,8 +214,9 @@ def _embeddings(module: Any, ops: Any, step: Step) -> Callable[[torch.Tensor, to
     padding = -1 if words.padding_idx is None else words.padding_idx
 
     def embed(ids: torch.Tensor, positions: torch.Tensor | None, dropout: float) -> torch.Tensor:
-        weight, into = words.weight, None
-        if step.projection is weight and weight.requires_grad:
+        weight: torch.Tensor = words.weight
+        into = None
+        if weight is step.projection and weight.requires_grad:
             weight, into = step.shared = step.shared or (ops.shared(weight), torch.empty_like(weight))
         made: torch.Tensor = ops.embedding(ids, weight, positions, factor, padding, into, dropout)
         return made
@@ -222,8 +232,8 @@ def _positions(embeddings: Any, rows: Rows, ids: torch.Tensor) -> torch.Tensor:
 
 
 def _t5_stack(module: Any, ops: Any, step: Step) -> Stack | None:
-    layers, embed = [t5_layer(layer, ops) for layer in module.block], _embeddings(module, ops, step)
-    if embed is None or None in layers:
+    layers, embed = _whole(t5_layer(layer, ops) for layer in module.block), _embeddings(module, ops, step)
+    if embed is None or layers is None:
         return None
 
     def stack(rows: Rows, ids: torch.Tensor, memory: Packed | None) -> torch.Tensor:

@@ -17,10 +17,10 @@ from hftk.config import InputError, ModelConfig, override
 from hftk.divergence import TrainingDiverged
 from hftk.task import Splits
 
-ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "tests" / "tasks"))  # made_pairs
+sys.path.insert(0, str(Path(__file__).parents[1] / "tasks"))  # made_pairs
 import made_pairs
 
+ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.usefixtures("ops")
 
 
