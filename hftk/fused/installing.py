@@ -44,7 +44,7 @@ def chosen(asked: str, model: nn.Module, *, device: torch.device, precision: str
     elif precision != "fp32":
         why = f"they compute in fp32, and this run in {precision}"
     elif not why and next(stacks.stacks(model, None, active, stacks.Step()), None) is None:
-        why = f"{type(model).__name__} has no layer that they could stand in for (T5, BART and their like have, unless adapted, quantized or hooked)"
+        why = f"{type(model).__name__} has no encoder or decoder that they could stand in for (T5, BART and their like have, unless a layer is adapted, quantized or hooked)"
     if not why:
         try:
             building.library()
@@ -59,10 +59,11 @@ def chosen(asked: str, model: nn.Module, *, device: torch.device, precision: str
 
 @contextmanager
 def fused_layers(model: nn.Module) -> Iterator[None]:
-    """Inside, layers of ``model`` are fused ones: Marian, BART, mBART, M2M100 and NLLB, Pegasus, T5 and mT5, on a CPU in float32.
+    """Inside, encoders and decoders of ``model`` run fused layers: Marian, BART, mBART, M2M100 and NLLB, Pegasus, T5 and mT5, on a CPU in float32.
 
-    Weights and gradients are those of the model's own layers, up to rounding; dropout drops other elements, with
-    the same probability. What happens without gradients runs as ever.
+    Outputs and gradients are those of the model's own layers, up to rounding; dropout drops other elements, with
+    the same probability, and what is given for padding is 0. What happens without gradients runs as ever. Parameters have to
+    stay the same objects, and what is hooked to a layer from now on is not called.
 
     Raises:
         Unavailable: they could not be compiled.
@@ -90,7 +91,7 @@ class Looked(NamedTuple):
     states: torch.Tensor
     """(tokens, width) in front of the projection."""
     labels: torch.Tensor
-    """(tokens,) the targets of its logits; those that do not count are negative."""
+    """(tokens,) the targets of its logits; -100 does not count."""
     weight: torch.Tensor
     """(vocabulary, width) of the projection."""
     gradient: torch.Tensor | None
@@ -98,13 +99,14 @@ class Looked(NamedTuple):
 
 
 def looked_at(labels: torch.Tensor, projection: torch.Tensor, states: Callable[[], torch.Tensor]) -> Looked:
-    """What ``states``, (rows, positions, width) in front of the ``projection`` with this weight, gives; a decoder may leave out the
-    positions behind the last of (rows, positions) ``labels`` of a row that is not negative."""
+    """What the loss over the vocabulary needs of ``states()``, (rows, positions, width) in front of the ``projection`` with this weight.
+
+    A decoder may leave out what stands behind the last of the (rows, positions) ``labels`` of a row that is not -100."""
     step = _State.step
     step.labels, step.projection = labels, projection
     try:
         found = states()
-        weight, gradient = step.shared or (projection, None)
+        weight, gradient = step.tied or (projection, None)
         if step.decoded is None or step.decoded[0] is not found:
             return Looked(found.flatten(0, 1), labels.flatten(), weight, gradient)
         return Looked(step.decoded[2], step.decoded[1].packed(labels), weight, gradient)

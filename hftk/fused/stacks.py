@@ -45,13 +45,13 @@ class Rows(NamedTuple):
 
     @classmethod
     def of(cls, ops: Any, shape: torch.Size, mask: torch.Tensor | None, labels: torch.Tensor | None = None) -> Rows | None:
-        """Of a batch of (rows, positions), where the mask says what is no padding: None if some is not on the right. Positions behind
-        the last label that is not negative are left out."""
+        """Of a batch of (rows, positions), where the mask says what is no padding: None if some padding is not on the right. What stands
+        behind the last label of a row that counts is left out."""
         if len(shape) != 2 or (mask is not None and mask.shape != shape):
             return None
         if mask is not None and mask.dtype != torch.int64:
             mask = (mask != 0).long()
-        places, columns, starts, shortest, longest = ops.places(*shape, None if mask is None else mask.contiguous(), None if labels is None else labels.contiguous())
+        places, columns, starts, shortest, longest = ops.places(*shape, None if mask is None else mask.contiguous(), None if labels is None else labels.long().contiguous())
         return cls(places, columns, starts, shortest, longest, shape) if shortest >= 0 else None
 
     def packed(self, padded: torch.Tensor) -> torch.Tensor:
@@ -64,10 +64,10 @@ class Step:
 
     def __init__(self) -> None:
         self.labels: torch.Tensor | None = None
-        """(rows, positions) of the decoder's outputs; negative where none is looked at."""
+        """(rows, positions) of the decoder's outputs."""
         self.projection: torch.Tensor | None = None
         """The weight of the projection behind the decoder."""
-        self.shared: tuple[torch.Tensor, torch.Tensor] | None = None
+        self.tied: tuple[torch.Tensor, torch.Tensor] | None = None
         """That weight as embeddings that are tied to it see it as well, and where its gradient is to be put, to which they add theirs."""
         self.encoded: tuple[torch.Tensor, torch.Tensor | None, Packed] | None = None
         """What the encoder gave, padded, by which mask, and packed."""
@@ -76,7 +76,7 @@ class Step:
 
     def forget(self) -> None:
         """Hold no graph of a step that is over."""
-        self.labels = self.projection = self.shared = self.encoded = self.decoded = None
+        self.labels = self.projection = self.tied = self.encoded = self.decoded = None
 
 
 def stacks(model: nn.Module, ops: Any, active: Callable[[], Any], step: Step) -> Iterator[tuple[nn.Module, Callable[..., Any]]]:
@@ -84,7 +84,7 @@ def stacks(model: nn.Module, ops: Any, active: Callable[[], Any], step: Step) ->
     ``active`` is false."""
     for module in model.modules():
         name = type(module).__name__
-        if name not in _MAKERS or not of_transformers(module) or not all(_is_usual(weight) for weight in module.parameters()):
+        if name not in _MAKERS or not of_transformers(module) or "forward" in vars(module) or not all(_is_usual(weight) for weight in module.parameters()):
             continue
         if (stack := _MAKERS[name](module, ops, step)) is not None:
             make = _decoder if name.endswith("Decoder") or getattr(module, "is_decoder", False) else _encoder
@@ -110,9 +110,9 @@ def _encoder(module: Any, stack: Stack, ops: Any, step: Step) -> Callable[..., A
         if input_ids is None or not _asks_for_states(module, others):
             return NotImplemented
         rows = Rows.of(ops, input_ids.shape, attention_mask)
-        if rows is None or not 0 < rows.shortest <= rows.longest <= MOST_SCORES**0.5:
+        if rows is None or not rows.shortest or input_ids.shape[1] ** 2 > MOST_SCORES:
             return NotImplemented
-        states = stack(rows, input_ids, None)
+        states = stack(rows, input_ids.long(), None)
         padded = _padded(ops, states, rows)
         if step.projection is not None:
             step.encoded = padded, attention_mask, Packed(states, rows.starts)
@@ -129,11 +129,12 @@ def _decoder(module: Any, stack: Stack, ops: Any, step: Step) -> Callable[..., A
         if input_ids is None or encoder_hidden_states is None or not _asks_for_states(module, others):
             return NotImplemented
         labels = step.labels if step.labels is not None and step.labels.shape == input_ids.shape else None
-        rows = Rows.of(ops, input_ids.shape, attention_mask, labels)
+        rows = Rows.of(ops, input_ids.shape, None, labels)
         memory = _memory(ops, encoder_hidden_states, encoder_attention_mask, step)
-        if rows is None or memory is None or rows.longest * max(rows.longest, encoder_hidden_states.shape[1]) > MOST_SCORES or not rows.longest:
+        queries, hides = input_ids.shape[1], attention_mask is not None and not attention_mask.all()  # it hides keys, and no outputs
+        if rows is None or memory is None or hides or not rows.longest or queries * max(queries, encoder_hidden_states.shape[1]) > MOST_SCORES:
             return NotImplemented
-        states = stack(rows, input_ids, memory)
+        states = stack(rows, input_ids.long(), memory)
         padded = _padded(ops, states, rows)
         if step.projection is not None:
             step.decoded = padded, rows, states
@@ -168,8 +169,7 @@ def _asks_for_states(module: Any, others: dict[str, Any]) -> bool:
     """Whether the call is one of training in float32, of which nothing but the last states is wanted."""
     if module.gradient_checkpointing or module.config.output_attentions or module.config.output_hidden_states or torch.is_autocast_enabled("cpu"):
         return False
-    usual = all(value is None or value is False for name, value in others.items() if name != "use_cache")
-    return usual and others.get("return_dict") is None
+    return all(value is None or (value is False and name != "return_dict") for name, value in others.items())
 
 
 # What the architectures have between embeddings and the last norm -----------------------------------------------------------
@@ -217,7 +217,7 @@ def _embeddings(module: Any, ops: Any, step: Step) -> Callable[[torch.Tensor, to
         weight: torch.Tensor = words.weight
         into = None
         if weight is step.projection and weight.requires_grad:
-            weight, into = step.shared = step.shared or (ops.shared(weight), torch.empty_like(weight))
+            weight, into = step.tied = step.tied or (ops.tied(weight), torch.empty_like(weight))
         made: torch.Tensor = ops.embedding(ids, weight, positions, factor, padding, into, dropout)
         return made
 

@@ -14,7 +14,7 @@ from typing import Any
 from hftk.config import Problem
 from hftk.parsing.arguments import SECRET, argument_types, secrets, wrong_type
 
-_PLAN = "leave it out: hftk plans the batches of an epoch by itself, rows of similar length together"
+_PLAN = "leave it out: hftk plans the batches of an epoch by itself (--train.group_by_length)"
 _MEMORY = "leave it out: batches come tokenized from memory, there is nothing to wait for"
 _JUDGE = "leave it out: hftk judges by itself, the same for every batch size; see the --eval settings"
 _STAGES = "leave it out: a recipe trains and judges; `hftk evaluate DIR` and `hftk predict DIR` do so later"

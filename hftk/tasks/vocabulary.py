@@ -70,7 +70,7 @@ def token_nats(model: Any, inputs: Mapping[str, torch.Tensor], labels: torch.Ten
 
 def _behind_virtual_tokens(values: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """``values`` of the positions that have a label: prompt tuning puts others before them."""
-    return values[:, -labels.shape[1] :]
+    return values if values.shape[1] == labels.shape[1] else values[:, -labels.shape[1] :]
 
 
 class SummedNats(torch.autograd.Function):

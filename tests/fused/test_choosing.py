@@ -53,7 +53,7 @@ def test_where_they_do_not_go(changed, why):
 def test_a_model_without_such_layers():
     model = torch.nn.Linear(2, 2)
     assert not is_fused(chosen(model))
-    with pytest.raises(InputError, match="Linear has no layer"):
+    with pytest.raises(InputError, match="Linear has no encoder or decoder"):
         chosen(model, "always")
 
 

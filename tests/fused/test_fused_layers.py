@@ -35,11 +35,11 @@ def test_losses_and_gradients_are_those_of_the_own_layers(kind, threads):
 
 
 @pytest.mark.parametrize("width, heads", [(16, 1), (32, 2), (64, 2), (24, 8), (136, 2)])
-@pytest.mark.parametrize("lengths", [(1, 1), (16, 16), (17, 33), (70, 3)])
-def test_any_width_and_length(width, heads, lengths):
-    model, given = make("marian", width=width, heads=heads), batch(2, *(max(n, 3) for n in lengths))
-    if lengths == (1, 1):
-        given = {name: value[:, :1] for name, value in given.items()}
+@pytest.mark.parametrize("lengths", [(1, 1), (1, 16), (16, 1), (16, 16), (17, 33), (70, 3)])
+@pytest.mark.parametrize("kind", ["marian", "t5"])
+def test_any_width_and_length(kind, width, heads, lengths):
+    model, given = make(kind, width=width, heads=heads), batch(2, *(max(n, 4) for n in lengths))
+    given = {name: value[:, : lengths[name == "labels"]].contiguous() for name, value in given.items()}
     own_loss, own = loss_and_gradients(model, given)
     with fused.fused_layers(model):
         loss, gradients = loss_and_gradients(model, given)
@@ -201,11 +201,11 @@ def test_long_sequences_and_autocast_run_as_they_are(monkeypatch):
         assert torch.equal(loss_and_gradients(model, given)[1]["model.shared.weight"], own["model.shared.weight"])
 
 
-@pytest.mark.parametrize("asked", ["output_attentions", "output_hidden_states"])
+@pytest.mark.parametrize("asked", ["output_attentions", "output_hidden_states", "use_cache"])
 def test_what_wants_more_than_the_last_states_gets_it(asked):
     model, given = make("t5"), batch()
     with fused.fused_layers(model):
-        assert not runs_fused(model, given, **{asked: True})
+        assert "decoder" not in runs_fused(model, given, **{asked: True})
     if asked == "output_hidden_states":
         model.config.output_hidden_states = model.encoder.config.output_hidden_states = model.decoder.config.output_hidden_states = True
         with fused.fused_layers(model):
@@ -277,13 +277,15 @@ def test_ways_to_say_what_is_padding(kind, given_masks):
 
 
 @pytest.mark.parametrize("kind", ["marian", "t5", "m2m_100"])
-def test_outputs_that_are_not_looked_at_are_left_out(kind):
+def test_outputs_that_are_not_looked_at_are_left_out(monkeypatch, kind):
     """Behind the last label of a row nothing is computed; labels that are missing in front or between change nothing."""
     model, given = make(kind), batch(4)
     labels = given.pop("labels")
     labels[2], labels[3, :4], labels[0, 5], labels[:, 16:] = -100, -100, -100, -100
     given["decoder_input_ids"] = labels.clamp_min(3)
     found, sizes = {}, []
+    looked_at = fused.looked_at
+    monkeypatch.setattr(fused, "looked_at", lambda *a: sizes.append(len((made := looked_at(*a)).states)) or made)
     for name in ("own", "fused"):
         model.zero_grad()
         with fused.fused_layers(model) if name == "fused" else contextlib.nullcontext(), pytest.MonkeyPatch.context() as patch:
@@ -291,9 +293,55 @@ def test_outputs_that_are_not_looked_at_are_left_out(kind):
             loss = summed_nats(model, given, labels)
             loss.backward()
         found[name] = loss.item(), {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
-    assert sizes == [int(given["attention_mask"].sum()), 16 + 16 + 0 + 15]
+    assert sizes == [4 * 18, int(given["attention_mask"].sum()), 47, 4 * 18 if kind == "t5" else 47]  # the loss last; T5 scales what its decoder gives
     assert found["fused"][0] == pytest.approx(found["own"][0], rel=1e-5)
     same(found["fused"][1], found["own"][1])
+
+
+@pytest.mark.parametrize("kind", ["marian", "t5"])
+def test_a_mask_of_the_decoder_hides_no_outputs(kind):
+    model, given = make(kind), batch()
+    given["decoder_attention_mask"] = torch.ones_like(given["labels"])
+    given["decoder_attention_mask"][:, 15:] = 0
+    own_loss, own = loss_and_gradients(model, given)
+    with fused.fused_layers(model):
+        loss, gradients = loss_and_gradients(model, given)
+    assert loss == pytest.approx(own_loss, rel=1e-6)
+    same(gradients, own)
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.bool, torch.float32])
+def test_other_types_of_numbers(dtype):
+    model, given = make("marian"), batch()
+    labels = given.pop("labels")
+    given["decoder_input_ids"] = labels.clamp_min(3)
+    own = summed_nats(model, given, labels).item()
+    given["attention_mask"] = given["attention_mask"].to(dtype)
+    if dtype == torch.int32:
+        given = {name: value.int() for name, value in given.items()}
+    with fused.fused_layers(model):
+        assert summed_nats(model, given, labels).item() == pytest.approx(own, rel=1e-5)
+
+
+@pytest.mark.parametrize("label", [-5, WORDS])
+def test_a_label_that_is_none_is_an_error_at_the_end_too(label):
+    model, given = make("marian"), batch()
+    labels = given.pop("labels")
+    given["decoder_input_ids"] = labels.clamp_min(3)
+    labels[1, -1] = label
+    with fused.fused_layers(model), pytest.raises(IndexError):
+        summed_nats(model, given, labels)
+
+
+def test_a_forward_that_someone_has_put_there_stays():
+    model, called = make("marian"), []
+    encoder = model.model.encoder
+    encoder.forward = lambda *a, **k: called.append(1) or type(encoder).forward(encoder, *a, **k)
+    with fused.fused_layers(model):
+        with fused.fused_layers(model):
+            model(**batch())
+        assert "forward" in vars(model.model.decoder)
+    assert called and "forward" in vars(encoder) and "forward" not in vars(model.model.decoder)
 
 
 def test_no_label_at_all():
@@ -409,10 +457,10 @@ def test_the_operators_are_active_inside_alone():
 
 
 @pytest.mark.parametrize("kind", ["marian", "t5", "mbart"])
-@pytest.mark.parametrize("other", ["another forward pass", "a penalty", "a gradient from before", "small pieces", "nothing else"])
+@pytest.mark.parametrize("other", ["another forward pass", "a long target", "a penalty", "a gradient from before", "small pieces", "nothing else"])
 def test_the_gradient_of_tied_embeddings_is_put_together_in_one_place(monkeypatch, kind, other):
     """Whatever else the weight gets a gradient from, in the same backward pass or before."""
-    model, given = make(kind), batch()
+    model, given = make(kind), batch(3, 11, 180 if other == "a long target" else 18)  # for which the decoder runs as it is
     labels = given.pop("labels")
     given["decoder_input_ids"] = labels.clamp_min(0)
     if other == "small pieces":
@@ -455,7 +503,7 @@ def test_a_step_holds_nothing_of_the_one_before():
     with fused.fused_layers(model):
         summed_nats(model, given, labels).backward()
         step = installing._State.step
-        assert [step.labels, step.projection, step.shared, step.encoded, step.decoded] == [None] * 5
+        assert [step.labels, step.projection, step.tied, step.encoded, step.decoded] == [None] * 5
         with pytest.raises(IndexError, match="outside of the vocabulary"):
             summed_nats(model, given | {"decoder_input_ids": labels.clamp_min(WORDS + 1)}, labels)
-        assert [step.labels, step.projection, step.shared, step.encoded, step.decoded] == [None] * 5
+        assert [step.labels, step.projection, step.tied, step.encoded, step.decoded] == [None] * 5

@@ -89,7 +89,7 @@ def test_a_model_without_fused_layers_is_refused_where_they_are_asked_for(tmp_pa
     data = Splits(train=Dataset.from_dict({"text": ["some words"] * 40}))
     task = hftk.CausalLM(given)
     model, tokenizer = hftk.load_model(given.model, task, data)
-    with pytest.raises(InputError, match="GPT2LMHeadModel has no layer"):
+    with pytest.raises(InputError, match="GPT2LMHeadModel has no encoder or decoder"):
         hftk.fit(task, model, tokenizer, data, given)
 
 

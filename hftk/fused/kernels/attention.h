@@ -171,7 +171,7 @@ struct AttentionBlock : torch::autograd::Function<AttentionBlock> {
       TORCH_CHECK(heads.keys_of(row) > 0 || heads.queries_of(row) == 0, "expected at least one key in row ", row);
       longest_queries = std::max(longest_queries, heads.queries_of(row)), longest_keys = std::max(longest_keys, heads.keys_of(row));
     }
-    TORCH_CHECK(!bias || (bias->dim() == 3 && bias->size(0) == number && bias->size(1) >= longest_queries && bias->size(2) >= longest_keys && bias->stride(2) == 1),
+    TORCH_CHECK(!bias || (bias->dim() == 3 && bias->size(0) == number && bias->size(1) >= longest_queries && bias->size(2) >= longest_keys && (bias->stride(2) == 1 || bias->size(2) == 1)),
                 "expected a bias (heads, queries, keys) for the longest row, whose keys lie side by side");
     const Frame frame{{norm_weight, plain(norm_bias), eps, rms}, before, dropout};
     const Entered entered = enter(frame, x);
@@ -186,7 +186,7 @@ struct AttentionBlock : torch::autograd::Function<AttentionBlock> {
     const Normed& normed = before ? entered.normed : left.normed;
     ctx->save_for_backward({before ? x : left.total, entered.read, memory, first, second, probabilities, inside.numbers, mixed, left.numbers, normed.mean, normed.scale,
                             one.matrix, two.matrix, w_o, norm_weight, plain(norm_bias), starts, key_starts, plain(bias)});
-    ctx->saved_data["whole"] = std::vector<int64_t>{number, causal, before, rms, b_q.has_value(), b_o.has_value(),
+    ctx->saved_data["integers"] = std::vector<int64_t>{number, causal, before, rms, b_q.has_value(), b_o.has_value(),
                                                     trained({given_memory}), trained({bias}), trained({w_q, w_k, w_v, b_q, b_k, b_v}), trained({w_o, b_o})};
     ctx->saved_data["numbers"] = std::vector<double>{scale, attention_dropout, dropout, eps};
     return left.y;
@@ -196,25 +196,25 @@ struct AttentionBlock : torch::autograd::Function<AttentionBlock> {
     at::AutoDispatchBelowADInplaceOrView below;
     const auto saved = ctx->get_saved_variables();
     const Tensor &normed_x = saved[0], &read = saved[1], &memory = saved[2], &first = saved[3], &second = saved[4], &probabilities = saved[5], &mixed = saved[7];
-    const auto whole = ctx->saved_data["whole"].toIntVector();
+    const auto integers = ctx->saved_data["integers"].toIntVector();
     const auto numbers = ctx->saved_data["numbers"].toDoubleVector();
-    const Frame frame{{saved[14], saved[15], numbers[3], whole[3] != 0}, whole[2] != 0, numbers[2]};
-    const Heads heads(saved[16], saved[17], whole[0], mixed.size(1) / whole[0], numbers[0], whole[1] != 0);
-    const bool qkv_biases = whole[4] != 0, o_bias = whole[5] != 0;
+    const Frame frame{{saved[14], saved[15], numbers[3], integers[3] != 0}, integers[2] != 0, numbers[2]};
+    const Heads heads(saved[16], saved[17], integers[0], mixed.size(1) / integers[0], numbers[0], integers[1] != 0);
+    const bool qkv_biases = integers[4] != 0, o_bias = integers[5] != 0;
     Returned back = come_back(frame, upstream[0].contiguous(), normed_x, saved[8], saved[9], saved[10]);
     variable_list matrices(4), biases(4);
-    weight_grads(matrices, biases, 3, back.from_made, mixed, 1, whole[9] != 0, o_bias);
+    weight_grads(matrices, biases, 3, back.from_made, mixed, 1, integers[9] != 0, o_bias);
     const Tensor from_mixed = at::mm(back.from_made, saved[13]);
     const Tensor from_first = at::empty_like(first), from_second = second.defined() ? at::empty_like(second) : Tensor();
-    const Tensor from_scores = whole[7] != 0 ? at::empty_like(probabilities) : Tensor();
+    const Tensor from_scores = integers[7] != 0 ? at::empty_like(probabilities) : Tensor();
     const Sides sides = sides_of(first, second), to = sides_of(from_first, from_second);
     attend_back(heads, sides.q, sides.k, sides.v, probabilities, Dropout(numbers[1], saved[6]), from_mixed, to.q, to.k, to.v, from_scores);
-    const bool wanted = whole[8] != 0;
+    const bool wanted = integers[8] != 0;
     weight_grads(matrices, biases, 0, from_first, read, second.defined() ? 1 : 3, wanted, qkv_biases);
     Tensor from_memory;
     if (second.defined()) {
       weight_grads(matrices, biases, 1, from_second, memory, 2, wanted, qkv_biases);
-      if (whole[6] != 0) from_memory = at::mm(from_second, saved[12]);
+      if (integers[6] != 0) from_memory = at::mm(from_second, saved[12]);
     }
     const Tensor from_read = frame.before ? at::mm(from_first, saved[11]) : back.beside.addmm_(from_first, saved[11]);
     const Tensor from_x = go_out(frame, back, from_read, normed_x, saved[9], saved[10]);

@@ -6,9 +6,11 @@
 
 namespace {
 
+constexpr int64_t kIgnored = -100;  // hftk.tasks.decoders.IGNORED
+
 // Of the tokens of a batch (rows, positions): their places in it as one row, their positions, the starts of the rows, and the lengths
 // of the shortest and the longest. A row has as many tokens as its mask says, which has to be padding on the right: else the shortest
-// is -1; and no more than up to its last label that is not negative.
+// is -1; and no more than up to its last label that counts.
 std::tuple<Tensor, Tensor, Tensor, int64_t, int64_t> places(int64_t rows, int64_t positions, const Optional& mask, const Optional& labels) {
   const auto usual = [&](const Optional& given) { return !given || (given->sizes() == at::IntArrayRef({rows, positions}) && given->scalar_type() == at::kLong && given->is_contiguous()); };
   TORCH_CHECK(usual(mask) && usual(labels), "expected mask and labels (rows, positions) of int64, contiguous");
@@ -23,7 +25,7 @@ std::tuple<Tensor, Tensor, Tensor, int64_t, int64_t> places(int64_t rows, int64_
     }
     if (labels) {
       const int64_t* label = labels->const_data_ptr<int64_t>() + row * positions;
-      while (length && label[length - 1] < 0) --length;
+      while (length && label[length - 1] == kIgnored) --length;
     }
     shortest = std::min(shortest, length), longest = std::max(longest, length);
     start[row + 1] = start[row] + length;
@@ -38,7 +40,7 @@ std::tuple<Tensor, Tensor, Tensor, int64_t, int64_t> places(int64_t rows, int64_
 
 // A weight as the embeddings and the projection of one forward pass see it. All of its gradient comes through here, so that it may be
 // put together in one place and not be added up from three of the size of the vocabulary.
-struct Shared : torch::autograd::Function<Shared> {
+struct Tied : torch::autograd::Function<Tied> {
   static Tensor forward(AutogradContext*, const Tensor& weight) {
     at::AutoDispatchBelowADInplaceOrView below;
     return at::alias(weight);
@@ -47,7 +49,8 @@ struct Shared : torch::autograd::Function<Shared> {
 };
 
 // (tokens, width): dropout of factor * weight[ids] + positions. With `into`, which the projection's loss gives as the gradient of the
-// same Shared weight, that of these embeddings is added to it: the loss runs backward first, and Shared last.
+// same Tied weight, that of these embeddings is added to it: the loss runs backward first, and Tied last. (A backward pass from states
+// of the encoder alone, without the loss of the same forward pass, would lose it.)
 struct EmbeddingBlock : torch::autograd::Function<EmbeddingBlock> {
   static Tensor forward(AutogradContext* ctx, const Tensor& ids, const Tensor& weight, const Optional& positions, double factor, int64_t padding, const Optional& into, double dropout) {
     at::AutoDispatchBelowADInplaceOrView below;
@@ -71,7 +74,7 @@ struct EmbeddingBlock : torch::autograd::Function<EmbeddingBlock> {
       }
     });
     ctx->save_for_backward({ids, dropped.numbers});
-    ctx->saved_data["whole"] = std::vector<int64_t>{weight.size(0), padding, trained({weight}), trained({positions})};
+    ctx->saved_data["integers"] = std::vector<int64_t>{weight.size(0), padding, trained({weight}), trained({positions})};
     ctx->saved_data["numbers"] = std::vector<double>{factor, dropout};
     if (into) ctx->saved_data["into"] = *into;  // which changes until then: not as one that is saved for the backward pass
     return made;
@@ -80,7 +83,7 @@ struct EmbeddingBlock : torch::autograd::Function<EmbeddingBlock> {
   static variable_list backward(AutogradContext* ctx, variable_list upstream) {
     at::AutoDispatchBelowADInplaceOrView below;
     const auto saved = ctx->get_saved_variables();
-    const auto whole = ctx->saved_data["whole"].toIntVector();
+    const auto integers = ctx->saved_data["integers"].toIntVector();
     const auto numbers = ctx->saved_data["numbers"].toDoubleVector();
     Tensor grad = upstream[0].contiguous(), from_weight;
     if (saved[1].defined()) Dropout(numbers[1], saved[1]).apply(grad = grad.clone());
@@ -90,24 +93,24 @@ struct EmbeddingBlock : torch::autograd::Function<EmbeddingBlock> {
       const float factor = static_cast<float>(numbers[0]);
       for (int64_t at = 0, width = grad.size(1); at < grad.size(0); ++at) {
         const int64_t word = saved[0].const_data_ptr<int64_t>()[at];
-        if (word == whole[1]) continue;
+        if (word == integers[1]) continue;
         const float* from = data(grad) + at * width;
         float* to = mutable_data(into) + word * width;
         for (int64_t i = 0; i < width; ++i) to[i] += factor * from[i];
       }
-    } else if (whole[2] != 0) {
-      from_weight = at::embedding_dense_backward(numbers[0] == 1 ? grad : grad.mul(numbers[0]), saved[0], whole[0], whole[1], false);
+    } else if (integers[2] != 0) {
+      from_weight = at::embedding_dense_backward(numbers[0] == 1 ? grad : grad.mul(numbers[0]), saved[0], integers[0], integers[1], false);
     }
-    return {Tensor(), from_weight, whole[3] != 0 ? grad : Tensor(), Tensor(), Tensor(), Tensor(), Tensor()};
+    return {Tensor(), from_weight, integers[3] != 0 ? grad : Tensor(), Tensor(), Tensor(), Tensor(), Tensor()};
   }
 };
 
 // (rows x positions, width) of (tokens, width), 0 where no token is.
 struct Spread : torch::autograd::Function<Spread> {
-  static Tensor forward(AutogradContext* ctx, const Tensor& packed, const Tensor& places, int64_t whole) {
+  static Tensor forward(AutogradContext* ctx, const Tensor& packed, const Tensor& places, int64_t count) {
     at::AutoDispatchBelowADInplaceOrView below;
     ctx->save_for_backward({places});
-    return at::zeros({whole, packed.size(1)}, packed.options()).index_copy_(0, places, packed);
+    return at::zeros({count, packed.size(1)}, packed.options()).index_copy_(0, places, packed);
   }
   static variable_list backward(AutogradContext* ctx, variable_list upstream) {
     at::AutoDispatchBelowADInplaceOrView below;

@@ -55,7 +55,7 @@ struct FeedForwardBlock : torch::autograd::Function<FeedForwardBlock> {
     const Normed& normed = before ? entered.normed : left.normed;
     ctx->save_for_backward({before ? x : left.total, entered.read, raw, w_gate ? active : Tensor(), gate, hidden, inside.numbers, left.numbers, normed.mean, normed.scale, w_1, plain(w_gate), w_2,
                             norm_weight, plain(norm_bias)});
-    ctx->saved_data["whole"] = std::vector<int64_t>{activation, before, rms, b_1.has_value(), b_2.has_value(), trained({w_1, b_1}), trained({w_gate}), trained({w_2, b_2})};
+    ctx->saved_data["integers"] = std::vector<int64_t>{activation, before, rms, b_1.has_value(), b_2.has_value(), trained({w_1, b_1}), trained({w_gate}), trained({w_2, b_2})};
     ctx->saved_data["numbers"] = std::vector<double>{inner_dropout, dropout, eps};
     return left.y;
   }
@@ -64,20 +64,20 @@ struct FeedForwardBlock : torch::autograd::Function<FeedForwardBlock> {
     at::AutoDispatchBelowADInplaceOrView below;
     const auto saved = ctx->get_saved_variables();
     const Tensor &normed_x = saved[0], &read = saved[1], &active = saved[3], &gate = saved[4];
-    const auto whole = ctx->saved_data["whole"].toIntVector();
+    const auto integers = ctx->saved_data["integers"].toIntVector();
     const auto numbers = ctx->saved_data["numbers"].toDoubleVector();
-    const Frame frame{{saved[13], saved[14], numbers[2], whole[2] != 0}, whole[1] != 0, numbers[1]};
+    const Frame frame{{saved[13], saved[14], numbers[2], integers[2] != 0}, integers[1] != 0, numbers[1]};
     Returned back = come_back(frame, upstream[0].contiguous(), normed_x, saved[7], saved[8], saved[9]);
     variable_list matrices(3), biases(3);
-    weight_grads(matrices, biases, 2, back.from_made, saved[5], 1, whole[7] != 0, whole[4] != 0);
+    weight_grads(matrices, biases, 2, back.from_made, saved[5], 1, integers[7] != 0, integers[4] != 0);
     const Tensor from_hidden = at::mm(back.from_made, saved[12]);
     Dropout(numbers[0], saved[6]).apply(from_hidden);
-    const Tensor from_raw = activate_back(whole[0], gate.defined() ? at::mul(from_hidden, gate) : from_hidden, saved[2]);
-    weight_grads(matrices, biases, 0, from_raw, read, 1, whole[5] != 0, whole[3] != 0);
+    const Tensor from_raw = activate_back(integers[0], gate.defined() ? at::mul(from_hidden, gate) : from_hidden, saved[2]);
+    weight_grads(matrices, biases, 0, from_raw, read, 1, integers[5] != 0, integers[3] != 0);
     Tensor from_read = frame.before ? at::mm(from_raw, saved[10]) : back.beside.addmm_(from_raw, saved[10]);
     if (gate.defined()) {
       const Tensor from_gate = at::mul(from_hidden, active);
-      weight_grads(matrices, biases, 1, from_gate, read, 1, whole[6] != 0, false);
+      weight_grads(matrices, biases, 1, from_gate, read, 1, integers[6] != 0, false);
       from_read.addmm_(from_gate, saved[11]);
     }
     const Tensor from_x = go_out(frame, back, from_read, normed_x, saved[8], saved[9]);

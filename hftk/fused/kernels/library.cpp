@@ -1,4 +1,5 @@
-// Attention and feed-forward blocks of Transformers on a CPU, each with its norm, dropout and residual as one node of autograd.
+// A training step of an encoder-decoder on a CPU, from the embeddings to the clipped gradients. Attention and feed-forward blocks are one
+// node of autograd each, with their norm, dropout and residual.
 //
 // A step of a small model is some thousand calls of torch, and most of its time is not arithmetic but those calls; here they are
 // made without Python and without autograd's records, and what lies between two matrix products is one loop. The numbers are those
@@ -29,17 +30,17 @@ Tensor embedding(const Tensor& ids, const Tensor& weight, const Optional& positi
   return EmbeddingBlock::apply(ids, weight, positions, factor, padding, into, dropout);
 }
 
-Tensor shared(const Tensor& weight) { return Shared::apply(weight); }
+Tensor tied(const Tensor& weight) { return Tied::apply(weight); }
 
-Tensor spread(const Tensor& packed, const Tensor& places, int64_t whole) { return Spread::apply(packed, places, whole); }
+Tensor spread(const Tensor& packed, const Tensor& places, int64_t count) { return Spread::apply(packed, places, count); }
 
 }  // namespace
 
 TORCH_LIBRARY(hftk, library) {
   library.def("places(int rows, int positions, Tensor? mask, Tensor? labels) -> (Tensor, Tensor, Tensor, int, int)", places);
   library.def("embedding(Tensor ids, Tensor weight, Tensor? positions, float factor, int padding, Tensor? into, float dropout) -> Tensor", embedding);
-  library.def("shared(Tensor(a) weight) -> Tensor(a)", shared);
-  library.def("spread(Tensor packed, Tensor places, int whole) -> Tensor", spread);
+  library.def("tied(Tensor(a) weight) -> Tensor(a)", tied);
+  library.def("spread(Tensor packed, Tensor places, int count) -> Tensor", spread);
   library.def(
       "attention(Tensor x, Tensor starts, Tensor? memory, Tensor? memory_starts, Tensor? bias, Tensor w_q, Tensor w_k, Tensor w_v, Tensor w_o, Tensor? b_q, Tensor? b_k, Tensor? b_v, Tensor? b_o, "
       "Tensor norm_weight, Tensor? norm_bias, int heads, float scale, bool causal, float attention_dropout, bool before, bool rms, float eps, float dropout) -> Tensor",
