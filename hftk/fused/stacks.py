@@ -206,9 +206,8 @@ def _whole(made: Iterable[Block | None]) -> list[Block] | None:
 def _embeddings(module: Any, ops: Any, step: Step) -> Callable[[torch.Tensor, torch.Tensor | None, float], torch.Tensor] | None:
     """(tokens,) ids, positions to be added, and the dropout behind them, to (tokens, width); None if there is more to it."""
     words = module.embed_tokens
-    scaled = type(words).__name__.endswith("ScaledWordEmbedding")
-    special = words.max_norm is not None or words.scale_grad_by_freq or words.sparse if isinstance(words, nn.Embedding) else True
-    if special or not (type(words) is nn.Embedding or (scaled and of_transformers(words))) or is_hooked(words):
+    scaled = of_transformers(words) and type(words).__name__.endswith("ScaledWordEmbedding")
+    if not (scaled or type(words) is nn.Embedding) or is_hooked(words) or words.max_norm is not None or words.scale_grad_by_freq or words.sparse:
         return None
     factor = float(words.embed_scale if scaled else getattr(module, "embed_scale", 1.0))
     padding = -1 if words.padding_idx is None else words.padding_idx
