@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import nn
@@ -27,9 +27,13 @@ class Packed(NamedTuple):
     """(rows + 1,) where each row begins, and the number of tokens."""
 
 
-Block = Callable[[torch.Tensor, torch.Tensor, Packed | None, torch.Tensor | None], torch.Tensor]
-"""A whole layer: (tokens, width) states, starts of their rows, what the encoder gave, and the bias of the scores of attention to the
-own row, (heads, queries, keys), to the layer's output."""
+class Block(Protocol):
+    """A whole layer."""
+
+    def __call__(self, x: torch.Tensor, starts: torch.Tensor, memory: Packed | None, bias: torch.Tensor | None) -> torch.Tensor:
+        """Its output from (tokens, width) states, the starts of their rows, what the encoder gave, and the bias of the scores of
+        attention to the own row, (heads, queries, keys)."""
+        ...
 
 
 def bart_layer(layer: Any, ops: Any, before: bool) -> Block | None:

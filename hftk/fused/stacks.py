@@ -10,7 +10,7 @@ from __future__ import annotations
 import types
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import nn
@@ -24,8 +24,13 @@ BART_LIKE = {"Bart": False, "Marian": False, "MBart": True, "M2M100": True, "Peg
 """Prefix of the classes of an encoder and a decoder to whether the norms of their layers come before."""
 T5_LIKE = ("T5", "MT5")
 
-Stack = Callable[["Rows", torch.Tensor, Packed | None], torch.Tensor]
-"""The rows of a batch, its (rows, positions) ids and what the encoder gave, to (tokens, width) states."""
+
+class Stack(Protocol):
+    """An encoder or decoder, from the embeddings to the last norm."""
+
+    def __call__(self, rows: Rows, ids: torch.Tensor, memory: Packed | None) -> torch.Tensor:
+        """(tokens, width) states from the rows of a batch, its (rows, positions) ids and what the encoder gave."""
+        ...
 
 
 class Rows(NamedTuple):
