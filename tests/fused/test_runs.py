@@ -106,7 +106,7 @@ def test_two_processes_learn_what_one_does(tmp_path):
     weights = {}
     for name, launcher in (("one", []), ("two", ["--config_file", str(ROOT / "recipes/accelerate/two_processes.yaml")])):
         words = [word for key, value in (flags | {"train.fused_layers": "always", "output": name}).items() for word in (f"--{key}", str(value))]
-        command = ["accelerate", "launch", *launcher, str(ROOT / "recipes/marian_translation.py"), *words]
+        command = [sys.executable, "-m", "accelerate.commands.launch", *launcher, str(ROOT / "recipes/marian_translation.py"), *words]
         environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
         done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300, check=False)
         assert done.returncode == 0, done.stderr[-3000:]
