@@ -186,7 +186,7 @@ class TrainConfig:
     global_batch_tokens: int | None = None
     """Tokens per optimizer step over all devices and accumulation; instead of --train.global_batch_size."""
     group_by_length: bool = True
-    """Rows of similar length share an optimizer step, which leaves little padding. false: rows are drawn at random, which learns a little more from each, and costs padding except with fused layers, which leave it out."""
+    """Rows of similar length share an optimizer step, which leaves little padding. false: rows are drawn at random, which can learn a little more from them, and costs padding except with fused layers, which leave it out."""
     max_length: int | None = None
     """Most tokens per training row (the block size in language modelling). Default: the model's context, at most 1024."""
     learning_rate: float | None = None
