@@ -23,6 +23,7 @@ from hftk.architectures import kind_of
 from hftk.config import InputError, Problem, RunConfig
 from hftk.offload import moves, stays, weight_shapes
 from hftk.optimization import BITSANDBYTES, make_optimizer, state_bytes
+from hftk.origins import from_config
 from hftk.planning.adapted import adapt
 from hftk.planning.heap import Heap
 from hftk.planning.kernels import FLOPS, kernels_of, masks_as_in
@@ -260,8 +261,8 @@ def _build(config: RunConfig, task: Task, made: PretrainedConfig, dtype: torch.d
     attention = "eager" if config.model.attention == "eager" else None
     if task.auto_model == "AutoModelForSeq2SeqLM" and kind_of(made) == "encoder":
         made = joined_config(made)
-    model: PreTrainedModel = getattr(transformers, task.auto_model).from_config(
-        made, dtype=dtype or asked, **({"attn_implementation": attention} if attention else {})
+    model: PreTrainedModel = from_config(
+        getattr(transformers, task.auto_model), made, dtype=dtype or asked, **({"attn_implementation": attention} if attention else {})
     )
     return model
 
