@@ -172,7 +172,7 @@ class Task(Protocol):
     config: RunConfig
     """The settings that the task was made with."""
     frame: str
-    """What that tokenizer puts around a text: document, bert or t5; see :func:`hftk.tokenizers.train_tokenizer`."""
+    """What that tokenizer puts around a text: document, bert or t5; see :func:`hftk.models.tokenizers.train_tokenizer`."""
     fixed: Sequence[str]
     """Settings of the task's own config that act on the loss alone: a continued run must share them."""
     score_names: Sequence[str]
@@ -255,7 +255,7 @@ class Task(Protocol):
     def analysis(
         self, outputs: Mapping[str, np.ndarray], features: Features, rows: Dataset, *, resamples: int, seed: int
     ) -> list[dict[str, Any]]:
-        """Sections for the report on a judged split, as :attr:`hftk.records.RunRecord.analysis` describes them."""
+        """Sections for the report on a judged split, as :attr:`hftk.reports.record.RunRecord.analysis` describes them."""
 
     def show(self, rows: Dataset, outputs: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
         """A few samples a person wants to see, as plain dictionaries; the model continues those that have a ``prompt``."""

@@ -26,13 +26,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from hftk import heads
-from hftk.choices import note
 from hftk.config import InputError, Problem, RunConfig
+from hftk.console import note
 from hftk.launch import on_main
+from hftk.models import heads
 from hftk.task import Column, Features, Prepared, Score, Splits
-from hftk.tasks import judgement
-from hftk.tasks.encoders import Truncation, encode_texts, fixed_width, pad, places_of, takes
+from hftk.tasks import class_predictions
+from hftk.tasks.encoder_inputs import Truncation, encode_texts, fixed_width, pad, places_of, takes
 from hftk.tasks.labels import (
     MULTI,
     REGRESSION,
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
     from hftk.task import Batch, Look, Place, Rows, Table
-    from hftk.tasks.rivals import Rivals
+    from hftk.tasks.significance import Rivals
 
 _WIDTHS = {"tiny": (2, 2, 128), "mini": (4, 4, 256), "small": (4, 8, 512), "medium": (8, 8, 512), "base": (12, 12, 768),
            "large": (24, 16, 1024)}  # fmt: skip
@@ -132,7 +132,7 @@ class Classification:
     tokenizer = "wordpiece"
     frame = "bert"
     fixed = ("focal_gamma",)
-    score_names = tuple(dict.fromkeys(name for names in judgement.SCORES.values() for name in names))
+    score_names = tuple(dict.fromkeys(name for names in class_predictions.SCORES.values() for name in names))
     judged_by = frozenset({"logits"})
     baselines_read_tokens = False
 
@@ -196,22 +196,22 @@ class Classification:
         if "text_pair" in columns:
             note(f"pairs of texts: {columns['text']} and {columns['text_pair']}")
         targets = {split: to_targets(column.values, labels, config.label_separator) for split, column in given.items()}
-        facts = {"problem_type": labels.problem_type, "reason": labels.reason} | judgement.label_counts(targets, labels)
+        facts = {"problem_type": labels.problem_type, "reason": labels.reason} | class_predictions.label_counts(targets, labels)
         made = {split: {**table, "label": targets[split]} for split, table in tables.items()}
-        return Prepared(tables=made, features={"label": judgement.feature_of(labels)}, facts={"labels": facts}, problems=problems)
+        return Prepared(tables=made, features={"label": class_predictions.feature_of(labels)}, facts={"labels": facts}, problems=problems)
 
     def _unfit_settings(self, labels: Labels) -> Iterator[Problem]:
         if labels.problem_type == REGRESSION:
             yield from self.config.not_for_regression()
-        metric, names = self.config.train.metric_for_best_model, judgement.SCORES[labels.problem_type]
+        metric, names = self.config.train.metric_for_best_model, class_predictions.SCORES[labels.problem_type]
         if metric not in ("loss", *names):
             message = f"{metric} is no score of {labels.problem_type}"
             yield Problem(setting="train.metric_for_best_model", message=message, fix=f"choose loss, {', '.join(names)}")
 
     def model_settings(self, splits: Splits) -> dict[str, Any]:
-        labels = judgement.labels_in(splits.train)
+        labels = class_predictions.labels_in(splits.train)
         names = labels.names or ("LABEL_0",)
-        seen = judgement.classes_of(splits.train, labels)
+        seen = class_predictions.classes_of(splits.train, labels)
         if seen < len(labels.names):  # all of them were found in the training rows, so some are beyond max_rows
             note(f"the training rows that --data.max_rows leaves hold {seen} of the {len(names)} classes: the model cannot learn the others")
         return {
@@ -226,9 +226,9 @@ class Classification:
     ) -> None:
         """A new head for regression begins with the mean and the spread of the training labels: from prices or years of 2,000 on,
         small steps would never get there. One for several labels begins with how frequent each label is."""
-        labels = judgement.labels_in(splits.train)
+        labels = class_predictions.labels_in(splits.train)
         if labels.problem_type == MULTI and heads.is_new(model, new):
-            heads.start_at_frequencies(model, judgement.truth(splits.train, labels).mean(0).tolist())
+            heads.start_at_frequencies(model, class_predictions.truth(splits.train, labels).mean(0).tolist())
         if labels.problem_type == REGRESSION and heads.is_new(model, new):
             numbers = np.array(list(splits.train["label"]), np.float64)
             heads.start_around(model, float(numbers.mean()), float(numbers.std()) or 1.0)
@@ -251,10 +251,10 @@ class Classification:
                 f"tokens: {facts['tokens_lost']:,} tokens are cut off (truncation: {self.config.truncation})"
             )
         if "label" in rows.column_names:
-            labels = judgement.labels_in(rows)
-            columns["labels"] = list(judgement.truth(rows, labels))
+            labels = class_predictions.labels_in(rows)
+            columns["labels"] = list(class_predictions.truth(rows, labels))
             if training and self.config.class_weights == "balanced":
-                columns["weights"] = list(judgement.balanced_weights(judgement.truth(rows, labels), labels))
+                columns["weights"] = list(class_predictions.balanced_weights(class_predictions.truth(rows, labels), labels))
         lengths = np.array([len(ids) for ids in columns["input_ids"]], np.int64)
         return Features(columns=columns, rows=np.arange(len(lengths)), lengths=lengths, facts=facts)
 
@@ -303,7 +303,7 @@ class Classification:
 
     def loss(self, model: Any, batch: Batch) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
         """Cross-entropy in nats (squared error for regression), weighted, summed over the decisions."""
-        losses = judgement.losses(
+        losses = class_predictions.losses(
             self._logits(model, batch), batch["labels"], label_smoothing=self.config.train.label_smoothing,
             focal_gamma=self.config.focal_gamma,
         )  # fmt: skip
@@ -317,10 +317,10 @@ class Classification:
         logits = self._logits(model, batch)
         found = {"logits": logits}
         if "labels" in batch:
-            losses = judgement.losses(logits, batch["labels"])
+            losses = class_predictions.losses(logits, batch["labels"])
             found["loss"] = losses if losses.ndim == 1 else losses.mean(1)
         if model.config.problem_type == MULTI:
-            found["chosen"] = logits.sigmoid() >= judgement.thresholds(model.config, logits)
+            found["chosen"] = logits.sigmoid() >= class_predictions.thresholds(model.config, logits)
         return found
 
     def _logits(self, model: Any, batch: Batch) -> torch.Tensor:
@@ -337,7 +337,7 @@ class Classification:
         self, outputs: Mapping[str, np.ndarray], features: Features, rows: Dataset, tokenizer: PreTrainedTokenizerBase,
         *, resamples: int, seed: int,
     ) -> list[Score]:  # fmt: skip
-        return judgement.scores(judgement.answers(outputs), rows, resamples=resamples, seed=seed)
+        return class_predictions.scores(class_predictions.answers(outputs), rows, resamples=resamples, seed=seed)
 
     def baselines(
         self, splits: Splits, features: Features | None, rows: Dataset, tokenizer: PreTrainedTokenizerBase,
@@ -345,7 +345,7 @@ class Classification:
     ) -> list[Score]:  # fmt: skip
         """The majority class (the mean, for regression), and TF-IDF with logistic (ridge) regression. What they answer is kept,
         so that :meth:`analysis` can test the model against them on the same rows."""
-        from hftk.tasks.rivals import Rivals
+        from hftk.tasks.significance import Rivals
         from hftk.tasks.tfidf import Majority, TfIdf, fit_tfidf
 
         tfidf = fit_tfidf(splits, tune_thresholds=self.config.tune_thresholds)
@@ -354,45 +354,45 @@ class Classification:
         return [
             replace(score, when=f"baseline:{name}")
             for name, found in self._rivals.answers.items()
-            for score in judgement.scores(found, rows, resamples=resamples, seed=seed)
+            for score in class_predictions.scores(found, rows, resamples=resamples, seed=seed)
         ]
 
     def finish(self, model: PreTrainedModel, splits: Splits, look: Look) -> list[dict[str, Any]]:
         """Thresholds and temperature by the validation split, written into the model; suspicious labels in the training split."""
-        from hftk.tasks import calibration, suspicion
+        from hftk.tasks import calibration, label_errors
 
         sections = []
         if splits.validation is not None:
             sections += calibration.tune(self.config, model, splits, look)
         if self.config.suspicious_labels:
             tuned = getattr(model.config, "thresholds", None)
-            sections += suspicion.find(splits, look, most=self.config.suspicious_labels, thresholds=tuned)
-        return sections + suspicion.find_conflicts(splits)
+            sections += label_errors.find(splits, look, most=self.config.suspicious_labels, thresholds=tuned)
+        return sections + label_errors.find_conflicts(splits)
 
     def predictions(
         self, outputs: Mapping[str, np.ndarray], features: Features, rows: Dataset, model: PreTrainedModel
     ) -> list[dict[str, Any]]:
         """``prediction`` (a label, a list of labels, a number), ``reference`` where it is known, ``probabilities``."""
-        return judgement.predictions(judgement.answers(outputs), rows, self.labels or labels_of(model.config))
+        return class_predictions.predictions(class_predictions.answers(outputs), rows, self.labels or labels_of(model.config))
 
     def analysis(
         self, outputs: Mapping[str, np.ndarray], features: Features, rows: Dataset, *, resamples: int, seed: int
     ) -> list[dict[str, Any]]:
         """The model against its baselines; confusion matrix, scores by class, calibration, the most confident mistakes; or a
         scatter plot."""
-        from hftk.tasks.mistakes import analyze
-        from hftk.tasks.rivals import against
+        from hftk.tasks.error_analysis import analyze
+        from hftk.tasks.significance import against
 
-        found = judgement.answers(outputs)
+        found = class_predictions.answers(outputs)
         tests = on_main(lambda: against(found, self._rivals, rows, resamples=resamples, seed=seed))  # baselines ran there
         return tests + analyze(found, rows, resamples=resamples, seed=seed)
 
     def show(self, rows: Dataset, outputs: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
         """The first rows with what the model answers."""
-        answers = judgement.answers({name: values[:5] for name, values in outputs.items()})
+        answers = class_predictions.answers({name: values[:5] for name, values in outputs.items()})
         some = rows.select(range(min(5, len(rows))))
         texts = [{role: some[i][role][:500] for role in ("text", "text_pair") if role in some.column_names} for i in range(len(some))]
-        said = judgement.predictions(answers, some, judgement.labels_in(some))
+        said = class_predictions.predictions(answers, some, class_predictions.labels_in(some))
         return [{**text, **{key: value for key, value in line.items() if key in ("prediction", "reference", "probability")}} for text, line in zip(texts, said, strict=True)]  # fmt: skip
 
 
