@@ -56,7 +56,7 @@ def test_every_load_goes_through_one_function_that_trusts_no_code() -> None:
         for path in TREE.rglob("*.py") if path.name not in ("hub_names.py", "usage.py")
         for match in call.finditer(path.read_text(encoding="utf-8"))
     }  # fmt: skip
-    assert found == {"adapters.py: PeftModel.from_pretrained("}  # which takes the model that was loaded
+    assert found == {"models/adapters.py: PeftModel.from_pretrained("}  # which takes the model that was loaded
 
 
 @pytest.mark.parametrize("terminal", [False, True])
