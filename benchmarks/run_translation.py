@@ -317,7 +317,7 @@ def own_training(script: Path, model: Path, seed: int, tokens: int, folder: Path
     settings = {
         "data.train": folder / "train.jsonl", "data.deduplicate": "false", "data.unicode": "none", **columns(), "model.name": model,
         "train.epochs": 1, "train.per_device_batch_size": BATCH, "train.global_batch_size": BATCH, "train.learning_rate": LEARNING_RATE,
-        "train.precision": "fp32", "train.save_steps": 0, "train.seed": seed, 
+        "train.precision": "fp32", "train.save_steps": 0, "train.seed": seed,
         "output": folder / "hftk",
     }  # fmt: skip
     whole = run_own(TRAIN, settings, folder)
