@@ -138,7 +138,8 @@ def load_weights(
             return load(folder)
 
     model, loading = load_named(config, load_quantized)
-    quantization.let_go_of_file(model)
+    quantization.detach_from_mmap(model)
+    quantization.keep_layout(model)
     setattr(made, adapter_files.QUANTIZATION, asdict(config.quantization))
     setattr(model.config, adapter_files.QUANTIZATION, asdict(config.quantization))
     note(
