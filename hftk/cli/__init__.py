@@ -21,11 +21,13 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from hftk import __version__
 from hftk.cli import classes, comparison, environment, export, planning, prediction, publication, recipes, reporting
+from hftk.cli.output_file import find_output
 from hftk.cli.trained import (
     add_device_map,
+    add_overwrite,
     all_at_once,
     check_model,
-    check_output,
+    check_names,
     load,
     say,
     takes_pairs,
@@ -97,6 +99,7 @@ def _command(words: list[str]) -> int:
     if words[0] in ("evaluate", "plan"):
         words, dotted = (_split_dotted if words[0] == "evaluate" else planning.split_words)(words)
     given, unknown = parser.parse_known_args(words)
+    check_names(given)
     if unknown:
         known = [name for action in commands[given.command]._actions for name in action.option_strings]
         raise InputError(*(_unknown(word, known, given.command) for word in unknown))
@@ -203,6 +206,7 @@ def _add_evaluate(parser: ArgumentParser) -> None:
     add_device_map(add)
     add("--json", action="store_true", help="print the scores as JSON")
     add("--output", metavar="FILE.json", help="write scores, data facts and settings here too")
+    add_overwrite(add)
 
 
 def _split_dotted(words: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -253,14 +257,15 @@ _OF_PREDICT = (
 
 
 def _evaluate(given: Namespace, dotted: Sequence[str]) -> int:
-    (task, config), _, _ = all_at_once(
+    values = [word.partition("=")[2] if word.startswith("--") else word for word in dotted]
+    (task, config), _, output = all_at_once(
         lambda: _task(given, dotted),
         lambda: check_model(given.dir, "evaluate"),
-        lambda: check_output(given.output),
+        lambda: find_output(given.output, "evaluate", [given.data, given.dir, *values], overwrite=given.overwrite),
     )
     from hftk.data.load import read_rows
     from hftk.evaluation import evaluate
-    from hftk.records import plain, record, write_text
+    from hftk.records import plain, record
     from hftk.task import Splits
 
     with contextlib.redirect_stdout(sys.stderr):
@@ -278,8 +283,8 @@ def _evaluate(given: Namespace, dotted: Sequence[str]) -> int:
     made_dict = plain(made.to_dict())
     prediction.use_utf8()
     print(json.dumps(made_dict["scores"], indent=1, ensure_ascii=False) if given.json else _table(result))
-    if given.output:
-        write_text(Path(given.output), json.dumps(made_dict, ensure_ascii=False, allow_nan=False, indent=1) + "\n")
+    if output:
+        output.write(json.dumps(made_dict, ensure_ascii=False, allow_nan=False, indent=1) + "\n")
         say(f"scores in {given.output}")
     return 0
 

@@ -10,8 +10,9 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hftk.cli.output_file import find_output
 from hftk.cli.prediction import read_prompts, use_utf8
-from hftk.cli.trained import all_at_once, check_model, check_output, load, say, takes_pairs, task_of
+from hftk.cli.trained import all_at_once, check_model, load, say, takes_pairs, task_of
 from hftk.config import DataConfig, GenerationSettings, InputError, Problem
 
 if TYPE_CHECKING:
@@ -28,10 +29,10 @@ def predict(given: Namespace) -> int:
     Raises:
         InputError: wrong flags, texts, folder or output, all of them together, before anything is loaded.
     """
-    (task, rows), *_ = all_at_once(
+    (task, rows), _, output, _ = all_at_once(
         lambda: _task_and_rows(given),
         lambda: check_model(given.dir, "predict"),
-        lambda: check_output(given.output, given.file),
+        lambda: find_output(given.output, "predict", [given.file, given.dir], overwrite=given.overwrite),
         lambda: _check_flags(given),
     )
     from datasets import Dataset
@@ -39,21 +40,15 @@ def predict(given: Namespace) -> int:
     model, tokenizer = load(given.dir, task.auto_model, given.device_map)
     data = Dataset.from_dict({role: texts for role, texts in rows.items() if texts is not None})
     chunks = (_lines(given, task, model, tokenizer, data, start) for start in range(0, len(data), CHUNK))
-    if given.output is None:
+    if output is None:
         use_utf8()
         for lines in chunks:
             print("\n".join(lines), flush=True)
         return 0
-    path = Path(given.output)
-    unfinished = path.with_name(path.name + ".tmp")
-    try:
-        with unfinished.open("w", encoding="utf-8") as file:
-            for lines in chunks:
-                file.writelines(line + "\n" for line in lines)
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
-    say(f"{len(data):,} prediction{'s' if len(data) > 1 else ''} in {path}")
+    with output.open() as file:
+        for lines in chunks:
+            file.writelines(line + "\n" for line in lines)
+    say(f"{len(data):,} prediction{'s' if len(data) > 1 else ''} in {output.path}")
     return 0
 
 

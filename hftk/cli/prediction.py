@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from hftk.cli.output_file import check_siblings, find_output
 from hftk.cli.trained import (
     add_device_map,
+    add_overwrite,
     all_at_once,
     check_model,
-    check_output,
     load,
     say,
     task_name,
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 EXAMPLES = """\
 examples:
   hftk predict out/gpt2_clm --prompt "Once upon a time"
-  hftk predict out/gpt2_clm --file prompts.txt --output predictions.jsonl
+  hftk predict out/gpt2_clm --file prompts.txt --output answers.jsonl
   hftk predict out/gpt2_clm --file questions.jsonl --column question --num_beams 4
   echo "Once upon a time" | hftk predict out/gpt2_clm --do_sample --temperature 0.8 --top_p 0.95
   hftk predict out/bert_classification --file reviews.csv --column body --output labels.jsonl
@@ -70,8 +71,9 @@ def add_flags(parser: ArgumentParser) -> None:
     where = parser.add_argument_group("output (default: stdout)")
     where.add_argument(
         "--output", metavar="OUT.jsonl",
-        help="a file, replaced if it exists; the same command after an interruption goes on from there (language models)",
+        help="a file; one that this command wrote is replaced. The same command after an interruption goes on from there (language models)",
     )  # fmt: skip
+    add_overwrite(where.add_argument)
     how = parser.add_argument_group("generation")
     for item in read_settings(GenerationSettings()).values():
         meaning = item.meaning.replace("%", "%%")
@@ -119,12 +121,14 @@ def predict(given: Namespace) -> int:
     text_to_text = task_name(given.dir) in TEXT_TO_TEXT
     values = {f.name: getattr(given, f.name) for f in fields(GenerationSettings)}
     settings = GenerationSettings(**{name: value for name, value in values.items() if value is not None})
-    prompts: list[str] = all_at_once(
+    prompts: list[str]
+    prompts, _, _, output = all_at_once(
         lambda: read_prompts(given),
         lambda: _check_settings(settings, given.batch_size, text_to_text),
         lambda: check_model(given.dir, "predict"),
-        lambda: check_output(given.output, given.file),
-    )[0]
+        lambda: find_output(given.output, "predict", [given.file, given.dir], overwrite=given.overwrite),
+    )
+    check_siblings(output, (".partial", ".new"), [given.file])
     from hftk.generation import generate_to_file, stream, to_record
 
     task = task_of(given.dir) if text_to_text else None
@@ -139,19 +143,21 @@ def predict(given: Namespace) -> int:
         with contextlib.redirect_stdout(sys.stderr):
             prompts, finish = _framed(task, model, tokenizer, asked, settings)
     options: dict[str, Any] = {"batch_size": given.batch_size, "progress": sys.stderr.isatty()}
-    if given.output:
+    if output and not output.is_stream:
         columns = {"prompt": asked}
         try:
-            results = generate_to_file(given.output, model, tokenizer, prompts, settings, columns=columns, finish=finish, **options)
+            results = generate_to_file(output.path, model, tokenizer, prompts, settings, columns=columns, finish=finish, **options)
         except KeyboardInterrupt:
             raise KeyboardInterrupt("; the same command goes on from there") from None
         say(f"{len(results)} prediction{'s' if len(results) > 1 else ''} in {given.output}")
     else:
         use_utf8()
         results = []
-        for result in map(finish, _in_order(stream(model, tokenizer, prompts, settings, **options))):
-            print(json.dumps(to_record(result, prompt=asked[result.index]), ensure_ascii=False), flush=True)
-            results.append(result)
+        with output.open() if output else contextlib.nullcontext(sys.stdout) as file:
+            for result in map(finish, _in_order(stream(model, tokenizer, prompts, settings, **options))):
+                line = json.dumps(to_record(result, prompt=asked[result.index]), ensure_ascii=False)
+                print(line, file=file, flush=True)
+                results.append(result)
     cut = sum(result.truncated for result in results)
     if cut:
         lost = "end" if text_to_text else "beginning"

@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import difflib
 import json
-import os
 import shlex
 import sys
+from argparse import Namespace
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from importlib import import_module
@@ -16,6 +16,7 @@ from typing import Any, get_args, get_type_hints
 
 from hftk.adapter_files import BASE_CONFIG, base_name, has_adapter, saved_config
 from hftk.config import InputError, ModelConfig, Problem
+from hftk.launch.files import find_name_problem
 
 WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 TRANSLATORS = ("marian", "m2m_100", "nllb-moe", "mbart", "fsmt")
@@ -191,22 +192,17 @@ def _bars_for_terminals() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def check_output(name: str | None, source: str | None = None) -> None:
-    """Raises InputError for a file that cannot be written, or that is ``source``, the file that is read."""
-    if name is None:
-        return
-    path = Path(name)
-    message = fix = ""
-    if path.is_dir():
-        message, fix = f"expected a file, found the folder {path}", f"use --output {path / 'predictions.jsonl'}"
-    elif not path.parent.is_dir():
-        message, fix = f"the folder {path.parent} does not exist", "make it first, or choose another file"
-    elif not os.access(path.parent, os.W_OK) or (path.exists() and not os.access(path, os.W_OK)):
-        message, fix = f"{path} cannot be written", "choose another file"
-    elif source is not None and path.exists() and Path(source).exists() and path.samefile(source):
-        message, fix = f"{path} is the file that the prompts come from", "choose another file"
-    if message:
-        raise InputError(Problem(setting="output", message=message, fix=fix))
+def add_overwrite(add: Callable[..., Any]) -> None:
+    """The flag of the commands that write a file; ``add`` is ``add_argument``."""
+    add("--overwrite", action="store_true", help="let --output replace a file that this command did not write")
+
+
+def check_names(given: Namespace) -> None:
+    """InputError for names of files and folders that no file system has, all of them at once."""
+    values = [(name, getattr(given, name, None)) for name in ("dir", "dir_a", "dir_b", "dirs", "data", "file", "output")]
+    typed = [(name, text) for name, value in values for text in (value if isinstance(value, list) else [value]) if text]
+    if problems := [found for name, text in typed if (found := find_name_problem(name, text))]:
+        raise InputError(*problems)
 
 
 def all_at_once(*checks: Callable[[], Any]) -> list[Any]:
