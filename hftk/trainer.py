@@ -29,7 +29,7 @@ from hftk.config import RunConfig
 from hftk.divergence import Guard
 from hftk.divergence import TrainingDiverged as TrainingDiverged
 from hftk.dropout import fast_dropout
-from hftk.evaluation import collect, scores_of_text
+from hftk.evaluation import generation_scores, run_model
 from hftk.launch import on_main, stop_requested
 from hftk.launch.machines import bring
 from hftk.offload import check_device, offloading
@@ -37,7 +37,7 @@ from hftk.precision import autocast, choose_precision
 from hftk.randomness import undisturbed
 from hftk.saving import Saver
 from hftk.sharded_trainer import ShardedTrainer
-from hftk.task import Features, Stream, Task
+from hftk.task import Features, Outputs, Stream, Task
 from hftk.trackers import Trackers, close_open, take_over
 
 if TYPE_CHECKING:
@@ -322,12 +322,16 @@ class ExactTrainer(ShardedTrainer):
         self.tick("train")
         assert self.validation is not None
         features, rows = self.validation.features, self.validation.rows
-        outputs = collect(self.task, self.model, self.tokenizer, features, batch_size=self.config.eval.batch_size)
+        outputs = run_model(self.task, self.model, self.tokenizer, features, batch_size=self.config.eval.batch_size)
         metrics = {"eval_loss": self.task.eval_loss(outputs)}
         if "logits" in self.task.judged_by:
-            scores = self.task.scores(outputs, features, rows, self.tokenizer, resamples=0, seed=0)
+            scores = self.task.scores(
+                Outputs(
+                    arrays=outputs, features=features, rows=rows, tokenizer=self.tokenizer, model_config=self.plain.config
+                )
+            )
         else:
-            scores = scores_of_text(
+            scores = generation_scores(
                 self.task, self.plain, self.tokenizer, rows, features, outputs, count=self.config.eval.generate_rows, max_length=self.validation.max_length
             )  # fmt: skip
         if scores:

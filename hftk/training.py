@@ -21,7 +21,7 @@ from hftk import adapter_files, adapters, checkpoints, placement, shards
 from hftk.batching import BatchSize, Plan, StepLoader, StreamPlan
 from hftk.choices import note, noted
 from hftk.config import DiskError, InputError, Problem, RunConfig, to_dict
-from hftk.evaluation import collect, first_rows
+from hftk.evaluation import first_rows, run_model
 from hftk.features import encode
 from hftk.features.shares import encode_in_turn
 from hftk.launch import StopRequested, graceful, launcher, on_main, strategies
@@ -68,7 +68,7 @@ class Trained:
     data_facts: dict[str, Any] = field(default_factory=dict)
     """Counts from encoding the training split."""
     analysis: list[dict[str, Any]] = field(default_factory=list, repr=False)
-    """What :meth:`hftk.task.Task.finish` found: sections for the report."""
+    """What :meth:`hftk.task.Task.after_training` found: sections for the report."""
     stopped_early: bool = False
     plan: dict[str, Any] = field(default_factory=dict)
     """Peak memory and seconds, planned and measured: :func:`hftk.planning.hindsight.held_against_plan`."""
@@ -93,6 +93,7 @@ def fit(
         TrainingDiverged: a loss or gradient is no finite number; the message holds a diagnosis, the last checkpoint is kept.
         OutOfMemory: the message holds the plan's numbers and settings that would fit.
     """
+    task = task.with_config(config)
     _check_validation(splits, config)
     launcher.give_back_memory()
     peak_before = forget_peak()
@@ -176,16 +177,16 @@ def _judged(
 def _finish(
     task: Task, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, splits: Splits, config: RunConfig
 ) -> list[dict[str, Any]]:
-    """Let the task make its choices after training; ``look`` runs the trained model on a split, when it is asked to."""
+    """Let the task make its choices after training; ``predict_rows`` runs the trained model on a split, when it is asked to."""
 
-    def look(split: str, indices: Sequence[int] | None = None) -> tuple[Any, dict[str, np.ndarray]]:
+    def predict_rows(split: str, indices: Sequence[int] | None = None) -> tuple[Any, dict[str, np.ndarray]]:
         rows = getattr(splits, split)
         rows = rows if indices is None else rows.select(indices)
         features = encode(task, rows, tokenizer, max_length=default_length(model.config), training=False)
-        outputs = collect(task, model, tokenizer, features, batch_size=config.eval.batch_size, title=f"looking at {split} rows")  # fmt: skip
+        outputs = run_model(task, model, tokenizer, features, batch_size=config.eval.batch_size, title=f"looking at {split} rows")  # fmt: skip
         return rows, outputs
 
-    return task.finish(model, splits, look)
+    return task.after_training(model, splits, predict_rows)
 
 
 def save_trained(
@@ -297,7 +298,7 @@ def fingerprint(
             f"--train.{name}": getattr(config.train, name, config.train.extra.get(name.removeprefix("extra.")))
             for name in FIXED
         },
-        **{f"--{name}": getattr(config, name) for name in task.fixed},
+        **{f"--{name}": getattr(config, name) for name in task.resume_settings},
         **{f"--model.{name}": to_dict(getattr(config.model, name)) for name in ("adapter", "quantization")},
         "--model.frozen": config.model.frozen,
         "the strategy": strategies.in_words(),

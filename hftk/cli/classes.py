@@ -59,14 +59,17 @@ def predict(given: Namespace) -> int:
 
 def _lines(given: Namespace, task: Any, model: Any, tokenizer: Any, data: Dataset, start: int) -> list[str]:
     """Rows from ``start`` on, at most :data:`CHUNK`, as JSON."""
-    from hftk.evaluation import collect
+    from hftk.evaluation import run_model
     from hftk.model import default_length
+    from hftk.task import Outputs
 
     some = data.select(range(start, min(len(data), start + CHUNK)))
     with contextlib.redirect_stdout(sys.stderr):
         features = task.encode(some, tokenizer, max_length=default_length(model.config), training=False)
-        outputs = collect(task, model, tokenizer, features, batch_size=given.batch_size or 64, title="predicting")
-    said = task.predictions(outputs, features, some, model)
+        outputs = run_model(task, model, tokenizer, features, batch_size=given.batch_size or 64, title="predicting")
+    said = task.predictions(
+        Outputs(arrays=outputs, features=features, rows=some, tokenizer=tokenizer, model_config=model.config)
+    )
     return [
         json.dumps({"index": start + i, **some[i], **{k: v for k, v in line.items() if k != "index"}}, ensure_ascii=False)
         for i, line in enumerate(said)

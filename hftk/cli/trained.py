@@ -103,7 +103,7 @@ def task_of(folder: str, settings: Callable[[Any], Any] = lambda config: config)
     task_class = getattr(import_module(module), task)
     if has_adapter(path):
         made = saved_config(path)
-        return task_class(config) if made is None else task_class.of_model(config, made)
+        return task_class(config) if made is None else task_class.from_model_config(config, made)
     if path.exists() and not (path / "config.json").is_file():
         return task_class(config)
     try:
@@ -112,7 +112,7 @@ def task_of(folder: str, settings: Callable[[Any], Any] = lambda config: config)
         if not path.exists():
             return task_class(config)  # loading tells what is wrong with the name
         raise wrong(f"{path / 'config.json'} cannot be read: {str(error).splitlines()[0]}", "name the --output of a run") from error
-    return task_class.of_model(config, made)
+    return task_class.from_model_config(config, made)
 
 
 def takes_pairs(folder: str) -> bool | None:

@@ -38,6 +38,8 @@ class Summarization(Seq2Seq):
     """The task object for one config; see the module's docstring."""
 
     name = "summarization"
+    title = "Summarization"
+    pipeline_tag = "summarization"
     architecture = "t5"
     columns: Mapping[str, Column] = {
         "source": Column(usual_names=("source", "document", "article", "dialogue", "text", "content", "body"), incomplete="error"),

@@ -47,6 +47,8 @@ class Translation(Seq2Seq):
     """The task object for one config; see the module's docstring."""
 
     name = "translation"
+    title = "Translation"
+    pipeline_tag = "translation"
     columns: Mapping[str, Column] = {
         "source": Column(usual_names=("source", "src", "en", "english"), incomplete="error"),
         "target": Column(usual_names=("target", "tgt", "translation", "de", "zh", "fr"), identity=False, incomplete="error"),

@@ -280,7 +280,7 @@ def test_a_decoder_learns_a_toy_by_its_prompt_and_keeps_it_when_saved(tmp_path: 
     judged = hftk.evaluate(task, trained.model, trained.tokenizer, ("test", rows), config.eval)
     assert judged is not None and [line["prediction"] for line in judged.predictions] == rows["target"][:]
     model, tokenizer = load_trained(str(tmp_path / "out"))
-    again = hftk.evaluate(type(task).of_model(config, model.config), model, tokenizer, ("test", rows), config.eval)
+    again = hftk.evaluate(type(task).from_model_config(config, model.config), model, tokenizer, ("test", rows), config.eval)
     assert again is not None and again.predictions == judged.predictions
 
 

@@ -17,7 +17,7 @@ from hftk.config import EvalConfig
 from hftk.evaluation import evaluate_baselines
 from hftk.records import RunRecord, save_record
 from hftk.reports import render_html, render_markdown, summary_lines
-from hftk.task import Score, Splits
+from hftk.task import Outputs, Score, Splits
 from hftk.tasks import judgement
 from hftk.tasks.judgement import Answers
 from hftk.tasks.labels import MULTI, REGRESSION, SINGLE
@@ -144,10 +144,10 @@ def test_evaluating_baselines_tokenizes_nothing_and_the_analysis_has_the_test() 
     scores = evaluate_baselines(task, never, Splits(train=rows, test=rows), EvalConfig(resamples=50), max_length=8)  # type: ignore[arg-type]
     assert {score.when for score in scores} == {"baseline:majority", "baseline:tfidf"}
     outputs = {"logits": np.eye(3)[list(rows["label"])]}
-    section = task.analysis(outputs, None, rows, resamples=50, seed=0)[0]  # type: ignore[arg-type]
+    section = task.analysis(Outputs(arrays=outputs, features=None, rows=rows, tokenizer=None, resamples=50, seed=0))[0]  # type: ignore[arg-type]
     assert section["title"] == "Against the baselines"
     assert {line["when"] for line in section["rows"]} == {"baseline:majority", "baseline:tfidf"}
-    assert task_of().analysis(outputs, None, rows, resamples=50, seed=0)[0]["title"] != section["title"]  # type: ignore[arg-type]
+    assert task_of().analysis(Outputs(arrays=outputs, features=None, rows=rows, tokenizer=None, resamples=50, seed=0))[0]["title"] != section["title"]  # type: ignore[arg-type]
 
 
 def run_of(count: int, right: int, rival_right: int) -> RunRecord:

@@ -13,7 +13,7 @@ from datasets import Features as Types
 from hftk import choices
 from hftk.config import ModelConfig
 from hftk.model import load_model
-from hftk.task import Splits
+from hftk.task import Outputs, Splits
 from hftk.tasks import suspicion, tfidf
 from hftk.tasks.classification import Classification, ClassificationConfig
 from hftk.tasks.judgement import Answers, labels_in, scores, truth
@@ -174,7 +174,7 @@ def test_large_sets_are_thinned_and_that_is_said(monkeypatch: pytest.MonkeyPatch
 def test_the_task_names_its_baselines_and_gives_intervals() -> None:
     train, test = animals(90), animals(40, seed=1)
     task = Classification(ClassificationConfig())
-    found = task.baselines(Splits(train=train), None, test, None, resamples=50, seed=0)  # type: ignore[arg-type]
+    found = task.baselines(Splits(train=train), Outputs(features=None, rows=test, tokenizer=None, resamples=50, seed=0))  # type: ignore[arg-type]
     accuracy = {score.when: score for score in found if score.name == "accuracy"}
     assert set(accuracy) == {"baseline:majority", "baseline:tfidf"}
     share = np.mean(truth(test, labels_in(test)) == np.bincount(truth(train, labels_in(train))).argmax())
@@ -344,10 +344,10 @@ def test_finish_looks_for_suspicious_labels_unless_told_not_to() -> None:
     task = Classification(ClassificationConfig(suspicious_labels=0))
     fields = {"num_hidden_layers": 1, "hidden_size": 16, "num_attention_heads": 1, "intermediate_size": 16}
     model, _ = load_model(ModelConfig(size="tiny", config=fields, vocab_size=100), task, Splits(train=rows))
-    assert task.finish(model, Splits(train=rows), lambda *_: None) == []  # type: ignore[arg-type, return-value]
+    assert task.after_training(model, Splits(train=rows), lambda *_: None) == []  # type: ignore[arg-type, return-value]
     task = Classification(ClassificationConfig())
     right = truth(rows, labels_in(rows))
-    sections = task.finish(model, Splits(train=rows), lambda *_: (rows, {"logits": logits_for(right)}))
+    sections = task.after_training(model, Splits(train=rows), lambda *_: (rows, {"logits": logits_for(right)}))
     assert [section["title"] for section in sections] == ["Suspicious labels"] and not sections[0]["rows"]
 
 
@@ -379,8 +379,9 @@ def test_conflicting_labels_are_shown_with_split_and_row() -> None:
 def test_a_training_split_of_one_class_has_a_baseline_that_answers_it() -> None:
     train, test = rows_of(["cat purr", "cat mew"], [1, 1]), animals(6)
     scores = Classification(ClassificationConfig()).baselines(
-        Splits(train=train), None, test, None, resamples=0, seed=0
-    )  # type: ignore[arg-type]
+        Splits(train=train),
+        Outputs(features=None, rows=test, tokenizer=None, resamples=0, seed=0),  # type: ignore[arg-type]
+    )
     accuracy = {score.when: score.value for score in scores if score.name == "accuracy"}
     assert accuracy["baseline:tfidf"] == accuracy["baseline:majority"] == np.mean(np.array(test["label"]) == 1)
 
