@@ -214,7 +214,7 @@ class Task(ABC):
     tokenizer_kind: str = "wordpiece"
     """Tokenizer that is trained where the user names no model: bpe, or wordpiece for encoders."""
     token_frame: str = "bert"
-    """Special tokens of that tokenizer: document, bert or t5; see :func:`hftk.tokenizers.train_tokenizer`."""
+    """Special tokens of that tokenizer: document, bert or t5; see :func:`hftk.models.tokenizers.train_tokenizer`."""
     resume_settings: Sequence[str] = ()
     """Settings of the task's own config that only change the loss: they must not change on resume."""
     score_names: Sequence[str] = ()
@@ -365,7 +365,7 @@ class Task(ABC):
         return lines
 
     def analysis(self, outputs: Outputs) -> list[dict[str, Any]]:
-        """Sections for the report on an evaluated split, as :attr:`hftk.records.RunRecord.analysis` describes them."""
+        """Sections for the report on an evaluated split, as :attr:`hftk.reports.record.RunRecord.analysis` describes them."""
         return []
 
     def samples(self, outputs: Outputs) -> list[dict[str, Any]]:

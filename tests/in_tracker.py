@@ -13,7 +13,7 @@ from transformers import TrainingArguments
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from hftk.task import Score
-from hftk.trackers import Trackers, track
+from hftk.training.trackers import Trackers, track
 
 SCORES = [
     Score(name="chrf++", value=44.0, interval=(43.0, 45.0), higher_is_better=True, n=9, split="test"),

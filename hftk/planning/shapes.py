@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hftk.config import InputError, ModelConfig, Problem
-from hftk.tokenizers import SMALLEST_VOCABULARY
+from hftk.models.tokenizers import SMALLEST_VOCABULARY
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -98,7 +98,7 @@ def planned_config(config: ModelConfig, task: Task) -> PretrainedConfig:
     Raises:
         InputError: neither in the table nor to be found; the message names what the table has.
     """
-    from hftk.model import lay_over, model_config, set_dropout
+    from hftk.models.load import lay_over, model_config, set_dropout
 
     name = _published(config)
     if name is None:

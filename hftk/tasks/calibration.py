@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hftk.choices import note
-from hftk.heads import divide_logits
+from hftk.console import note
 from hftk.metrics import calibration
+from hftk.models.heads import divide_logits
 from hftk.task import Splits
-from hftk.tasks.judgement import labels_in, sigmoid, truth
+from hftk.tasks.class_predictions import labels_in, sigmoid, truth
 from hftk.tasks.labels import MULTI, REGRESSION
 
 if TYPE_CHECKING:

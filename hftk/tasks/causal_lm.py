@@ -21,11 +21,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from hftk.batching import pack
-from hftk.choices import note
 from hftk.config import Problem, RunConfig
+from hftk.console import note
+from hftk.features.packing import pack
 from hftk.task import IGNORED, Column, Features, Outputs, Score, Splits, Task
-from hftk.tasks.decoders import (
+from hftk.tasks.decoder_inputs import (
     check_attention,
     collate,
     decoder_inputs,
@@ -185,7 +185,7 @@ class CausalLM(Task):
 
     def loss(self, model: Any, batch: Batch) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
         """Cross-entropy in nats, summed over the predicted tokens."""
-        from hftk.tasks.vocabulary import summed_nats
+        from hftk.models.chunked_cross_entropy import summed_nats
 
         smoothing = self.config.train.label_smoothing
         total = summed_nats(model, decoder_inputs(batch), batch["labels"], label_smoothing=smoothing)
@@ -193,7 +193,7 @@ class CausalLM(Task):
 
     def outputs(self, model: Any, batch: Batch) -> dict[str, torch.Tensor]:
         """``nats``: (batch,) summed cross-entropy of each feature, float64; ``tokens``: (batch,) its predicted tokens."""
-        from hftk.tasks.vocabulary import token_nats
+        from hftk.models.chunked_cross_entropy import token_nats
 
         nats = token_nats(model, decoder_inputs(batch), batch["labels"])
         # On the CPU, since Apple's GPU has no float64.

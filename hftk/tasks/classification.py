@@ -25,13 +25,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from hftk import heads
-from hftk.choices import note
 from hftk.config import Problem, RunConfig
+from hftk.console import note
 from hftk.launch import on_main
+from hftk.models import heads
 from hftk.task import Column, Features, Outputs, Prepared, Score, Splits, Task
-from hftk.tasks import judgement
-from hftk.tasks.encoders import Truncation, encode_texts, fixed_width, pad, places_of, takes
+from hftk.tasks import class_predictions
+from hftk.tasks.encoder_inputs import Truncation, encode_texts, fixed_width, pad, places_of, takes
 from hftk.tasks.labels import (
     MULTI,
     REGRESSION,
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
     from hftk.task import Batch, Place, PredictRows, Rows, Table
-    from hftk.tasks.rivals import Rivals
+    from hftk.tasks.significance import Rivals
 
 _INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
@@ -125,7 +125,7 @@ class Classification(Task):
     title = "Text classification"
     pipeline_tag = "text-classification"
     resume_settings = ("focal_gamma",)
-    score_names = tuple(dict.fromkeys(name for names in judgement.SCORES.values() for name in names))
+    score_names = tuple(dict.fromkeys(name for names in class_predictions.SCORES.values() for name in names))
     new_head = True
     config: ClassificationConfig
 
@@ -170,22 +170,22 @@ class Classification(Task):
         if "text_pair" in columns:
             note(f"pairs of texts: {columns['text']} and {columns['text_pair']}")
         targets = {split: to_targets(column.values, labels, config.label_separator) for split, column in given.items()}
-        facts = {"problem_type": labels.problem_type, "reason": labels.reason} | judgement.label_counts(targets, labels)
+        facts = {"problem_type": labels.problem_type, "reason": labels.reason} | class_predictions.label_counts(targets, labels)
         made = {split: {**table, "label": targets[split]} for split, table in tables.items()}
-        return Prepared(tables=made, features={"label": judgement.feature_of(labels)}, facts={"labels": facts}, problems=problems)
+        return Prepared(tables=made, features={"label": class_predictions.feature_of(labels)}, facts={"labels": facts}, problems=problems)
 
     def _unfit_settings(self, labels: Labels) -> Iterator[Problem]:
         if labels.problem_type == REGRESSION:
             yield from self.config.not_for_regression()
-        metric, names = self.config.train.metric_for_best_model, judgement.SCORES[labels.problem_type]
+        metric, names = self.config.train.metric_for_best_model, class_predictions.SCORES[labels.problem_type]
         if metric not in ("loss", *names):
             message = f"{metric} is no score of {labels.problem_type}"
             yield Problem(setting="train.metric_for_best_model", message=message, fix=f"choose loss, {', '.join(names)}")
 
     def model_settings(self, splits: Splits) -> dict[str, Any]:
-        labels = judgement.labels_in(splits.train)
+        labels = class_predictions.labels_in(splits.train)
         names = labels.names or ("LABEL_0",)
-        seen = judgement.classes_of(splits.train, labels)
+        seen = class_predictions.classes_of(splits.train, labels)
         if seen < len(labels.names):  # all of them were found in the training rows, so some are beyond max_rows
             note(f"the training rows that --data.max_rows leaves hold {seen} of the {len(names)} classes: the model cannot learn the others")
         return {
@@ -200,9 +200,9 @@ class Classification(Task):
     ) -> None:
         """A new head for regression begins with the mean and the spread of the training labels: from prices or years of 2,000 on,
         small steps would never get there. One for several labels begins with how frequent each label is."""
-        labels = judgement.labels_in(splits.train)
+        labels = class_predictions.labels_in(splits.train)
         if labels.problem_type == MULTI and heads.is_new(model, new):
-            heads.start_at_frequencies(model, judgement.truth(splits.train, labels).mean(0).tolist())
+            heads.start_at_frequencies(model, class_predictions.truth(splits.train, labels).mean(0).tolist())
         if labels.problem_type == REGRESSION and heads.is_new(model, new):
             numbers = np.array(list(splits.train["label"]), np.float64)
             heads.start_around(model, float(numbers.mean()), float(numbers.std()) or 1.0)
@@ -225,10 +225,10 @@ class Classification(Task):
                 f"tokens: {facts['tokens_lost']:,} tokens are cut off (truncation: {self.config.truncation})"
             )
         if "label" in rows.column_names:
-            labels = judgement.labels_in(rows)
-            columns["labels"] = list(judgement.truth(rows, labels))
+            labels = class_predictions.labels_in(rows)
+            columns["labels"] = list(class_predictions.truth(rows, labels))
             if training and self.config.class_weights == "balanced":
-                columns["weights"] = list(judgement.balanced_weights(judgement.truth(rows, labels), labels))
+                columns["weights"] = list(class_predictions.balanced_weights(class_predictions.truth(rows, labels), labels))
         lengths = np.array([len(ids) for ids in columns["input_ids"]], np.int64)
         return Features(columns=columns, rows=np.arange(len(lengths)), lengths=lengths, facts=facts)
 
@@ -277,7 +277,7 @@ class Classification(Task):
 
     def loss(self, model: Any, batch: Batch) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
         """Cross-entropy in nats (squared error for regression), weighted, summed over the decisions."""
-        losses = judgement.losses(
+        losses = class_predictions.losses(
             self._logits(model, batch), batch["labels"], label_smoothing=self.config.train.label_smoothing,
             focal_gamma=self.config.focal_gamma,
         )  # fmt: skip
@@ -291,10 +291,10 @@ class Classification(Task):
         logits = self._logits(model, batch)
         found = {"logits": logits}
         if "labels" in batch:
-            losses = judgement.losses(logits, batch["labels"])
+            losses = class_predictions.losses(logits, batch["labels"])
             found["loss"] = losses if losses.ndim == 1 else losses.mean(1)
         if model.config.problem_type == MULTI:
-            found["chosen"] = logits.sigmoid() >= judgement.thresholds(model.config, logits)
+            found["chosen"] = logits.sigmoid() >= class_predictions.thresholds(model.config, logits)
         return found
 
     def _logits(self, model: Any, batch: Batch) -> torch.Tensor:
@@ -305,12 +305,12 @@ class Classification(Task):
     # Judging ------------------------------------------------------------------------------------------------------------
 
     def scores(self, outputs: Outputs) -> list[Score]:
-        return judgement.scores(judgement.answers(outputs.arrays), outputs.rows, **outputs.bootstrap)
+        return class_predictions.scores(class_predictions.answers(outputs.arrays), outputs.rows, **outputs.bootstrap)
 
     def baselines(self, splits: Splits, given: Outputs) -> list[Score]:
         """The majority class (the mean, for regression), and TF-IDF with logistic (ridge) regression. What they answer is kept,
         so that :meth:`analysis` can test the model against them on the same rows."""
-        from hftk.tasks.rivals import Rivals
+        from hftk.tasks.significance import Rivals
         from hftk.tasks.tfidf import Majority, TfIdf, fit_tfidf
 
         tfidf = fit_tfidf(splits, tune_thresholds=self.config.tune_thresholds)
@@ -320,33 +320,33 @@ class Classification(Task):
         return [
             replace(score, when=f"baseline:{name}")
             for name, found in rivals.answers.items()
-            for score in judgement.scores(found, given.rows, **given.bootstrap)
+            for score in class_predictions.scores(found, given.rows, **given.bootstrap)
         ]
 
     def after_training(self, model: PreTrainedModel, splits: Splits, predict_rows: PredictRows) -> list[dict[str, Any]]:
         """Thresholds and temperature by the validation split, written into the model; suspicious labels in the training split."""
-        from hftk.tasks import calibration, suspicion
+        from hftk.tasks import calibration, label_errors
 
         sections = []
         if splits.validation is not None:
             sections += calibration.tune(self.config, model, splits, predict_rows)
         if self.config.suspicious_labels:
             tuned = getattr(model.config, "thresholds", None)
-            sections += suspicion.find(splits, predict_rows, most=self.config.suspicious_labels, thresholds=tuned)
-        return sections + suspicion.find_conflicts(splits)
+            sections += label_errors.find(splits, predict_rows, most=self.config.suspicious_labels, thresholds=tuned)
+        return sections + label_errors.find_conflicts(splits)
 
     def predictions(self, outputs: Outputs) -> list[dict[str, Any]]:
         """``prediction`` (a label, a list of labels, a number), ``reference`` where it is known, ``probabilities``."""
         labels = self.labels or labels_of(outputs.model_config)
-        return judgement.predictions(judgement.answers(outputs.arrays), outputs.rows, labels)
+        return class_predictions.predictions(class_predictions.answers(outputs.arrays), outputs.rows, labels)
 
     def analysis(self, outputs: Outputs) -> list[dict[str, Any]]:
         """The model against its baselines; confusion matrix, scores by class, calibration, the most confident mistakes; or a
         scatter plot."""
-        from hftk.tasks.mistakes import analyze
-        from hftk.tasks.rivals import against
+        from hftk.tasks.error_analysis import analyze
+        from hftk.tasks.significance import against
 
-        found = judgement.answers(outputs.arrays)
+        found = class_predictions.answers(outputs.arrays)
         rivals = self._baselines[0] if self._baselines else None  # of the main process, where the baselines ran
         tests = on_main(lambda: against(found, rivals, outputs.rows, **outputs.bootstrap))
         return tests + analyze(found, outputs.rows, **outputs.bootstrap)
@@ -354,9 +354,9 @@ class Classification(Task):
     def samples(self, outputs: Outputs) -> list[dict[str, Any]]:
         """The first rows with what the model answers."""
         rows = outputs.rows
-        answers = judgement.answers({name: values[:5] for name, values in outputs.arrays.items()})
+        answers = class_predictions.answers({name: values[:5] for name, values in outputs.arrays.items()})
         some = rows.select(range(min(5, len(rows))))
         texts = [{role: some[i][role][:500] for role in ("text", "text_pair") if role in some.column_names} for i in range(len(some))]
-        said = judgement.predictions(answers, some, judgement.labels_in(some))
+        said = class_predictions.predictions(answers, some, class_predictions.labels_in(some))
         return [{**text, **{key: value for key, value in line.items() if key in ("prediction", "reference", "probability")}} for text, line in zip(texts, said, strict=True)]  # fmt: skip
 

@@ -1,6 +1,6 @@
 """What summarization and translation share: pairs of texts as features, the exact loss, and outputs that are generated.
 
-How a model reads and learns pairs depends on its kind: :mod:`hftk.tasks.encoder_decoders` and :mod:`hftk.tasks.prompted`.
+How a model reads and learns pairs depends on its kind: :mod:`hftk.tasks.encoder_decoder_inputs` and :mod:`hftk.tasks.prompts`.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hftk.architectures import kind_of
-from hftk.choices import note
 from hftk.config import GenerationSettings, InputError, Problem, RunConfig
-from hftk.origins import read_config
+from hftk.console import note
+from hftk.models.architectures import kind_of
+from hftk.models.hub_names import read_config
 from hftk.task import Column, Features, Outputs, Prepared, Score, Splits, Task
-from hftk.tasks.decoders import IGNORED
-from hftk.tasks.encoder_decoders import EncoderDecoder
-from hftk.tasks.prompted import SOURCE, Prompted
+from hftk.tasks.decoder_inputs import IGNORED
+from hftk.tasks.encoder_decoder_inputs import EncoderDecoder
+from hftk.tasks.prompts import SOURCE, Prompted
 
 if TYPE_CHECKING:
     import torch
@@ -98,7 +98,7 @@ class Seq2Seq(Task):
 
     @property
     def auto_model(self) -> str:  # type: ignore[override]
-        """A causal language model is prompted; any other is an encoder-decoder, or becomes one (:mod:`hftk.warm_start`)."""
+        """A causal language model is prompted; any other is an encoder-decoder, or becomes one (:mod:`hftk.models.encoder_decoder`)."""
         return self.way.auto_model
 
     @abstractmethod
@@ -190,7 +190,7 @@ class Seq2Seq(Task):
 
     def loss(self, model: Any, batch: Batch) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
         """Cross-entropy in nats, summed over the target tokens."""
-        from hftk.tasks.vocabulary import summed_nats
+        from hftk.models.chunked_cross_entropy import summed_nats
 
         inputs, labels = self.way.aligned(batch)
         total = summed_nats(model, inputs, labels, label_smoothing=self.config.train.label_smoothing)
@@ -198,7 +198,7 @@ class Seq2Seq(Task):
 
     def outputs(self, model: Any, batch: Batch) -> dict[str, torch.Tensor]:
         """``nats``: (batch,) summed cross-entropy of each target, float64; ``tokens``: (batch,) its tokens."""
-        from hftk.tasks.vocabulary import token_nats
+        from hftk.models.chunked_cross_entropy import token_nats
 
         inputs, labels = self.way.aligned(batch)
         nats = token_nats(model, inputs, labels)

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hftk.choices import note
+from hftk.console import note
 from hftk.task import Splits
-from hftk.tasks.judgement import Answers, labels_in, truth
+from hftk.tasks.class_predictions import Answers, labels_in, truth
 from hftk.tasks.labels import MULTI, REGRESSION, SINGLE, Labels
 
 if TYPE_CHECKING:

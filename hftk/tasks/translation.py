@@ -20,7 +20,7 @@ import numpy as np
 from hftk.config import InputError, Problem
 from hftk.data.tables import did_you_mean
 from hftk.task import Column, Score
-from hftk.tasks.encoder_decoders import target_ids
+from hftk.tasks.encoder_decoder_inputs import target_ids
 from hftk.tasks.seq2seq import REFERENCES, Seq2Seq, Seq2SeqConfig, references_of
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from datasets import Features as Types
 
 import hftk
 from hftk.config import EvalConfig, GenerationSettings, ModelConfig, TrainConfig, override
-from hftk.evaluation import run_model
+from hftk.evaluation.evaluate import run_model
 from hftk.task import Splits
 
 KINDS = ("bert", "gpt2", "llama", "t5", "marian")

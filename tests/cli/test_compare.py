@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from hftk.records import RunRecord, save_record
+from hftk.reports.record import RunRecord, save_record
 from hftk.task import Score
 
 

@@ -10,7 +10,7 @@ import yaml
 
 import hftk
 from hftk import parsing
-from hftk.sizes import model_sizes
+from hftk.models.sizes import model_sizes
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 SCRIPTS = sorted(RECIPES.glob("*.py"))

@@ -21,12 +21,13 @@ from made_classifiers import (
     task_of,
 )
 
-from hftk import choices, heads
+from hftk import console
 from hftk.config import ModelConfig
-from hftk.evaluation import run_model
-from hftk.model import load_model, load_trained
+from hftk.evaluation.evaluate import run_model
+from hftk.models import heads
+from hftk.models.load import load_model, load_trained
 from hftk.task import Features, Splits
-from hftk.tasks import judgement
+from hftk.tasks import class_predictions
 from hftk.tasks.classification import Classification, ClassificationConfig
 from hftk.tasks.labels import MULTI, SINGLE
 
@@ -97,7 +98,7 @@ def test_the_temperature_fitted_lowers_the_loss_on_the_validation_split(kind: st
     assert temperature > 1.5 and section["facts"]["rows"] == 7
     np.testing.assert_allclose(after["logits"], before["logits"] / temperature, rtol=1e-3, atol=1e-5)
     assert task.eval_loss(after) < task.eval_loss(before)
-    assert any("worked into the last layer" in line for line in choices.noted())
+    assert any("worked into the last layer" in line for line in console.noted())
 
 
 def test_thresholds_are_chosen_on_validation_and_kept_in_the_saved_config(
@@ -133,7 +134,7 @@ def test_thresholds_of_an_earlier_run_are_not_taken_over(tmp_path: Path) -> None
     model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     loaded, _ = load_model(ModelConfig(name=str(tmp_path)), task_of(), Splits(train=rows_of(MULTI)))
-    assert judgement.thresholds(loaded.config, torch.zeros(1, 3)).tolist() == [0.5] * 3
+    assert class_predictions.thresholds(loaded.config, torch.zeros(1, 3)).tolist() == [0.5] * 3
 
 
 def test_temperature_comes_before_thresholds() -> None:

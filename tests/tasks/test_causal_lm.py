@@ -12,21 +12,15 @@ import pytest
 import torch
 from datasets import Dataset
 
-from hftk import choices
+from hftk import console
 from hftk.config import EvalConfig, InputError, ModelConfig, TrainConfig
-from hftk.evaluation import run_model
-from hftk.model import load_model
+from hftk.evaluation.evaluate import run_model
+from hftk.models.load import load_model
+from hftk.models.tokenizers import train_byte_bpe, train_characters
 from hftk.task import Features, Outputs, Splits
 from hftk.tasks.causal_lm import CausalLM, CausalLMConfig
-from hftk.tasks.decoders import (
-    IGNORED,
-    collate,
-    end_of_text,
-    next_token_logits,
-    start_of_text,
-)
+from hftk.tasks.decoder_inputs import IGNORED, collate, end_of_text, next_token_logits, start_of_text
 from hftk.tasks.tokenization import tokenize
-from hftk.tokenizers import train_byte_bpe, train_characters
 
 LENGTHS = (1, 3, 7, 8, 9, 16, 17, 30, 2, 5)  # shorter than, equal to and longer than blocks of 8, with and without the end
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
@@ -408,7 +402,7 @@ def test_of_a_stream_only_the_first_documents_train_tokenizer_and_baselines(
     found = task.baselines(splits, Outputs(features=features, rows=rows, tokenizer=gpt2_tokenizer, resamples=0, seed=0))
     whole = task.baselines(Splits(train=rows_of("ab", "cd")), Outputs(features=features, rows=rows, tokenizer=gpt2_tokenizer, resamples=0, seed=0))
     assert [s.value for s in found] == [s.value for s in whole]
-    assert [line for line in choices.noted() if "first 2 documents of the stream" in line] == choices.noted() and len(choices.noted()) == 2
+    assert [line for line in console.noted() if "first 2 documents of the stream" in line] == console.noted() and len(console.noted()) == 2
 
 
 # Samples -------------------------------------------------------------------------------------------------------------

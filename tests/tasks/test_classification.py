@@ -26,14 +26,14 @@ from made_classifiers import (
     task_of,
 )
 
-from hftk import choices
+from hftk import console
 from hftk.config import InputError, ModelConfig
 from hftk.data.load import load_splits
-from hftk.evaluation import run_model
-from hftk.model import load_model, load_trained
-from hftk.sizes import model_sizes
+from hftk.evaluation.evaluate import run_model
+from hftk.models.load import load_model, load_trained
+from hftk.models.sizes import model_sizes
 from hftk.task import Outputs, Splits
-from hftk.tasks import judgement
+from hftk.tasks import class_predictions
 from hftk.tasks.classification import Classification, ClassificationConfig
 from hftk.tasks.labels import MULTI, REGRESSION, SINGLE, Labels, labels_of
 
@@ -57,7 +57,7 @@ def test_truncation_is_counted_and_said_and_max_length_holds_in_judging_too() ->
         assert features.lengths.tolist() == [min(5, n) for n in whole]
         assert features.facts["truncated_rows"] == sum(n > 5 for n in whole)
         assert features.facts["tokens_lost"] == sum(max(0, n - 5) for n in whole)
-    (said,) = choices.noted()
+    (said,) = console.noted()
     assert f"{sum(n > 5 for n in whole)} of 7 rows are longer than 5 tokens" in said
 
 
@@ -151,7 +151,7 @@ def test_an_unknown_architecture_names_those_that_can_be_made() -> None:
 
 @pytest.mark.parametrize("architecture", [name for name in FIELDS if name != "gpt2"])
 def test_every_size_makes_a_model_with_room_for_512_tokens(architecture: str) -> None:
-    from hftk.model import context_length, model_config
+    from hftk.models.load import context_length, model_config
 
     for size, (layers, heads, width) in {"tiny": (2, 2, 128), "base": (12, 12, 768)}.items():
         config = model_config(ModelConfig(size=size, architecture=architecture), task_of())
@@ -161,7 +161,7 @@ def test_every_size_makes_a_model_with_room_for_512_tokens(architecture: str) ->
 
 @pytest.mark.parametrize("architecture", [name for name in FIELDS if name != "gpt2"])
 def test_a_text_of_the_whole_context_fits(architecture: str) -> None:
-    from hftk.model import context_length
+    from hftk.models.load import context_length
 
     model, tokenizer = made(architecture)
     rows = rows_of(SINGLE, [0], ["good " * 1000])
@@ -220,7 +220,7 @@ def test_scores_have_the_names_by_which_the_best_weights_may_be_chosen(kind: str
     features = task.encode(rows, tokenizer, max_length=64, training=False)
     outputs = run_model(task, model, tokenizer, features, batch_size=4)
     scores = {score.name: score.value for score in task.scores(Outputs(arrays=outputs, features=features, rows=rows, tokenizer=tokenizer, resamples=0, seed=0))}
-    assert set(judgement.SCORES[kind]) <= set(scores) and set(judgement.SCORES[kind]) <= set(task.score_names)
+    assert set(class_predictions.SCORES[kind]) <= set(scores) and set(class_predictions.SCORES[kind]) <= set(task.score_names)
     if kind == SINGLE:
         assert scores["accuracy"] == pytest.approx(np.mean(outputs["logits"].argmax(1) == CLASSES))
     elif kind == REGRESSION:

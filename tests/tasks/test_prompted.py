@@ -13,12 +13,12 @@ from datasets import Dataset
 from made_pairs import CONTEXT, make_config, rows_of
 
 import hftk
-from hftk.choices import forget, noted
 from hftk.config import InputError
-from hftk.model import load_trained
+from hftk.console import forget, noted
+from hftk.models.load import load_trained
+from hftk.models.tokenizers import train_byte_bpe
 from hftk.task import Splits
-from hftk.tasks.prompted import Prompted, fit_prompts, frame_of
-from hftk.tokenizers import train_byte_bpe
+from hftk.tasks.prompts import Prompted, fit_prompts, frame_of
 
 CLOSE = 1e-5
 KINDS = ("gpt2", "llama", "opt")
@@ -247,13 +247,13 @@ def test_outputs_are_those_of_transformers_alone_in_data_order(loaded: Any) -> N
 
 
 def test_generation_reads_the_very_prompts_that_the_loss_does(loaded: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from hftk import generation
+    from hftk.generation import generate
 
     task, model, tokenizer = loaded
     rows = Dataset.from_dict({"source": ["abcd " * 40, "a", "größe" * 20], "target": ["b", "c", "d"]})
     read: dict[int, Any] = {}
-    original = generation._run
-    monkeypatch.setattr(generation, "_run", lambda job, batch: (read.update({i: job.inputs[i] for i in batch}), original(job, batch))[1])
+    original = generate._run
+    monkeypatch.setattr(generate, "_run", lambda job, batch: (read.update({i: job.inputs[i] for i in batch}), original(job, batch))[1])
     hftk.evaluate(task, model, tokenizer, ("test", rows), task.config.eval)
     features = task.encode(rows, tokenizer, max_length=CONTEXT, training=False)
     assert [read[i] for i in range(3)] == [ids.tolist() for ids in features.columns["input_ids"]]

@@ -12,16 +12,16 @@ import numpy as np
 import pytest
 from made_classifiers import rows_of, task_of
 
-from hftk.cli.comparison import compare as compare_runs
+from hftk.cli.compare import compare as compare_runs
 from hftk.config import EvalConfig
-from hftk.evaluation import evaluate_baselines
-from hftk.records import RunRecord, save_record
+from hftk.evaluation.evaluate import evaluate_baselines
 from hftk.reports import render_html, render_markdown, summary_lines
+from hftk.reports.record import RunRecord, save_record
 from hftk.task import Outputs, Score, Splits
-from hftk.tasks import judgement
-from hftk.tasks.judgement import Answers
+from hftk.tasks import class_predictions
+from hftk.tasks.class_predictions import Answers
 from hftk.tasks.labels import MULTI, REGRESSION, SINGLE
-from hftk.tasks.rivals import Rivals, against, compare
+from hftk.tasks.significance import Rivals, against, compare
 
 CHANCE: dict[str, Any] = {"resamples": 300, "seed": 0}
 
@@ -66,7 +66,7 @@ def test_on_a_handful_of_rows_no_lead_is_called_real_before_an_exact_test_could(
     [section] = against(found, rivals, table, **CHANCE)
     assert section["rows"][0]["p_value"] == p_value
     sets = rows_of(MULTI, [[0]] * rows, texts(rows))
-    true = judgement.truth(sets, judgement.labels_in(sets)) > 0
+    true = class_predictions.truth(sets, class_predictions.labels_in(sets)) > 0
     [section] = against(Answers(chosen=true), Rivals(sets, {"tfidf": Answers(chosen=~true)}), sets, **CHANCE)
     assert section["rows"][0]["p_value"] == p_value
     assert ("is real" in section["note"]) == (p_value is not None and p_value < 0.05)
@@ -100,7 +100,7 @@ def test_one_row_or_no_resamples_is_compared_without_a_verdict(resamples: int) -
 def test_several_labels_go_by_micro_f1() -> None:
     sets = [[0], [1, 2], [], [0, 1, 2]] * 10
     rows = rows_of(MULTI, sets, texts(40))
-    true = judgement.truth(rows, judgement.labels_in(rows)) > 0
+    true = class_predictions.truth(rows, class_predictions.labels_in(rows)) > 0
     [section] = against(Answers(chosen=true), Rivals(rows, {"tfidf": Answers(chosen=~true)}), rows, **CHANCE)
     assert section["rows"][0]["score"] == "f1_micro" and section["rows"][0]["difference"]["value"] == 1
     assert section["note"].count("is better by") == 1 and "McNemar" not in section["note"]
@@ -124,7 +124,7 @@ def test_the_report_tests_as_hftk_compare_does(tmp_path: Any, capsys: Any) -> No
         folder = tmp_path / name
         save_record(RunRecord(hftk="0", task="classification"), folder)
         chances = np.eye(3)[answers.chosen]
-        lines = judgement.predictions(replace(answers, probabilities=chances), rows, judgement.labels_in(rows))
+        lines = class_predictions.predictions(replace(answers, probabilities=chances), rows, class_predictions.labels_in(rows))
         (folder / "predictions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
         folders.append(str(folder))
     compare_runs(Namespace(dir_a=folders[0], dir_b=folders[1], resamples=300, seed=0, json=True))
@@ -156,7 +156,7 @@ def run_of(count: int, right: int, rival_right: int) -> RunRecord:
     scores = [
         replace(score, when=when, split="test")
         for when, answers in of.items()
-        for score in judgement.scores(answers, rows, **CHANCE)
+        for score in class_predictions.scores(answers, rows, **CHANCE)
     ]
     return RunRecord(hftk="0", task="classification", scores=scores, analysis=against(found, rivals, rows, **CHANCE))
 
