@@ -14,11 +14,12 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 if TYPE_CHECKING:
+    from typing import Self
+
     import numpy as np
     import torch
     from datasets import Dataset
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-    from typing_extensions import Self
 
     from hftk.config import GenerationSettings, Problem
 

@@ -9,15 +9,13 @@ from __future__ import annotations
 import contextlib
 import difflib
 import io
-import json
 import os
 import sys
 import traceback
-from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 from hftk.cli import compare as comparison
 from hftk.cli import env as environment
@@ -28,23 +26,9 @@ from hftk.cli import predict as prediction
 from hftk.cli import push as publication
 from hftk.cli import report as reporting
 from hftk.cli.evaluate import EVALUATE, _add_evaluate, _evaluate
-from hftk.cli.model_folder import (
-    add_device_map,
-    all_at_once,
-    check_model,
-    check_output,
-    load,
-    say,
-    takes_pairs,
-    task_name,
-    task_of,
-    wrong,
-)
-from hftk.config import DataConfig, InputError, Problem, ServiceError
+from hftk.cli.model_folder import task_name, wrong
+from hftk.config import InputError, Problem, ServiceError
 from hftk.version import __version__
-
-if TYPE_CHECKING:
-    from hftk.evaluation.evaluate import Evaluation
 
 TASKS = {
     "causal_lm": ("hftk.tasks.causal_lm", "CausalLM", "CausalLMConfig"),

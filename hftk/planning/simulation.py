@@ -186,7 +186,11 @@ def simulate(
     Raises:
         InputError: no model can be made of these settings; the adapter needs a package that is missing.
     """
-    from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
+    from torch._subclasses.fake_tensor import (
+        DataDependentOutputException,
+        DynamicOutputShapeException,
+        FakeTensorMode,
+    )
 
     vocabulary = int(getattr(made.get_text_config(decoder=True), "vocab_size", 0) or 0)
     logits = vocabulary if "loss" in task.judged_by else 0, shape.rows * (shape.target_length or shape.length)

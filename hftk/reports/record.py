@@ -14,7 +14,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
@@ -153,7 +153,7 @@ def record(
     ``status.json`` says about this process, else to the end less the known seconds, ``command`` to what started this
     process, ``processes`` to the launcher's ``WORLD_SIZE``.
     """
-    finished = datetime.now(timezone.utc)
+    finished = datetime.now(UTC)
     started = started or _started(config)
     seconds = _seconds(trained, before, after, (finished - started).total_seconds() if started else None)
     begun = started or finished - timedelta(seconds=seconds["total"])
@@ -314,4 +314,4 @@ def _task_name(config: Any) -> str:
 
 
 def _iso(moment: datetime) -> str:
-    return moment.astimezone(timezone.utc).isoformat(timespec="seconds")
+    return moment.astimezone(UTC).isoformat(timespec="seconds")

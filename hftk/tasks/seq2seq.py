@@ -25,10 +25,11 @@ from hftk.tasks.encoder_decoder_inputs import EncoderDecoder
 from hftk.tasks.prompts import SOURCE, Prompted
 
 if TYPE_CHECKING:
+    from typing import Self
+
     import torch
     from datasets import Dataset
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
-    from typing_extensions import Self
 
     from hftk.task import Batch, Place, Rows, Table
 

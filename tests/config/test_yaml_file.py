@@ -13,7 +13,15 @@ import pytest
 import yaml
 
 from hftk.config import DataConfig, InputError, ModelConfig, Problem, RunConfig, TrainConfig, override
-from hftk.parsing import dump_changed, dump_config, load_config, parse, print_changed, print_config, save_config
+from hftk.parsing import (
+    dump_changed,
+    dump_config,
+    load_config,
+    parse,
+    print_changed,
+    print_config,
+    save_config,
+)
 from hftk.parsing.settings import Setting, read_settings
 
 

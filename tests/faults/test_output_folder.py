@@ -10,12 +10,12 @@ from pathlib import Path
 import psutil
 import pytest
 
-import hftk.config
+import hftk
 from hftk.config import InputError, RunConfig
 from hftk.launch import output_folder
 from hftk.launch.output_folder import prepare_output, read_status, release_output, settle_output, write_status
 
-ROOT = Path(hftk.config.__file__).parents[1]
+ROOT = Path(hftk.__file__).parents[1]
 STATUS = {"state": "done", "exit_code": 0, "message": "", "pid": 1, "started": "2026-01-02T03:04:05+00:00"}
 
 

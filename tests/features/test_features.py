@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from datasets import ClassLabel, Dataset
 
-import hftk.config
+import hftk
 from hftk import console, features
 from hftk.config import ModelConfig, override
 from hftk.features import cache
@@ -20,7 +20,7 @@ from hftk.tasks.causal_lm import CausalLM, CausalLMConfig
 from hftk.tasks.classification import Classification, ClassificationConfig
 from hftk.tasks.summarization import Summarization, SummarizationConfig
 
-ROOT = Path(hftk.config.__file__).parents[1]
+ROOT = Path(hftk.__file__).parents[1]
 TEXTS = ["the cat sat", "on the mat 床前明月光", "and slept", "", "until the end of the day"] * 4
 CALL = {"max_length": 8, "training": True}
 

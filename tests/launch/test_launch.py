@@ -9,12 +9,12 @@ from pathlib import Path
 import psutil
 import pytest
 
-import hftk.config
+import hftk
 from hftk import launch
 from hftk.config import InputError
 from hftk.launch import exits, launcher, signals
 
-ROOT = Path(hftk.config.__file__).parents[1]
+ROOT = Path(hftk.__file__).parents[1]
 TOY = Path(__file__).with_name("toy_recipe.py")
 RECIPES = ROOT / "recipes" / "accelerate"
 posix = pytest.mark.skipif(os.name == "nt", reason="signals between processes")

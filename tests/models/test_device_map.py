@@ -22,7 +22,15 @@ from datasets import Features as DatasetFeatures
 
 import hftk
 from hftk import console
-from hftk.config import AdapterConfig, EvalConfig, InputError, ModelConfig, QuantizationConfig, TrainConfig, override
+from hftk.config import (
+    AdapterConfig,
+    EvalConfig,
+    InputError,
+    ModelConfig,
+    QuantizationConfig,
+    TrainConfig,
+    override,
+)
 from hftk.generation.generate import generate
 from hftk.launch import StopRequested, strategies
 from hftk.models import adapters

@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -104,13 +104,13 @@ def test_a_record_holds_every_promised_name() -> None:
 
 def test_seconds_of_the_evaluations_outside_training_are_added() -> None:
     assert made().seconds == {"load": 0.0, "train": 10.0, "evaluate": 5.0, "save": 0.5, "total": 15.5}
-    start = datetime.now(timezone.utc) - timedelta(seconds=60)
+    start = datetime.now(UTC) - timedelta(seconds=60)
     timed = made(started=start)
     assert timed.seconds["total"] == pytest.approx(60, abs=2) and timed.started == start.isoformat(timespec="seconds")
 
 
 def test_the_start_comes_from_the_status_of_this_process_only(tmp_path: Path) -> None:
-    start = datetime.now(timezone.utc) - timedelta(seconds=90)
+    start = datetime.now(UTC) - timedelta(seconds=90)
     status = {"state": "running", "exit_code": None, "pid": os.getpid(), "started": start.isoformat()}
     write_status(tmp_path, status)
     assert made(config=CausalLMConfig(output=str(tmp_path))).seconds["total"] == pytest.approx(90, abs=2)
@@ -331,7 +331,7 @@ def test_the_number_of_threads_is_kept_where_torch_is_loaded_and_torch_is_not_lo
         "t.cuda = off; t.backends = types.SimpleNamespace(mps=off); sys.modules['torch'] = t;"
         "assert r.environment()['hardware']['threads'] == 7"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1])
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
 
 
 def test_git_tells_commit_and_dirt_and_is_none_outside_a_repository(
@@ -367,7 +367,7 @@ def test_the_command_is_what_was_typed_also_under_accelerate(tmp_path: Path) -> 
         "subprocess.run([sys.executable, *sys.argv[at:]], check=True)",
         encoding="utf-8",
     )
-    variables = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    variables = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
 
     def shown(*words: str) -> str:
         done = subprocess.run(

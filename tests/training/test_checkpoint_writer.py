@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from transformers import TrainerCallback
 
-sys.path.insert(0, str(Path(__file__).parent / "invariants"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "invariants"))
 
 import small_runs
 

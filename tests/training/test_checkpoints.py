@@ -14,7 +14,17 @@ import pytest
 
 from hftk.config import InputError
 from hftk.training import checkpoints
-from hftk.training.checkpoints import FOLDER, MANIFEST, STAGING, choose, damage, newest_whole, rotate, seal, step_of
+from hftk.training.checkpoints import (
+    FOLDER,
+    MANIFEST,
+    STAGING,
+    choose,
+    damage,
+    newest_whole,
+    rotate,
+    seal,
+    step_of,
+)
 
 FILES = {"model.safetensors": bytes(range(256)) * 40, "trainer_state.json": b'{"global_step": 1}', "nested/rng_state.pth": b"random"}
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
-sys.path.insert(0, str(Path(__file__).parent / "invariants"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "invariants"))
 
 import small_runs
 

@@ -134,7 +134,7 @@ def test_a_real_run_is_in_tensorboard_with_its_scores_and_without_a_token(
     monkeypatch.setenv("WANDB_API_KEY", SECRET)
     texts = tmp_path / "texts.txt"
     texts.write_text("\n\n".join(f"The river number {n} is wide and slow." for n in range(60)), encoding="utf-8")
-    spec = importlib.util.spec_from_file_location("a_recipe", Path(__file__).parents[1] / "recipes/gpt2_clm.py")
+    spec = importlib.util.spec_from_file_location("a_recipe", Path(__file__).parents[2] / "recipes/gpt2_clm.py")
     assert spec is not None and spec.loader is not None
     recipe = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(recipe)
