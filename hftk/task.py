@@ -373,11 +373,13 @@ class Task(ABC):
         """A few rows with their predictions for the report; the model continues those that have a ``prompt``."""
         return []
 
+    @classmethod
     def compare(
-        self, lines: tuple[list[dict[str, Any]], list[dict[str, Any]]], names: tuple[str, str], *, resamples: int, seed: int
-    ) -> tuple[list[Any], list[str]] | None:
+        cls, lines: tuple[list[dict[str, Any]], list[dict[str, Any]]], names: tuple[str, str], config: Mapping[str, Any],
+        *, resamples: int, seed: int,
+    ) -> tuple[list[Any], list[str]] | None:  # fmt: skip
         """Paired tests (:class:`hftk.metrics.comparison.Comparison`) of two runs' predictions on the same rows, and further
-        findings in sentences; default: None, by the kind of the predictions."""
+        findings in sentences; ``config`` is that of the first run. Default: None, by the kind of the predictions."""
         return None
 
     # Generation -----------------------------------------------------------------------------------------------------------

@@ -28,15 +28,9 @@ from hftk.cli import report as reporting
 from hftk.cli.evaluate import EVALUATE, _add_evaluate, _evaluate
 from hftk.cli.model_folder import task_name, wrong
 from hftk.config import InputError, Problem, ServiceError
+from hftk.tasks.table import load_task
 from hftk.version import __version__
 
-TASKS = {
-    "causal_lm": ("hftk.tasks.causal_lm", "CausalLM", "CausalLMConfig"),
-    "classification": ("hftk.tasks.classification", "Classification", "ClassificationConfig"),
-    "summarization": ("hftk.tasks.summarization", "Summarization", "SummarizationConfig"),
-    "translation": ("hftk.tasks.translation", "Translation", "TranslationConfig"),
-}
-"""Name of a task, as in ``record.json``, to its module, class and config."""
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command in ``argv`` (default: the command line) and return its exit code."""
@@ -85,7 +79,8 @@ def _command(words: list[str]) -> int:
         known = [name for action in commands[given.command]._actions for name in action.option_strings]
         raise InputError(*(_unknown(word, known, given.command) for word in unknown))
     if given.command == "predict":
-        return (predict_labels if task_name(given.dir) == "classification" else prediction).predict(given)
+        task, _ = load_task(task_name(given.dir))
+        return (prediction if task.generates else predict_labels).predict(given)
     if given.command == "compare":
         return comparison.compare(given)
     if given.command in _COMMANDS:

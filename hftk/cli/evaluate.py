@@ -71,9 +71,10 @@ def _evaluate(given: Namespace, dotted: Sequence[str]) -> int:
 
     with contextlib.redirect_stdout(sys.stderr):
         rows, facts = read_rows(config.data.path, config.data, task, roles=_roles(given.dir, task))
-    if takes_pairs(given.dir) and "text_pair" not in rows.column_names:
+    second = next(iter(task.inputs[1:2]), None)
+    if takes_pairs(given.dir, task) and second not in rows.column_names:
         message = f"expected pairs of texts, which the model was trained on, found single ones in {config.data.path}"
-        raise InputError(Problem(setting="data", message=message, fix="name the other column: --data.columns.text_pair NAME"))
+        raise InputError(Problem(setting="data", message=message, fix=f"name the other column: --data.columns.{second} NAME"))
     model, tokenizer = load(given.dir, task.auto_model, given.device_map)
     _check_length(given.max_length, model)
     split = (Path(config.data.path).name, rows)
@@ -117,8 +118,9 @@ def _task(given: Namespace, dotted: Sequence[str]) -> tuple[Any, Any]:
 
 def _roles(folder: str, task: Any) -> list[str]:
     """Roles that are read: no second text for a model of single ones, even where a column is called like one."""
-    asked = "text_pair" in task.config.data.columns
-    return [role for role in task.columns if role != "text_pair" or asked or takes_pairs(folder) is not False]
+    single = takes_pairs(folder, task) is False
+    left_out = [role for role in task.inputs[1:2] if single and role not in task.config.data.columns]
+    return [role for role in task.columns if role not in left_out]
 
 
 def _check_length(length: int | None, model: Any) -> None:

@@ -10,16 +10,14 @@ import shlex
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from importlib import import_module
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 from hftk.config import InputError, ModelConfig, Problem
 from hftk.models.adapter_files import BASE_CONFIG, base_name, has_adapter, saved_config
+from hftk.tasks.table import load_task, task_of_model
 
 WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
-TRANSLATORS = ("marian", "m2m_100", "nllb-moe", "mbart", "fsmt")
-"""Types of encoder-decoders that were made for translation."""
 DEVICE_MAPS = get_args(get_type_hints(ModelConfig)["device_map"])
 """Values of ``model.device_map``."""
 
@@ -74,11 +72,7 @@ def task_name(folder: str) -> str:
 
         with contextlib.suppress(OSError, ValueError, KeyError):  # no such id, no network: as above
             made = AutoConfig.from_pretrained(folder).to_dict()
-    if any("ForSequenceClassification" in name for name in made.get("architectures") or ()):
-        return "classification"
-    if made.get("is_encoder_decoder"):
-        return "translation" if made.get("model_type") in TRANSLATORS else "summarization"
-    return "causal_lm"
+    return task_of_model(made)
 
 
 def task_of(folder: str, settings: Callable[[Any], Any] = lambda config: config) -> Any:
@@ -89,18 +83,14 @@ def task_of(folder: str, settings: Callable[[Any], Any] = lambda config: config)
     """
     from transformers import AutoConfig
 
-    from hftk.cli import TASKS
     from hftk.parsing import load_config
 
-    name, path = task_name(folder), Path(folder).expanduser()
-    if name not in TASKS:
-        raise wrong(f"expected a run of {' or '.join(TASKS)}, found one of {name} in {path}", "use a newer hftk")
-    module, task, config_class = TASKS[name]
-    config = getattr(import_module(module), config_class)()
+    path = Path(folder).expanduser()
+    task_class, config_class = load_task(task_name(folder))
+    config = config_class()
     if (path / "config.yaml").is_file():
         config = load_config(config, path / "config.yaml")
     config = settings(config)
-    task_class = getattr(import_module(module), task)
     if has_adapter(path):
         made = saved_config(path)
         return task_class(config) if made is None else task_class.from_model_config(config, made)
@@ -115,13 +105,13 @@ def task_of(folder: str, settings: Callable[[Any], Any] = lambda config: config)
     return task_class.from_model_config(config, made)
 
 
-def takes_pairs(folder: str) -> bool | None:
-    """Whether the run in ``folder`` was trained on pairs of texts; None where no record tells."""
+def takes_pairs(folder: str, task: Any) -> bool | None:
+    """Whether the run in ``folder`` was trained on a second input of ``task``; None where no record says so."""
     from hftk.reports.record import RECORD, load_record
 
     path = Path(folder).expanduser()
     columns = load_record(path).data.get("columns") if (path / RECORD).is_file() else None
-    return "text_pair" in columns if columns else None
+    return any(role in columns for role in task.inputs[1:2]) if columns else None
 
 
 def add_device_map(add: Callable[..., Any]) -> None:

@@ -28,6 +28,7 @@ from hftk.cli.model_folder import (
 )
 from hftk.config import DataConfig, GenerationSettings, InputError, Problem
 from hftk.parsing.settings import Given, WrongValue, convert, read_settings
+from hftk.tasks.table import load_task
 
 if TYPE_CHECKING:
     from hftk.generation.generate import Generated
@@ -46,10 +47,6 @@ From a language model:
   {"index": 0, "prompt": "Once ...", "prediction": " there ...", "finished": true, "tokens": 12, "truncated": false}
 finished: ended by itself; else it was cut off at --max_new_tokens.
 truncated: the prompt was longer than the model's context leaves room for, and lost its beginning."""
-
-
-TEXT_TO_TEXT = ("summarization", "translation")
-"""Tasks whose models read a text and write another."""
 
 
 def add_flags(parser: ArgumentParser) -> None:
@@ -116,7 +113,8 @@ def predict(given: Namespace) -> int:
     for name in ("text_pair", "pair_column"):
         if getattr(given, name):
             raise InputError(Problem(setting=name, message="is for classifiers of pairs of texts", fix="leave it out"))
-    text_to_text = task_name(given.dir) in TEXT_TO_TEXT
+    task_class, _ = load_task(task_name(given.dir))
+    text_to_text = "generation" in task_class.judged_by
     values = {f.name: getattr(given, f.name) for f in fields(GenerationSettings)}
     settings = GenerationSettings(**{name: value for name, value in values.items() if value is not None})
     prompts: list[str] = all_at_once(
@@ -128,7 +126,7 @@ def predict(given: Namespace) -> int:
     from hftk.generation.generate import generate_to_file, stream, to_record
 
     task = task_of(given.dir) if text_to_text else None
-    model, tokenizer = load(given.dir, task.auto_model if task else "AutoModelForCausalLM", given.device_map)
+    model, tokenizer = load(given.dir, (task or task_class).auto_model, given.device_map)
     if not given.max_new_tokens:
         derived = getattr(model.generation_config, "max_new_tokens", None) if text_to_text else None
         settings = replace(settings, max_new_tokens=derived or GenerationSettings.max_new_tokens)

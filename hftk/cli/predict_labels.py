@@ -79,7 +79,7 @@ def _lines(given: Namespace, task: Any, model: Any, tokenizer: Any, data: Datase
 def _task_and_rows(given: Namespace) -> tuple[Any, dict[str, list[str] | None]]:
     """The task that made DIR, and role to texts; the second texts are None for a model of single texts."""
     task = task_of(given.dir)
-    wanted = takes_pairs(given.dir)
+    wanted = takes_pairs(given.dir, task)
     table = given.file is not None and not _one_a_line(Path(given.file))
     _check_sources(given, table)
     if not table:
@@ -100,7 +100,7 @@ def _task_and_rows(given: Namespace) -> tuple[Any, dict[str, list[str] | None]]:
     if pairs is not None and len(pairs) != len(texts):
         message = f"expected one for each of the {len(texts)} texts, found {len(pairs)}"
         raise InputError(Problem(setting="text_pair", message=message))
-    return task, {"text": texts, "text_pair": pairs}
+    return task, dict(zip(task.inputs, (texts, pairs), strict=False))
 
 
 def _one_a_line(path: Path) -> bool:
@@ -116,16 +116,17 @@ def _read_table(given: Namespace, task: Any, wanted: bool | None) -> tuple[list[
 
     config = DataConfig(
         encoding=given.encoding, unicode=task.config.data.unicode,
-        columns={role: name for role, name in (("text", given.column), ("text_pair", given.pair_column)) if name},
+        columns={role: name for role, name in zip(task.inputs, (given.column, given.pair_column), strict=False) if name},
     )  # fmt: skip
-    roles = ("text",) if wanted is False and not given.pair_column else ("text", "text_pair")
+    roles = task.inputs[:1] if wanted is False and not given.pair_column else task.inputs[:2]
     with contextlib.redirect_stdout(sys.stderr):
         rows, facts = read_rows(given.file, config, task, roles=roles, setting="file")
     lost = facts["read"]["rows"] - len(rows)
     if lost:
         message = f"expected a text in every row, found {lost:,} of nothing but control characters"
         raise InputError(Problem(setting="file", message=message, fix="drop these rows"))
-    return list(rows["text"]), list(rows["text_pair"]) if "text_pair" in rows.column_names else None
+    texts, *pairs = [list(rows[role]) for role in roles if role in rows.column_names]
+    return texts, pairs[0] if pairs else None
 
 
 def _check_sources(given: Namespace, table: bool) -> None:
@@ -143,7 +144,7 @@ def _check_sources(given: Namespace, table: bool) -> None:
 
 def _check_flags(given: Namespace) -> None:
     problems = [
-        Problem(setting=name, message="is for generating text, and the model is a classifier", fix="leave it out")
+        Problem(setting=name, message="is for generating text, and the model generates none", fix="leave it out")
         for name in GENERATING
         if getattr(given, name) is not None and getattr(given, name) is not False
     ]

@@ -259,6 +259,40 @@ class CausalLM(Task):
             for i, (n, t, text) in enumerate(zip(nats, tokens, list(rows["text"]), strict=True))
         ]
 
+    @classmethod
+    def compare(
+        cls, lines: tuple[list[dict[str, Any]], list[dict[str, Any]]], names: tuple[str, str], config: Mapping[str, Any],
+        *, resamples: int, seed: int,
+    ) -> tuple[list[Any], list[str]]:  # fmt: skip
+        """Bits per byte, which compare across tokenizers; perplexity where both have the same tokens."""
+        from hftk.metrics.bootstrap import paired_bootstrap
+        from hftk.metrics.comparison import Comparison
+
+        columns = {key: [np.array([line[key] for line in run], float) for run in lines] for key in ("nats", "tokens", "bytes")}
+        statistics: dict[str, Callable[[int], Callable[[np.ndarray], Any]]] = {
+            "bits_per_byte": lambda i: lambda w: (w @ columns["nats"][i]) / (w @ columns["bytes"][i]) / np.log(2)
+        }
+        if (columns["tokens"][0] == columns["tokens"][1]).all():
+            statistics["perplexity"] = lambda i: lambda w: np.exp((w @ columns["nats"][i]) / (w @ columns["tokens"][i]))
+        whole, found = np.ones((1, len(lines[0]))), []
+        for name, make in statistics.items():
+            test = paired_bootstrap(make(0), make(1), len(lines[0]), resamples=resamples, seed=seed)
+            values = [float(make(i)(whole)[0]) for i in (0, 1)]
+            found.append(
+                Comparison(
+                    name=name, a=values[0], b=values[1], difference=test.difference, interval=test.interval, p_value=test.p_value,
+                    higher_is_better=False,
+                )
+            )  # fmt: skip
+        return found, []
+
+    def example_batch(self, rows: int, length: int, target_length: int = 0, *, training: bool = True) -> dict[str, torch.Tensor]:
+        import torch
+
+        ids = torch.ones(rows, length, dtype=torch.long)
+        packed = training and self.config.packing == "documents"
+        return {"input_ids": ids, "labels": ids.clone(), **({"position_ids": ids.clone()} if packed else {})}
+
     def samples(self, outputs: Outputs) -> list[dict[str, Any]]:
         """The first words of held-out documents as prompts, and how the documents go on."""
         chosen = [text for text in list(outputs.rows["text"])[: self.config.prompts] if text.strip()]

@@ -183,6 +183,14 @@ class Seq2Seq(Task):
         pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
         return lambda features: self.way.collate(features, model, pad_id)
 
+    def example_batch(self, rows: int, length: int, target_length: int = 0, *, training: bool = True) -> dict[str, torch.Tensor]:
+        import torch
+
+        ids, target = torch.ones(rows, length, dtype=torch.long), torch.ones(rows, target_length, dtype=torch.long)
+        if not self.way.two_sided:
+            return {"input_ids": ids, "labels": ids.clone()}
+        return {"input_ids": ids, "attention_mask": ids.clone(), "labels": target, "decoder_input_ids": target.clone()}
+
     # Loss ---------------------------------------------------------------------------------------------------------------
 
     def items(self, batch: Batch) -> dict[str, torch.Tensor]:

@@ -107,6 +107,19 @@ class Translation(Seq2Seq):
 
         return sentence_scores(predictions, [references_of(row) for row in rows], self.target_language)
 
+    @classmethod
+    def compare(
+        cls, lines: tuple[list[dict[str, Any]], list[dict[str, Any]]], names: tuple[str, str], config: Mapping[str, Any],
+        *, resamples: int, seed: int,
+    ) -> tuple[list[Any], list[str]]:  # fmt: skip
+        from hftk.metrics.translation import compare_translations
+
+        references = [line["reference"] for line in lines[0]]
+        one, other = ([line["prediction"] for line in run] for run in lines)
+        return compare_translations(
+            one, other, references, config.get("target_language"), resamples=resamples, seed=seed
+        ), []
+
     def systems(self, rows: Dataset) -> dict[str, list[str]]:
         """Copying the source."""
         return {"copy": list(rows["source"])}

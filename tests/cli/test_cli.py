@@ -17,7 +17,8 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from hftk import __version__
-from hftk.cli import TASKS, main, predict
+from hftk.cli import main, predict
+from hftk.tasks.table import TASKS
 from hftk.cli.model_folder import load
 from hftk.config import GenerationSettings
 from hftk.generation.generate import generate
