@@ -18,13 +18,13 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from hftk import __version__
 from hftk.cli import main, predict
-from hftk.tasks.table import TASKS
 from hftk.cli.model_folder import load
 from hftk.config import GenerationSettings
 from hftk.generation.generate import generate
 from hftk.models.tokenizers import train_byte_bpe
 from hftk.reports.record import RunRecord, load_record, save_record
 from hftk.task import Score
+from hftk.tasks.table import TASKS
 
 TEXTS = ["The river is wide and slow.", "Größe und Maß: 漢字", "once upon a time there was a river"] * 5
 

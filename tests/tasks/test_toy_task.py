@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,10 @@ class VowelsConfig(hftk.RunConfig):
 
 class Vowels(Task):
     name = "vowels"
-    columns = {"text": Column(usual_names=("text",)), "count": Column(usual_names=("count",), kind="any", identity=False)}
+    columns: Mapping[str, Column] = {
+        "text": Column(usual_names=("text",)),
+        "count": Column(usual_names=("count",), kind="any", identity=False),
+    }
     auto_model = "AutoModelForSequenceClassification"
 
     def model_settings(self, splits: Any) -> dict[str, Any]:
