@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
     from hftk.task import Batch, Place, PredictRows, Rows, Table
-    from hftk.tasks.significance import Rivals
+    from hftk.tasks.significance import BaselineAnswers
 
 _INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
@@ -132,7 +132,7 @@ class Classification(Task):
     def __init__(self, config: ClassificationConfig, labels: Labels | None = None) -> None:
         """``labels``: those of a model that is there already; else they are found in the training rows."""
         self.config, self.labels = config, labels
-        self._baselines: list[Rivals] = []  # shared with the copies that with_config makes
+        self._baselines: list[BaselineAnswers] = []  # shared with the copies that with_config makes
         self._places: dict[tuple[str, str], Place] = {}  # filled where an error over long texts may name them
         if config.label_separator is not None:  # an empty cell is a row without any label
             label = replace(self.columns["label"], nullable=True)
@@ -310,12 +310,12 @@ class Classification(Task):
     def baselines(self, splits: Splits, given: Outputs) -> list[Score]:
         """The majority class (the mean, for regression), and TF-IDF with logistic (ridge) regression. What they answer is kept,
         so that :meth:`analysis` can test the model against them on the same rows."""
-        from hftk.tasks.significance import Rivals
+        from hftk.tasks.significance import BaselineAnswers
         from hftk.tasks.tfidf import Majority, TfIdf, fit_tfidf
 
         tfidf = fit_tfidf(splits, tune_thresholds=self.config.tune_thresholds)
         systems: dict[str, Majority | TfIdf] = {"majority": Majority(splits.train), "tfidf": tfidf}
-        rivals = Rivals(given.rows, {name: system.answer(given.rows) for name, system in systems.items()})
+        rivals = BaselineAnswers(given.rows, {name: system.answer(given.rows) for name, system in systems.items()})
         self._baselines[:] = [rivals]
         return [
             replace(score, when=f"baseline:{name}")
@@ -329,10 +329,13 @@ class Classification(Task):
 
         sections = []
         if splits.validation is not None:
-            sections += calibration.tune(self.config, model, splits, predict_rows)
+            sections += calibration.tune(
+                model, splits, predict_rows, temperature_scaling=self.config.temperature_scaling,
+                tune_thresholds=self.config.tune_thresholds,
+            )  # fmt: skip
         if self.config.suspicious_labels:
             tuned = getattr(model.config, "thresholds", None)
-            sections += label_errors.find(splits, predict_rows, most=self.config.suspicious_labels, thresholds=tuned)
+            sections += label_errors.find_label_errors(splits, predict_rows, most=self.config.suspicious_labels, thresholds=tuned)
         return sections + label_errors.find_conflicts(splits)
 
     def predictions(self, outputs: Outputs) -> list[dict[str, Any]]:
@@ -344,11 +347,11 @@ class Classification(Task):
         """The model against its baselines; confusion matrix, scores by class, calibration, the most confident mistakes; or a
         scatter plot."""
         from hftk.tasks.error_analysis import analyze
-        from hftk.tasks.significance import against
+        from hftk.tasks.significance import compare_with_baselines
 
         found = class_predictions.answers(outputs.arrays)
         rivals = self._baselines[0] if self._baselines else None  # of the main process, where the baselines ran
-        tests = on_main(lambda: against(found, rivals, outputs.rows, **outputs.bootstrap))
+        tests = on_main(lambda: compare_with_baselines(found, rivals, outputs.rows, **outputs.bootstrap))
         return tests + analyze(found, outputs.rows, **outputs.bootstrap)
 
     def samples(self, outputs: Outputs) -> list[dict[str, Any]]:

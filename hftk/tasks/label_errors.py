@@ -34,7 +34,7 @@ LONGEST = 300
 """Characters of a text that are shown."""
 
 
-def find(splits: Splits, predict_rows: PredictRows, *, most: int, thresholds: Sequence[float] | None = None) -> list[dict[str, Any]]:
+def find_label_errors(splits: Splits, predict_rows: PredictRows, *, most: int, thresholds: Sequence[float] | None = None) -> list[dict[str, Any]]:
     """A section with the ``most`` suspicious rows of the training split, the most suspicious first; [] for regression.
 
     ``thresholds``: (labels,) tuned ones of the model with several labels per row; None: 0.5 for the model and for TF-IDF.

@@ -22,7 +22,7 @@ from hftk.models.hub_names import read_config
 from hftk.task import Column, Features, Outputs, Prepared, Score, Splits, Task
 from hftk.tasks.decoder_inputs import IGNORED
 from hftk.tasks.encoder_decoder_inputs import EncoderDecoder
-from hftk.tasks.prompts import SOURCE, Prompted
+from hftk.tasks.prompts import SOURCE, PromptedDecoder
 
 if TYPE_CHECKING:
     from typing import Self
@@ -84,7 +84,7 @@ class Seq2Seq(Task):
         return cls(config, model_config)
 
     @cached_property
-    def way(self) -> EncoderDecoder | Prompted:
+    def way(self) -> EncoderDecoder | PromptedDecoder:
         """How the model reads and learns pairs of texts, by its own config: read once, when it is first asked for."""
         config, made = self.config, self._made
         if made is None and config.model.name is not None:
@@ -92,8 +92,8 @@ class Seq2Seq(Task):
         if made is None or kind_of(made) != "decoder":
             return EncoderDecoder(made=made, max_target_length=config.max_target_length)
         plain, said = self.instructions()
-        return Prompted(
-            template=config.prompt_template or plain, said=config.prompt_template or said, chat=config.chat,
+        return PromptedDecoder(
+            template=config.prompt_template or plain, chat_prompt=config.prompt_template or said, chat=config.chat,
             max_target_length=config.max_target_length,
         )  # fmt: skip
 

@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from hftk.config import InputError, Problem
-
 if TYPE_CHECKING:
     from hftk.task import Task
 
@@ -37,6 +35,8 @@ def load_task(name: str) -> tuple[type[Task], type[Any]]:
     if name in _registered:
         return _registered[name]
     if name not in TASKS:
+        from hftk.config import InputError, Problem  # here, so that `import hftk` stays quick
+
         message = f"expected a run of {' or '.join([*TASKS, *_registered])}, found one of {name}"
         raise InputError(Problem(setting="", message=message, fix="use a newer hftk"))
     module, task, config = TASKS[name]
