@@ -13,11 +13,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from hftk.adapter_files import QUANTIZATION, ROUNDED, base_name, has_adapter, read_base_config
-from hftk.cli.equality import ROWS, Said, ask, compare, recompute
+from hftk.cli.export_check import ROWS, Said, ask, compare, recompute
+from hftk.cli.model_folder import all_at_once, check_model, say, task_of, wrong
 from hftk.cli.output_file import find_folder
-from hftk.cli.trained import all_at_once, check_model, say, task_of, wrong
 from hftk.config import DataConfig, InputError, Problem
+from hftk.models.adapter_files import QUANTIZATION, ROUNDED, base_name, has_adapter, read_base_config
 
 EXAMPLES = """\
 examples:
@@ -76,8 +76,8 @@ def export(given: Namespace) -> int:
         lambda: _check_packages(given.format),
     )
     from hftk.config import ModelConfig
-    from hftk.model import load_trained
-    from hftk.weights import load_adapted, load_tokenizer
+    from hftk.models.load import load_trained
+    from hftk.models.weights import load_adapted, load_tokenizer
 
     folder = Path(given.dir).expanduser()
     with contextlib.redirect_stdout(sys.stderr), _staging(output) as staging:
@@ -131,23 +131,23 @@ def _write(given: Namespace, model: Any, tokenizer: Any, folder: Path, said: Sai
 
         int8.save(int8.quantize(model), folder)
     elif given.format == "gguf":
-        from hftk.exports import gguf_file
+        from hftk.models import export_gguf
 
-        gguf_file.write(model, tokenizer, folder / gguf_file.FILE, given.gguf_type)
+        export_gguf.write(model, tokenizer, folder / export_gguf.FILE, given.gguf_type)
     else:
-        from hftk.exports import onnx_graph
+        from hftk.models import export_onnx
 
-        onnx_graph.write(model, said.inputs[0], folder / onnx_graph.FILE)
+        export_onnx.write(model, said.inputs[0], folder / export_onnx.FILE)
         model.config.save_pretrained(folder)
 
 
 def _read_again(kind: str, task: Any, tokenizer: Any, rows: Any, folder: Path, said: Said) -> Said:
     """What the written model says, read as others will read it."""
     if kind == "onnx":
-        from hftk.exports import onnx_graph
+        from hftk.models import export_onnx
 
-        return recompute(said, onnx_graph.Session(folder / onnx_graph.FILE))
-    from hftk.model import load_trained
+        return recompute(said, export_onnx.Session(folder / export_onnx.FILE))
+    from hftk.models.load import load_trained
 
     return ask(task, load_trained(str(folder), auto_model=task.auto_model)[0], tokenizer, rows)
 
@@ -230,9 +230,9 @@ def _check_packages(kind: str) -> None:
     if kind == "gguf" and find_spec("gguf") is None:
         problems.append(Problem(setting="format", message="gguf is not installed", fix='pip install "hftk[gguf]"'))
     if kind == "onnx":
-        from hftk.exports import onnx_graph
+        from hftk.models import export_onnx
 
-        problems += onnx_graph.find_problems()
+        problems += export_onnx.find_problems()
     if problems:
         raise InputError(*problems)
 

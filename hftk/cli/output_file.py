@@ -15,7 +15,7 @@ from typing import TextIO
 
 from hftk.config import InputError, Problem
 from hftk.launch.files import find_name_problem, is_run_folder, write_atomically
-from hftk.launch.output import OURS
+from hftk.launch.output_folder import OURS
 
 MOST_BYTES = 200
 """Longest name of an output file; the temporary file that becomes it has a longer one."""
@@ -30,6 +30,8 @@ class Output:
 
     path: Path
     """The file itself: links are followed."""
+    typed: Path
+    """The path as it was typed."""
     is_stream: bool
     """A device or a pipe, which is written to and never replaced."""
 
@@ -80,7 +82,7 @@ def find_output(
     if path.is_dir():
         raise _problem(f"expected a file, found the folder {path}", f"use --output {path / NAMES[command]}")
     if _is_stream(path):
-        return Output(path, True)
+        return Output(path, path, True)
     given, path = path, path.resolve()
     is_own = own is not None and path == own.parent.resolve() / own.name
     _check_inputs(path, given, inputs)
@@ -94,7 +96,7 @@ def find_output(
         if not overwrite:
             message = f"{given} exists, and hftk {command} did not write it"
             raise _problem(message, "choose another file, or add --overwrite to replace it")
-    return Output(path, False)
+    return Output(path, given, False)
 
 
 def check_siblings(output: Output | None, suffixes: Iterable[str], inputs: Iterable[str | None] = ()) -> None:
@@ -112,7 +114,9 @@ def find_folder(name: str, inputs: Iterable[str | None] = ()) -> Path:
     path = _existing_place(name)
     folder = path.resolve()
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise _problem(f"expected a new or empty folder, found something in {path}", "choose another --output")
+        raise _problem(
+            f"expected a new or empty folder, found something in {path}", "choose another --output"
+        )
     _check_inputs(folder, path, inputs)
     in_run = _run_of(folder)
     if in_run is not None:
@@ -158,7 +162,9 @@ def _check_inputs(path: Path, given: Path, inputs: Iterable[str | None]) -> None
         source = Path(os.path.expanduser(name))
         with contextlib.suppress(OSError, ValueError, RuntimeError):
             found = (
-                [Path(match) for match in glob.glob(str(source), recursive=True)] if glob.has_magic(name) else [source]
+                [Path(match) for match in glob.glob(str(source), recursive=True)]
+                if glob.has_magic(name)
+                else [source]
             )
             same = any(other.exists() and path.exists() and path.samefile(other) for other in found)
             if same or path in [other.resolve() for other in found]:
@@ -207,7 +213,10 @@ def _is_scores(path: Path) -> bool:
 def _is_page(path: Path) -> bool:
     with path.open(encoding="utf-8") as file:
         start = file.read(2000)
-    return start.lstrip().startswith("<!doctype html>") and "default-src 'none'; style-src 'unsafe-inline'" in start
+    return (
+        start.lstrip().startswith("<!doctype html>")
+        and "default-src 'none'; style-src 'unsafe-inline'" in start
+    )
 
 
 def _is_partial(path: Path) -> bool:
@@ -215,7 +224,9 @@ def _is_partial(path: Path) -> bool:
     with contextlib.suppress(OSError, ValueError):
         with path.open(encoding="utf-8") as file:
             line = json.loads(file.readline(1_000_000) or "{}")
-        return isinstance(line, dict) and (not line or "fingerprint" in line or {"index", "prediction"} <= line.keys())
+        return isinstance(line, dict) and (
+            not line or "fingerprint" in line or {"index", "prediction"} <= line.keys()
+        )
     return False
 
 
@@ -223,4 +234,8 @@ def _problem(message: str, fix: str) -> InputError:
     return InputError(Problem(setting="output", message=message, fix=fix))
 
 
-_KINDS: dict[str, Callable[[Path], bool]] = {"predict": _is_predictions, "evaluate": _is_scores, "report": _is_page}
+_KINDS: dict[str, Callable[[Path], bool]] = {
+    "predict": _is_predictions,
+    "evaluate": _is_scores,
+    "report": _is_page,
+}

@@ -12,10 +12,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hftk.choices import heard, note
-from hftk.features import store
-from hftk.features.columns import NotCompact, compact
-from hftk.features.key import make_key, size_of
+from hftk.console import heard, note
+from hftk.features import cache as store
+from hftk.features.cache_key import make_key, size_of
+from hftk.features.ragged import NotCompact, compact
 from hftk.launch import alone, launched, on_main, wait_for_all
 from hftk.task import Features, Task
 

@@ -14,12 +14,12 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from hftk.tokenizers import train_byte_bpe
+from hftk.models.tokenizers import train_byte_bpe
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "reports"))
 from made_up_runs import gpt2_run
 
-from hftk.records import save_record
+from hftk.reports.record import save_record
 
 LONG = "n" * 300
 
@@ -33,7 +33,13 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     end = tokenizer.eos_token_id
     config = GPT2Config(
-        vocab_size=len(tokenizer), n_positions=64, n_embd=16, n_layer=1, n_head=2, bos_token_id=end, eos_token_id=end
+        vocab_size=len(tokenizer),
+        n_positions=64,
+        n_embd=16,
+        n_layer=1,
+        n_head=2,
+        bos_token_id=end,
+        eos_token_id=end,
     )
     for name in ("run", "other"):
         GPT2LMHeadModel(config).save_pretrained(root / name)
@@ -75,7 +81,11 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def forbidden(place: Path, command: str) -> dict[str, str]:
     (place / "notes.txt").write_text("mine")
-    for name, target in {"to_run": "other/model.safetensors", "to_notes": "notes.txt", "circle": "circle"}.items():
+    for name, target in {
+        "to_run": "other/model.safetensors",
+        "to_notes": "notes.txt",
+        "circle": "circle",
+    }.items():
         (place / name).symlink_to(place / target)
     os.link(place / INPUTS[command], place / "same_file")
     return {
@@ -87,12 +97,17 @@ def forbidden(place: Path, command: str) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_what_is_not_the_commands_own_is_never_written_over(hftk: Any, place: Path, monkeypatch: Any, command: str) -> None:
+def test_what_is_not_the_commands_own_is_never_written_over(
+    hftk: Any, place: Path, monkeypatch: Any, command: str
+) -> None:
     monkeypatch.chdir(place)
     for kind, path in forbidden(place, command).items():
         before = contents(place)
         result = hftk(*COMMANDS[command], path)
-        assert result.code == 2 and "--output: " in result.err and "Traceback" not in result.err, (kind, result.err)
+        assert result.code == 2 and "--output: " in result.err and "Traceback" not in result.err, (
+            kind,
+            result.err,
+        )
         assert contents(place) == before, kind
 
 
@@ -106,7 +121,10 @@ def test_overwrite_replaces_a_file_of_mine_and_neither_an_input_nor_a_run(
         before = contents(place)
         assert hftk(*COMMANDS[command], path, "--overwrite").code == 2
         assert contents(place) == before
-    for words in (("notes.txt", "--overwrite"), ("notes.txt",)):  # once it is its own, nothing needs to be said
+    for words in (
+        ("notes.txt", "--overwrite"),
+        ("notes.txt",),
+    ):  # once it is its own, nothing needs to be said
         result = hftk(*COMMANDS[command], *words)
         assert result.code == 0 and (place / "notes.txt").stat().st_size > 10, result.err
 
@@ -127,13 +145,21 @@ def test_devices_and_pipes_are_written_to_and_links_are_followed(
     assert (place / "pipe").is_fifo() and len(read[0]) > 10
     (place / "link").symlink_to("new_file")
     assert hftk(*COMMANDS[command], "link").code == 0
-    assert (place / "link").is_symlink() and (place / "new_file").read_text() == read[0] or command == "evaluate"
+    assert (
+        (place / "link").is_symlink() and (place / "new_file").read_text() == read[0]
+    ) or command == "evaluate"
 
 
 @pytest.mark.parametrize("words", READ, ids=" ".join)
-def test_a_path_that_is_no_path_ends_in_a_sentence(hftk: Any, place: Path, monkeypatch: Any, words: tuple[str, ...]) -> None:
+def test_a_path_that_cannot_be_ends_in_a_sentence(
+    hftk: Any, stdin: Any, place: Path, monkeypatch: Any, words: tuple[str, ...]
+) -> None:
     monkeypatch.chdir(place)
-    for path in (LONG, f"{LONG}/x", "~nosuchuser", "~nosuchuser/x", "/dev/null"):
+    device = (
+        () if words[0] in ("plan", "new") else ("/dev/null",)
+    )  # these read no data, and write only what is new
+    for path in (LONG, f"{LONG}/x", "~nosuchuser", "~nosuchuser/x", *device):
+        stdin(b"a prompt\n")
         before = contents(place)
         result = hftk(*(word.replace("PATH", path) for word in words))
         assert result.code == 2 and "Traceback" not in result.err, (path, result.err)

@@ -3,7 +3,7 @@ import pickle
 import numpy as np
 import pytest
 
-from hftk.features.columns import NotCompact, Ragged, compact
+from hftk.features.ragged import NotCompact, Ragged, compact
 from hftk.task import Features
 
 

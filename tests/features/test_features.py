@@ -10,17 +10,17 @@ import numpy as np
 import pytest
 from datasets import ClassLabel, Dataset
 
-import hftk.config
-from hftk import choices, features
+import hftk
+from hftk import console, features
 from hftk.config import ModelConfig, override
-from hftk.features import store
-from hftk.features.key import make_key
+from hftk.features import cache
+from hftk.features.cache_key import make_key
+from hftk.models.tokenizers import train_byte_bpe, train_wordpiece
 from hftk.tasks.causal_lm import CausalLM, CausalLMConfig
 from hftk.tasks.classification import Classification, ClassificationConfig
 from hftk.tasks.summarization import Summarization, SummarizationConfig
-from hftk.tokenizers import train_byte_bpe, train_wordpiece
 
-ROOT = Path(hftk.config.__file__).parents[1]
+ROOT = Path(hftk.__file__).parents[1]
 TEXTS = ["the cat sat", "on the mat 床前明月光", "and slept", "", "until the end of the day"] * 4
 CALL = {"max_length": 8, "training": True}
 
@@ -28,7 +28,7 @@ CALL = {"max_length": 8, "training": True}
 @pytest.fixture(autouse=True)
 def every_set_is_large(monkeypatch):
     monkeypatch.setattr(features, "LEAST_BYTES", 0)
-    choices.forget()
+    console.forget()
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +85,7 @@ def test_the_second_run_reads_what_the_first_one_encoded(tmp_path, tokenizer, ca
     assert len(calls) == 1 and (first.facts["cache"], again.facts["cache"]) == ("written", "read")
     plain = task.encode(rows, tokenizer, **CALL)
     assert equal(plain, first) and equal(plain, again)
-    assert any("were encoded before" in line for line in choices.noted())
+    assert any("were encoded before" in line for line in console.noted())
     assert len(list(tmp_path.iterdir())) == 1
 
 
@@ -127,14 +127,14 @@ def test_every_task_reads_back_what_it_encoded(tmp_path, task, config, columns, 
         call = {"max_length": 40, "training": training}
     else:
         call = {"max_length": 6, "training": training}
-    with choices.heard() as said:
+    with console.heard() as said:
         first = features.encode(made, rows, wordpiece, **call)
-    choices.forget()
+    console.forget()
     second = features.encode(made, rows, wordpiece, **call)
     assert (
         second.facts["cache"] == "read" and equal(made.encode(rows, wordpiece, **call), second) and equal(first, second)
     )
-    assert set(said) <= set(choices.noted())  # what is cut off is said again
+    assert set(said) <= set(console.noted())  # what is cut off is said again
 
 
 def test_small_sets_and_streams_and_foreign_tasks_are_not_kept(tmp_path, tokenizer, monkeypatch):
@@ -206,7 +206,7 @@ def test_a_call_of_the_tokenizer_in_between_does_not_change_the_name(tmp_path):
 
 
 def test_another_version_of_a_library_or_of_the_code_has_another_name(tmp_path, tokenizer, monkeypatch):
-    from hftk.features import key
+    from hftk.features import cache_key as key
 
     names = {make_key(task_of(tmp_path), rows_of(), tokenizer, **CALL)}
     monkeypatch.setattr(key, "_versions", lambda: {"tokenizers": "99"})
@@ -291,16 +291,16 @@ def test_a_disk_that_refuses_costs_nothing_but_the_cache(tmp_path, tokenizer, mo
     (tmp_path / "file").write_text("in the way")
     task, rows = task_of(tmp_path / "file"), rows_of()
     assert equal(task.encode(rows, tokenizer, **CALL), features.encode(task, rows, tokenizer, **CALL))
-    assert any("cannot be kept" in line for line in choices.noted())
+    assert any("cannot be kept" in line for line in console.noted())
 
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(store.np, "save", full)
+    monkeypatch.setattr(cache.np, "save", full)
     task = task_of(tmp_path / "full")
     assert equal(task.encode(rows, tokenizer, **CALL), features.encode(task, rows, tokenizer, **CALL))
     assert list((tmp_path / "full").iterdir()) == []
-    assert any("No space left" in line for line in choices.noted())
+    assert any("No space left" in line for line in console.noted())
 
 
 def test_writers_at_the_same_time_leave_one_whole_folder(tmp_path, tokenizer):
@@ -332,7 +332,7 @@ def test_writers_at_the_same_time_leave_one_whole_folder(tmp_path, tokenizer):
     plain = task.encode(rows, tokenizer, **CALL)
     assert not errors and said == [str(len(plain))] * 2 and all(equal(plain, m) for m in made)
     (folder,) = tmp_path.iterdir()
-    assert store.read(folder) is not None
+    assert cache.read(folder) is not None
 
 
 def test_the_least_recently_used_goes_when_there_is_too_much(tmp_path, tokenizer, monkeypatch):
@@ -341,23 +341,23 @@ def test_the_least_recently_used_goes_when_there_is_too_much(tmp_path, tokenizer
         features.encode(task_of(tmp_path), rows[length], tokenizer, max_length=length, training=True)
     folders = {length: tmp_path / make_key(task_of(tmp_path), rows_of(), tokenizer, max_length=length, training=True) for length in rows}  # fmt: skip
     one = sum(p.stat().st_size for p in folders[4].iterdir())
-    monkeypatch.setattr(store, "MOST_BYTES", 1.5 * one)
-    store._tidy(tmp_path)
+    monkeypatch.setattr(cache, "MOST_BYTES", 1.5 * one)
+    cache._tidy(tmp_path)
     assert all(folder.exists() for folder in folders.values())  # all were used just now
     for length, days in ((4, 3), (5, 5), (6, 1)):
         at = os.stat(tmp_path).st_mtime - days * 86400
-        os.utime(folders[length] / store.FACTS, (at, at))
-    left = tmp_path / f"{store._PARTIAL}killed"
+        os.utime(folders[length] / cache.FACTS, (at, at))
+    left = tmp_path / f"{cache._PARTIAL}killed"
     left.mkdir()
     os.utime(left, (0, 0))
-    store._tidy(tmp_path)
+    cache._tidy(tmp_path)
     assert [folders[n].exists() for n in (4, 5, 6)] == [False, False, True] and not left.exists()
 
 
 def test_facts_that_no_file_can_hold_are_not_kept(tmp_path, tokenizer):
     made = task_of(tmp_path).encode(rows_of(), tokenizer, **CALL)
     odd = replace(features.compact(made), facts={"tuple": (1, 2)})
-    assert not store.write(tmp_path / "x", odd, []) and list(tmp_path.iterdir()) == []
+    assert not cache.write(tmp_path / "x", odd, []) and list(tmp_path.iterdir()) == []
 
 
 # --- several processes
