@@ -9,6 +9,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from hftk.tasks.table import TASKS
 from hftk.version import __version__ as __version__
 
 if TYPE_CHECKING:
@@ -52,14 +53,11 @@ _HOMES = {
     "hftk.models.load": ("load_model", "load_trained"),
     "hftk.reports.record": ("load_record", "record"),
     "hftk.reports": ("write_report",),
-    "hftk.tasks.causal_lm": ("CausalLM", "CausalLMConfig"),
-    "hftk.tasks.classification": ("Classification", "ClassificationConfig"),
-    "hftk.tasks.summarization": ("Summarization", "SummarizationConfig"),
-    "hftk.tasks.translation": ("Translation", "TranslationConfig"),
     "hftk.training.trackers": ("track",),
     "hftk.training.fit": ("fit",),
 }  # fmt: skip
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
+_HOME |= {name: module for module, *names in TASKS.values() for name in names}
 
 __all__ = [*sorted(_HOME), "__version__"]
 

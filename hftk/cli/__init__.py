@@ -26,17 +26,11 @@ from hftk.cli import predict as prediction
 from hftk.cli import push as publication
 from hftk.cli import report as reporting
 from hftk.cli.evaluate import EVALUATE, _add_evaluate, _evaluate
-from hftk.cli.model_folder import task_name, wrong
+from hftk.cli.model_folder import check_names, task_name, wrong
 from hftk.config import InputError, Problem, ServiceError
+from hftk.tasks.table import load_task
 from hftk.version import __version__
 
-TASKS = {
-    "causal_lm": ("hftk.tasks.causal_lm", "CausalLM", "CausalLMConfig"),
-    "classification": ("hftk.tasks.classification", "Classification", "ClassificationConfig"),
-    "summarization": ("hftk.tasks.summarization", "Summarization", "SummarizationConfig"),
-    "translation": ("hftk.tasks.translation", "Translation", "TranslationConfig"),
-}
-"""Name of a task, as in ``record.json``, to its module, class and config."""
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command in ``argv`` (default: the command line) and return its exit code."""
@@ -61,7 +55,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 3
     except BrokenPipeError:  # the reader, such as head, has had enough
         with contextlib.suppress(OSError, ValueError, io.UnsupportedOperation):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains when it exits
+            os.dup2(
+                os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
+            )  # else Python complains when it exits
         return 0
     except Exception:
         traceback.print_exc()
@@ -81,11 +77,13 @@ def _command(words: list[str]) -> int:
     if words[0] in ("evaluate", "plan"):
         words, dotted = (_split_dotted if words[0] == "evaluate" else planning.split_words)(words)
     given, unknown = parser.parse_known_args(words)
+    check_names(given)
     if unknown:
         known = [name for action in commands[given.command]._actions for name in action.option_strings]
         raise InputError(*(_unknown(word, known, given.command) for word in unknown))
     if given.command == "predict":
-        return (predict_labels if task_name(given.dir) == "classification" else prediction).predict(given)
+        task, _ = load_task(task_name(given.dir))
+        return (prediction if task.generates else predict_labels).predict(given)
     if given.command == "compare":
         return comparison.compare(given)
     if given.command in _COMMANDS:
@@ -155,9 +153,13 @@ def _parsers() -> tuple[ArgumentParser, dict[str, ArgumentParser]]:
         description="Publish the model of a finished run on the Hub, with a card made from its record.",
     )  # fmt: skip
     publication.add_flags(push)
-    new = commands.add_parser("new", help="copy a recipe", epilog=recipes.EXAMPLES, description="Copy a recipe to start from.")
+    new = commands.add_parser(
+        "new", help="copy a recipe", epilog=recipes.EXAMPLES, description="Copy a recipe to start from."
+    )
     recipes.add_flags(new)
-    listed = commands.add_parser("recipes", help="list the recipes", description="List the recipes that come with hftk.")
+    listed = commands.add_parser(
+        "recipes", help="list the recipes", description="List the recipes that come with hftk."
+    )
     env = commands.add_parser(
         "env", help="what a launch really gives: processes, devices, strategy, precision", epilog=environment.EXAMPLES,
         description="What a launch really gives: processes, devices, backend, strategy, precision, versions.",
@@ -167,8 +169,6 @@ def _parsers() -> tuple[ArgumentParser, dict[str, ArgumentParser]]:
         "predict": predict, "evaluate": evaluate, "compare": compare, "export": merge, "plan": plan, "report": report, "push": push,
         "new": new, "recipes": listed, "env": env,
     }  # fmt: skip
-
-
 
 
 def _split_dotted(words: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -203,7 +203,11 @@ def _as_typed(problem: Problem, command: str) -> Problem:
             text = text.replace(name, flag)
         return text
 
-    setting = "data" if problem.setting == "data.path" else problem.setting.removeprefix("generation.").removeprefix("publish.")
+    setting = (
+        "data"
+        if problem.setting == "data.path"
+        else problem.setting.removeprefix("generation.").removeprefix("publish.")
+    )
     setting = typed(f"--{setting}").removeprefix("--") if setting else ""
     return replace(problem, setting=setting, message=typed(problem.message), fix=typed(problem.fix))
 
@@ -213,18 +217,3 @@ _OF_PREDICT = (
     (", or leave such rows out: --data.incomplete drop", ""),
 )  # fmt: skip
 """Settings of recipes to the flags of ``hftk predict``, the longer names first."""
-
-
-# evaluate --------------------------------------------------------------------------------------------------
-
-
-
-
-
-
-
-
-
-
-
-

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 from argparse import ArgumentParser, Namespace
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,7 @@ from hftk.cli.model_folder import all_at_once, say, wrong
 from hftk.config import InputError, Problem
 from hftk.launch.output_folder import PREDICTIONS
 from hftk.reports.record import RunRecord, load_record, plain
+from hftk.tasks.table import load_task
 
 if TYPE_CHECKING:
     import numpy as np
@@ -87,7 +88,9 @@ def read_runs(names: Sequence[str]) -> list[Run]:
 
 def compare_runs(a: Run, b: Run, chance: Mapping[str, Any]) -> tuple[list[Comparison], list[str]]:
     """The paired tests of every score, and what else was tested in sentences; ``chance`` holds resamples and seed."""
-    return _METHODS[a.record.task](a, b, chance)
+    task, _ = load_task(a.record.task)
+    own = task.compare((a.lines, b.lines), (a.name, b.name), a.record.config, **chance)
+    return _by_kind(a, b, chance) if own is None else own
 
 
 def _read(name: str) -> Run:
@@ -96,8 +99,7 @@ def _read(name: str) -> Run:
     file = folder / PREDICTIONS
     if not file.is_file():
         raise wrong(f"expected {PREDICTIONS} in {folder}, found none", "name the --output folder of a run that judged a split")
-    if record.task not in _METHODS:
-        raise wrong(f"expected a run of {' or '.join(_METHODS)}, found one of {record.task} in {folder}")
+    load_task(record.task)
     text = file.read_text(encoding="utf-8").removesuffix("\n")
     lines = []
     for number, line in enumerate(text.split("\n"), 1):  # splitlines() would cut at U+2028 too
@@ -124,7 +126,8 @@ def _check_same(a: Run, b: Run) -> None:
         raise wrong(f"expected the same references, found {said} in row {other}", "judge both on the same file")
 
 
-def _compare_classes(a: Run, b: Run, chance: Mapping[str, Any]) -> tuple[list[Comparison], list[str]]:
+def _by_kind(a: Run, b: Run, chance: Mapping[str, Any]) -> tuple[list[Comparison], list[str]]:
+    """By the kind of the predictions: lists of labels, labels, or numbers."""
     import numpy as np
 
     from hftk.metrics.comparison import compare_multi_label, compare_regression, compare_single_label, mcnemar
@@ -155,51 +158,3 @@ def _matrix(values: Sequence[Sequence[str]], names: Sequence[str]) -> np.ndarray
     for row, labels in enumerate(values):
         found[row, [number[name] for name in labels]] = True
     return found
-
-
-def _compare_language_models(a: Run, b: Run, chance: Mapping[str, Any]) -> tuple[list[Comparison], list[str]]:
-    """Bits per byte, which compare across tokenizers; perplexity where both have the same tokens."""
-    import numpy as np
-
-    from hftk.metrics.bootstrap import paired_bootstrap
-    from hftk.metrics.comparison import Comparison
-
-    columns = {key: [np.array([line[key] for line in run.lines], float) for run in (a, b)] for key in ("nats", "tokens", "bytes")}
-    statistics: dict[str, Callable[[int], Callable[[np.ndarray], Any]]] = {
-        "bits_per_byte": lambda i: lambda w: (w @ columns["nats"][i]) / (w @ columns["bytes"][i]) / np.log(2)
-    }
-    if (columns["tokens"][0] == columns["tokens"][1]).all():
-        statistics["perplexity"] = lambda i: lambda w: np.exp((w @ columns["nats"][i]) / (w @ columns["tokens"][i]))
-    whole, found = np.ones((1, len(a.lines))), []
-    for name, make in statistics.items():
-        test = paired_bootstrap(make(0), make(1), len(a.lines), **chance)
-        values = [float(make(i)(whole)[0]) for i in (0, 1)]
-        found.append(
-            Comparison(
-                name=name, a=values[0], b=values[1], difference=test.difference, interval=test.interval, p_value=test.p_value,
-                higher_is_better=False,
-            )
-        )  # fmt: skip
-    return found, []
-
-
-def _compare_texts(a: Run, b: Run, chance: Mapping[str, Any]) -> tuple[list[Comparison], list[str]]:
-    """BLEU, chrF++ and TER of translations; ROUGE of summaries."""
-    references = [line["reference"] for line in a.lines]
-    one, other = ([line["prediction"] for line in run.lines] for run in (a, b))
-    if a.record.task == "translation":
-        from hftk.metrics.translation import compare_translations
-
-        return compare_translations(one, other, references, a.record.config.get("target_language"), **chance), []
-    from hftk.metrics.rouge import compare_rouge
-
-    return compare_rouge(one, other, references, stem=bool(a.record.config.get("stem")), **chance), []
-
-
-_METHODS: dict[str, Callable[[Run, Run, Mapping[str, Any]], tuple[list[Comparison], list[str]]]] = {
-    "classification": _compare_classes,
-    "causal_lm": _compare_language_models,
-    "summarization": _compare_texts,
-    "translation": _compare_texts,
-}
-"""Task to how its runs are compared."""

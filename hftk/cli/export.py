@@ -15,6 +15,7 @@ from typing import Any
 
 from hftk.cli.export_check import ROWS, Said, ask, compare, recompute
 from hftk.cli.model_folder import all_at_once, check_model, say, task_of, wrong
+from hftk.cli.output_file import find_folder
 from hftk.config import DataConfig, InputError, Problem
 from hftk.models.adapter_files import QUANTIZATION, ROUNDED, base_name, has_adapter, read_base_config
 
@@ -67,10 +68,10 @@ def export(given: Namespace) -> int:
             does not know, an output that is in use, rows that cannot be read.
         RuntimeError: what was written says something else; nothing is left in ``--output``.
     """
-    all_at_once(
+    _, _, output, *_ = all_at_once(
         lambda: check_model(given.dir, "export"),
         lambda: _check_source(Path(given.dir).expanduser(), given.format),
-        lambda: _check_output(Path(given.output).expanduser()),
+        lambda: find_folder(given.output, [given.data]),
         lambda: _check_tolerance(given.tolerance),
         lambda: _check_packages(given.format),
     )
@@ -78,7 +79,7 @@ def export(given: Namespace) -> int:
     from hftk.models.load import load_trained
     from hftk.models.weights import load_adapted, load_tokenizer
 
-    folder, output = Path(given.dir).expanduser(), Path(given.output).expanduser()
+    folder = Path(given.dir).expanduser()
     with contextlib.redirect_stdout(sys.stderr), _staging(output) as staging:
         task = task_of(given.dir)
         rows, source = _rows(given, task)
@@ -214,12 +215,6 @@ def _is_quantized(folder: Path) -> bool:
     settings = folder / "config.json"
     made: Mapping[str, Any] = json.loads(settings.read_text(encoding="utf-8")) if settings.is_file() else {}
     return bool(made.get("quantization_config"))
-
-
-def _check_output(folder: Path) -> None:
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        message = f"expected a new or empty folder, found something in {folder}"
-        raise InputError(Problem(setting="output", message=message, fix="choose another --output"))
 
 
 def _check_tolerance(value: float | None) -> None:

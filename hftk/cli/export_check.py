@@ -60,12 +60,12 @@ def _texts(task: Any, model: Any, tokenizer: Any, rows: Any) -> list[str]:
 
     length = default_length(model.config)
     new = max(1, min(NEW_TOKENS, length // 4))
-    if "generation" in task.judged_by:
-        prompts, _ = task.prompts(rows["source"][:ROWS], tokenizer, max_length=length, new=new)
-    elif "CausalLM" in task.auto_model:
-        prompts = [text[: min(PROMPT_CHARACTERS, len(text) // 2)] for text in rows["text"][:ROWS]]
-    else:
+    if not task.generates:
         return []
+    texts = list(rows[task.inputs[0]][:ROWS])
+    if "generation" not in task.judged_by:
+        texts = [text[: min(PROMPT_CHARACTERS, len(text) // 2)] for text in texts]
+    prompts, _ = task.prompts(texts, tokenizer, max_length=length, new=new)
     found = generate(model, tokenizer, prompts, GenerationSettings(max_new_tokens=new), max_prompt_tokens=length)
     return [one.text for one in found]
 

@@ -5,21 +5,20 @@ from __future__ import annotations
 import contextlib
 import difflib
 import json
-import os
 import shlex
 import sys
+from argparse import Namespace
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from importlib import import_module
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 from hftk.config import InputError, ModelConfig, Problem
+from hftk.launch.files import find_name_problem
 from hftk.models.adapter_files import BASE_CONFIG, base_name, has_adapter, saved_config
+from hftk.tasks.table import load_task, task_of_model
 
 WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
-TRANSLATORS = ("marian", "m2m_100", "nllb-moe", "mbart", "fsmt")
-"""Types of encoder-decoders that were made for translation."""
 DEVICE_MAPS = get_args(get_type_hints(ModelConfig)["device_map"])
 """Values of ``model.device_map``."""
 
@@ -76,11 +75,7 @@ def task_name(folder: str) -> str:
 
         with contextlib.suppress(*UNLOADABLE):  # no such id, no network: as above
             made = from_pretrained(AutoConfig, folder).to_dict()
-    if any("ForSequenceClassification" in name for name in made.get("architectures") or ()):
-        return "classification"
-    if made.get("is_encoder_decoder"):
-        return "translation" if made.get("model_type") in TRANSLATORS else "summarization"
-    return "causal_lm"
+    return task_of_model(made)
 
 
 def task_of(folder: str, settings: Callable[[Any], Any] = lambda config: config) -> Any:
@@ -91,22 +86,18 @@ def task_of(folder: str, settings: Callable[[Any], Any] = lambda config: config)
     """
     from transformers import AutoConfig
 
-    from hftk.cli import TASKS
     from hftk.models.hub_names import UNLOADABLE, explain, from_pretrained
     from hftk.parsing import load_config
 
-    name, path = task_name(folder), Path(folder).expanduser()
-    if name not in TASKS:
-        raise wrong(f"expected a run of {' or '.join(TASKS)}, found one of {name} in {path}", "use a newer hftk")
-    module, task, config_class = TASKS[name]
-    config = getattr(import_module(module), config_class)()
+    path = Path(folder).expanduser()
+    task_class, config_class = load_task(task_name(folder))
+    config = config_class()
     if (path / "config.yaml").is_file():
         config = load_config(config, path / "config.yaml")
     config = settings(config)
-    task_class = getattr(import_module(module), task)
     if has_adapter(path):
         made = saved_config(path)
-        return task_class(config) if made is None else task_class.of_model(config, made)
+        return task_class(config) if made is None else task_class.from_model_config(config, made)
     if path.exists() and not (path / "config.json").is_file():
         return task_class(config)
     try:
@@ -115,16 +106,16 @@ def task_of(folder: str, settings: Callable[[Any], Any] = lambda config: config)
         if not path.exists():
             return task_class(config)  # loading tells what is wrong with the name
         raise InputError(Problem(setting="", **explain(str(path), error))) from error
-    return task_class.of_model(config, made)
+    return task_class.from_model_config(config, made)
 
 
-def takes_pairs(folder: str) -> bool | None:
-    """Whether the run in ``folder`` was trained on pairs of texts; None where no record tells."""
+def takes_pairs(folder: str, task: Any) -> bool | None:
+    """Whether the run in ``folder`` was trained on a second input of ``task``; None where no record says so."""
     from hftk.reports.record import RECORD, load_record
 
     path = Path(folder).expanduser()
     columns = load_record(path).data.get("columns") if (path / RECORD).is_file() else None
-    return "text_pair" in columns if columns else None
+    return any(role in columns for role in task.inputs[1:2]) if columns else None
 
 
 def add_device_map(add: Callable[..., Any]) -> None:
@@ -194,22 +185,17 @@ def _bars_for_terminals() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def check_output(name: str | None, source: str | None = None) -> None:
-    """Raises InputError for a file that cannot be written, or that is ``source``, the file that is read."""
-    if name is None:
-        return
-    path = Path(name)
-    message = fix = ""
-    if path.is_dir():
-        message, fix = f"expected a file, found the folder {path}", f"use --output {path / 'predictions.jsonl'}"
-    elif not path.parent.is_dir():
-        message, fix = f"the folder {path.parent} does not exist", "make it first, or choose another file"
-    elif not os.access(path.parent, os.W_OK) or (path.exists() and not os.access(path, os.W_OK)):
-        message, fix = f"{path} cannot be written", "choose another file"
-    elif source is not None and path.exists() and Path(source).exists() and path.samefile(source):
-        message, fix = f"{path} is the file that the prompts come from", "choose another file"
-    if message:
-        raise InputError(Problem(setting="output", message=message, fix=fix))
+def add_overwrite(add: Callable[..., Any]) -> None:
+    """The flag of the commands that write a file; ``add`` is ``add_argument``."""
+    add("--overwrite", action="store_true", help="let --output replace a file that this command did not write")
+
+
+def check_names(given: Namespace) -> None:
+    """InputError for names of files and folders that no file system has, all of them at once."""
+    values = [(name, getattr(given, name, None)) for name in ("dir", "dir_a", "dir_b", "dirs", "recipe", "data", "file", "output")]
+    typed = [(name, text) for name, value in values for text in (value if isinstance(value, list) else [value]) if text]
+    if problems := [found for name, text in typed if (found := find_name_problem(name, text))]:
+        raise InputError(*problems)
 
 
 def all_at_once(*checks: Callable[[], Any]) -> list[Any]:

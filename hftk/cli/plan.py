@@ -114,10 +114,12 @@ def run_plan(given: Namespace, flags: Sequence[str]) -> int:
         InputError: no such recipe, wrong settings of the recipe or of the plan, an unknown model.
     """
     (recipe, setup) = all_at_once(lambda: load_recipe(given.recipe), lambda: _setup(given))
+    from hftk.launch.output_folder import check_paths
     from hftk.parsing import parse
     from hftk.planning import plan, remedies
 
     config = parse(recipe.CONFIG, flags, prog=f"hftk plan {given.recipe}")
+    check_paths(config)
     task = recipe.TASK(config)
     with contextlib.redirect_stdout(sys.stderr):
         made = plan(config, task, setup)

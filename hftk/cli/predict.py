@@ -17,17 +17,19 @@ import yaml
 
 from hftk.cli.model_folder import (
     add_device_map,
+    add_overwrite,
     all_at_once,
     check_model,
-    check_output,
     load,
     say,
     task_name,
     task_of,
     wrong,
 )
+from hftk.cli.output_file import check_siblings, find_output
 from hftk.config import DataConfig, GenerationSettings, InputError, Problem
 from hftk.parsing.settings import Given, WrongValue, convert, read_settings
+from hftk.tasks.table import load_task
 
 if TYPE_CHECKING:
     from hftk.generation.generate import Generated
@@ -35,7 +37,7 @@ if TYPE_CHECKING:
 EXAMPLES = """\
 examples:
   hftk predict out/gpt2_clm --prompt "Once upon a time"
-  hftk predict out/gpt2_clm --file prompts.txt --output predictions.jsonl
+  hftk predict out/gpt2_clm --file prompts.txt --output answers.jsonl
   hftk predict out/gpt2_clm --file questions.jsonl --column question --num_beams 4
   echo "Once upon a time" | hftk predict out/gpt2_clm --do_sample --temperature 0.8 --top_p 0.95
   hftk predict out/bert_classification --file reviews.csv --column body --output labels.jsonl
@@ -46,10 +48,6 @@ From a language model:
   {"index": 0, "prompt": "Once ...", "prediction": " there ...", "finished": true, "tokens": 12, "truncated": false}
 finished: ended by itself; else it was cut off at --max_new_tokens.
 truncated: the prompt was longer than the model's context leaves room for, and lost its beginning."""
-
-
-TEXT_TO_TEXT = ("summarization", "translation")
-"""Tasks whose models read a text and write another."""
 
 
 def add_flags(parser: ArgumentParser) -> None:
@@ -70,8 +68,9 @@ def add_flags(parser: ArgumentParser) -> None:
     where = parser.add_argument_group("output (default: stdout)")
     where.add_argument(
         "--output", metavar="OUT.jsonl",
-        help="a file, replaced if it exists; the same command after an interruption goes on from there (language models)",
+        help="a file; one that this command wrote is replaced. The same command after an interruption goes on from there (language models)",
     )  # fmt: skip
+    add_overwrite(where.add_argument)
     how = parser.add_argument_group("generation")
     for item in read_settings(GenerationSettings()).values():
         meaning = item.meaning.replace("%", "%%")
@@ -116,19 +115,22 @@ def predict(given: Namespace) -> int:
     for name in ("text_pair", "pair_column"):
         if getattr(given, name):
             raise InputError(Problem(setting=name, message="is for classifiers of pairs of texts", fix="leave it out"))
-    text_to_text = task_name(given.dir) in TEXT_TO_TEXT
+    task_class, _ = load_task(task_name(given.dir))
+    text_to_text = "generation" in task_class.judged_by
     values = {f.name: getattr(given, f.name) for f in fields(GenerationSettings)}
     settings = GenerationSettings(**{name: value for name, value in values.items() if value is not None})
-    prompts: list[str] = all_at_once(
+    prompts: list[str]
+    prompts, _, _, output = all_at_once(
         lambda: read_prompts(given),
         lambda: _check_settings(settings, given.batch_size, text_to_text),
         lambda: check_model(given.dir, "predict"),
-        lambda: check_output(given.output, given.file),
-    )[0]
+        lambda: find_output(given.output, "predict", [given.file, given.dir], overwrite=given.overwrite),
+    )
+    check_siblings(output, (".partial", ".new"), [given.file])
     from hftk.generation.generate import generate_to_file, stream, to_record
 
     task = task_of(given.dir) if text_to_text else None
-    model, tokenizer = load(given.dir, task.auto_model if task else "AutoModelForCausalLM", given.device_map)
+    model, tokenizer = load(given.dir, (task or task_class).auto_model, given.device_map)
     if not given.max_new_tokens:
         derived = getattr(model.generation_config, "max_new_tokens", None) if text_to_text else None
         settings = replace(settings, max_new_tokens=derived or GenerationSettings.max_new_tokens)
@@ -139,19 +141,21 @@ def predict(given: Namespace) -> int:
         with contextlib.redirect_stdout(sys.stderr):
             prompts, finish = _framed(task, model, tokenizer, asked, settings)
     options: dict[str, Any] = {"batch_size": given.batch_size, "progress": sys.stderr.isatty()}
-    if given.output:
+    if output and not output.is_stream:
         columns = {"prompt": asked}
         try:
-            results = generate_to_file(given.output, model, tokenizer, prompts, settings, columns=columns, finish=finish, **options)
+            results = generate_to_file(output.path, model, tokenizer, prompts, settings, columns=columns, finish=finish, **options)
         except KeyboardInterrupt:
             raise KeyboardInterrupt("; the same command goes on from there") from None
         say(f"{len(results)} prediction{'s' if len(results) > 1 else ''} in {given.output}")
     else:
         use_utf8()
         results = []
-        for result in map(finish, _in_order(stream(model, tokenizer, prompts, settings, **options))):
-            print(json.dumps(to_record(result, prompt=asked[result.index]), ensure_ascii=False), flush=True)
-            results.append(result)
+        with output.open() if output else contextlib.nullcontext(sys.stdout) as file:
+            for result in map(finish, _in_order(stream(model, tokenizer, prompts, settings, **options))):
+                line = json.dumps(to_record(result, prompt=asked[result.index]), ensure_ascii=False)
+                print(line, file=file, flush=True)
+                results.append(result)
     cut = sum(result.truncated for result in results)
     if cut:
         lost = "end" if text_to_text else "beginning"

@@ -10,7 +10,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hftk.cli.model_folder import all_at_once, check_model, check_output, load, say, takes_pairs, task_of
+from hftk.cli.model_folder import all_at_once, check_model, load, say, takes_pairs, task_of
+from hftk.cli.output_file import find_output
 from hftk.cli.predict import read_prompts, use_utf8
 from hftk.config import DataConfig, GenerationSettings, InputError, Problem
 
@@ -28,10 +29,10 @@ def predict(given: Namespace) -> int:
     Raises:
         InputError: wrong flags, texts, folder or output, all of them together, before anything is loaded.
     """
-    (task, rows), *_ = all_at_once(
+    (task, rows), _, output, _ = all_at_once(
         lambda: _task_and_rows(given),
         lambda: check_model(given.dir, "predict"),
-        lambda: check_output(given.output, given.file),
+        lambda: find_output(given.output, "predict", [given.file, given.dir], overwrite=given.overwrite),
         lambda: _check_flags(given),
     )
     from datasets import Dataset
@@ -39,34 +40,31 @@ def predict(given: Namespace) -> int:
     model, tokenizer = load(given.dir, task.auto_model, given.device_map)
     data = Dataset.from_dict({role: texts for role, texts in rows.items() if texts is not None})
     chunks = (_lines(given, task, model, tokenizer, data, start) for start in range(0, len(data), CHUNK))
-    if given.output is None:
+    if output is None:
         use_utf8()
         for lines in chunks:
             print("\n".join(lines), flush=True)
         return 0
-    path = Path(given.output)
-    unfinished = path.with_name(path.name + ".tmp")
-    try:
-        with unfinished.open("w", encoding="utf-8") as file:
-            for lines in chunks:
-                file.writelines(line + "\n" for line in lines)
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
-    say(f"{len(data):,} prediction{'s' if len(data) > 1 else ''} in {path}")
+    with output.open() as file:
+        for lines in chunks:
+            file.writelines(line + "\n" for line in lines)
+    say(f"{len(data):,} prediction{'s' if len(data) > 1 else ''} in {output.typed}")
     return 0
 
 
 def _lines(given: Namespace, task: Any, model: Any, tokenizer: Any, data: Dataset, start: int) -> list[str]:
     """Rows from ``start`` on, at most :data:`CHUNK`, as JSON."""
-    from hftk.evaluation.evaluate import collect
+    from hftk.evaluation.evaluate import run_model
     from hftk.models.load import default_length
+    from hftk.task import Outputs
 
     some = data.select(range(start, min(len(data), start + CHUNK)))
     with contextlib.redirect_stdout(sys.stderr):
         features = task.encode(some, tokenizer, max_length=default_length(model.config), training=False)
-        outputs = collect(task, model, tokenizer, features, batch_size=given.batch_size or 64, title="predicting")
-    said = task.predictions(outputs, features, some, model)
+        outputs = run_model(task, model, tokenizer, features, batch_size=given.batch_size or 64, title="predicting")
+    said = task.predictions(
+        Outputs(arrays=outputs, features=features, rows=some, tokenizer=tokenizer, model_config=model.config)
+    )
     return [
         json.dumps({"index": start + i, **some[i], **{k: v for k, v in line.items() if k != "index"}}, ensure_ascii=False)
         for i, line in enumerate(said)
@@ -76,7 +74,7 @@ def _lines(given: Namespace, task: Any, model: Any, tokenizer: Any, data: Datase
 def _task_and_rows(given: Namespace) -> tuple[Any, dict[str, list[str] | None]]:
     """The task that made DIR, and role to texts; the second texts are None for a model of single texts."""
     task = task_of(given.dir)
-    wanted = takes_pairs(given.dir)
+    wanted = takes_pairs(given.dir, task)
     table = given.file is not None and not _one_a_line(Path(given.file))
     _check_sources(given, table)
     if not table:
@@ -97,7 +95,7 @@ def _task_and_rows(given: Namespace) -> tuple[Any, dict[str, list[str] | None]]:
     if pairs is not None and len(pairs) != len(texts):
         message = f"expected one for each of the {len(texts)} texts, found {len(pairs)}"
         raise InputError(Problem(setting="text_pair", message=message))
-    return task, {"text": texts, "text_pair": pairs}
+    return task, dict(zip(task.inputs, (texts, pairs), strict=False))
 
 
 def _one_a_line(path: Path) -> bool:
@@ -113,16 +111,17 @@ def _read_table(given: Namespace, task: Any, wanted: bool | None) -> tuple[list[
 
     config = DataConfig(
         encoding=given.encoding, unicode=task.config.data.unicode,
-        columns={role: name for role, name in (("text", given.column), ("text_pair", given.pair_column)) if name},
+        columns={role: name for role, name in zip(task.inputs, (given.column, given.pair_column), strict=False) if name},
     )  # fmt: skip
-    roles = ("text",) if wanted is False and not given.pair_column else ("text", "text_pair")
+    roles = task.inputs[:1] if wanted is False and not given.pair_column else task.inputs[:2]
     with contextlib.redirect_stdout(sys.stderr):
         rows, facts = read_rows(given.file, config, task, roles=roles, setting="file")
     lost = facts["read"]["rows"] - len(rows)
     if lost:
         message = f"expected a text in every row, found {lost:,} of nothing but control characters"
         raise InputError(Problem(setting="file", message=message, fix="drop these rows"))
-    return list(rows["text"]), list(rows["text_pair"]) if "text_pair" in rows.column_names else None
+    texts, *pairs = [list(rows[role]) for role in roles if role in rows.column_names]
+    return texts, pairs[0] if pairs else None
 
 
 def _check_sources(given: Namespace, table: bool) -> None:
@@ -140,7 +139,7 @@ def _check_sources(given: Namespace, table: bool) -> None:
 
 def _check_flags(given: Namespace) -> None:
     problems = [
-        Problem(setting=name, message="is for generating text, and the model is a classifier", fix="leave it out")
+        Problem(setting=name, message="is for generating text, and the model generates none", fix="leave it out")
         for name in GENERATING
         if getattr(given, name) is not None and getattr(given, name) is not False
     ]

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hftk.cli.compare import compare_runs, read_runs
-from hftk.cli.model_folder import say, wrong
+from hftk.cli.model_folder import add_overwrite, say, wrong
+from hftk.cli.output_file import Output, find_output
 from hftk.config import InputError, Problem
-from hftk.reports.record import load_record, write_text
+from hftk.reports.record import load_record
 
 EXAMPLES = """\
 examples:
@@ -36,6 +37,7 @@ def add_flags(parser: ArgumentParser) -> None:
         metavar="FILE.html",
         help=f"where the page goes (default: report.html in DIR; of several runs {TOGETHER} here)",
     )
+    add_overwrite(add)
     add(
         "--resamples",
         type=int,
@@ -61,15 +63,15 @@ def report(given: Namespace) -> int:
 
     path = Path(given.dirs[0]).expanduser()
     record = load_record(path)
-    _write(
-        Path(given.output).expanduser() if given.output else (path if path.is_dir() else path.parent) / REPORT,
-        render_html(record),
-    )
+    own = (path if path.is_dir() else path.parent) / REPORT
+    output = find_output(given.output or str(own), "report", [str(path)], overwrite=given.overwrite, own=own)
+    _write(output, render_html(record))
     return 0
 
 
 def _several(given: Namespace) -> int:
     _check_names(given.dirs)
+    output = find_output(given.output or TOGETHER, "report", given.dirs, overwrite=given.overwrite)
     runs = read_runs(given.dirs)
     from hftk.reports.comparison import Compared, render_together
 
@@ -83,7 +85,7 @@ def _several(given: Namespace) -> int:
     references = [line.get("reference") for line in runs[0].lines] if said else []
     page = render_together(compared, rows=len(runs[0].lines), split=runs[0].split, references=references)
     say(f"{len(runs)} runs, {len(runs[0].lines):,} rows of the {runs[0].split or 'judged'} split")
-    _write(Path(given.output or TOGETHER).expanduser(), page)
+    _write(output, page)
     return 0
 
 
@@ -100,10 +102,10 @@ def _check_names(names: Sequence[str]) -> None:
         seen[place] = name
 
 
-def _write(place: Path, page: str) -> None:
-    if place.is_dir():
-        raise wrong(f"expected a file for the page, found the folder {place}", f"add --output {place / TOGETHER}")
+def _write(output: Output | None, page: str) -> None:
+    assert output is not None
     try:
-        print(write_text(place, page))
+        output.write(page)
     except OSError as error:
-        raise wrong(f"{place} cannot be written: {error.strerror}", "choose another --output FILE.html") from None
+        raise wrong(f"{output.path} cannot be written: {error.strerror}", "choose another --output FILE.html") from None
+    print(output.typed)

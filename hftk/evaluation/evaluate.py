@@ -1,4 +1,4 @@
-"""Judge a model on a split: collect what the task needs of every row, in data order, then score it."""
+"""Evaluate a model on a split: run it over every row, in data order, and score its outputs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from hftk.models import device_map
 from hftk.models.load import context_length, default_length, is_pretrained
 from hftk.models.sharded import arithmetic, is_sharded
 from hftk.progress import progress_bar
-from hftk.task import Features, Score, Splits, Task
+from hftk.task import Features, Outputs, Score, Splits, Task
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -41,7 +41,7 @@ TOKENS = 2**14
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """What :func:`evaluate` found."""
+    """Scores of a model on a split, its predictions and what else was found."""
 
     scores: list[Score]
     samples: list[dict[str, Any]] = field(default_factory=list)
@@ -81,25 +81,31 @@ def evaluate(
         return None
     started = time.perf_counter()
     split, rows = held_out
+    task = task.with_config(eval=config)
     rows = first_rows(rows, config.max_rows)
     max_length = max_length or default_length(model.config)
     features = encode(task, rows, tokenizer, max_length=max_length, training=False)
-    outputs = collect(task, model, tokenizer, features, batch_size=config.batch_size, title=f"evaluating {when} training" if when in ("before", "after") else "evaluating")  # fmt: skip
+    title = f"evaluating {when} training" if when in ("before", "after") else "evaluating"
+    arrays = run_model(task, model, tokenizer, features, batch_size=config.batch_size, title=title)
     if "generation" in task.judged_by and (when != "before" or is_pretrained(task.config.model)):
-        outputs["generated"] = np.array(_generate(task, model, tokenizer, rows, max_length, output), dtype=object)
-    predictions = task.predictions(outputs, features, rows, model)
+        texts = _generate(task, model, tokenizer, rows, max_length, output)
+        arrays["generated"] = np.array(texts, dtype=object)
+    outputs = Outputs(
+        arrays=arrays, features=features, rows=rows, tokenizer=tokenizer, model_config=model.config,
+        resamples=config.resamples, seed=config.seed,
+    )  # fmt: skip
+    predictions = task.predictions(outputs)
     if output is not None:
         on_main(write_predictions, Path(output), predictions)
-    chance: dict[str, Any] = {"resamples": config.resamples, "seed": config.seed}
-    scores = task.scores(outputs, features, rows, tokenizer, **chance)
+    scores = task.scores(outputs)
     return Evaluation(
         scores=[replace(s, split=split, when=when) for s in scores],
-        samples=_complete(task, model, tokenizer, task.show(rows, outputs)) if samples else [],
+        samples=_complete(task, model, tokenizer, task.samples(outputs)) if samples else [],
         seconds=time.perf_counter() - started,
         split=split,
-        outputs=outputs,
+        outputs=arrays,
         predictions=predictions,
-        analysis=task.analysis(outputs, features, rows, **chance) if when == "after" else [],
+        analysis=task.analysis(outputs) if when == "after" else [],
         facts={**features.facts, "precision": PRECISIONS.get(arithmetic(model), str(model.dtype))},
     )
 
@@ -108,11 +114,11 @@ GENERATED = ".generated.jsonl"
 """Where each process keeps outputs as they come, until the predictions are written: a kill in between loses none."""
 
 
-def scores_of_text(
+def generation_scores(
     task: Task, model: Any, tokenizer: PreTrainedTokenizerBase, rows: Dataset, features: Features,
     outputs: Mapping[str, np.ndarray], *, count: int, max_length: int,
 ) -> list[Score]:  # fmt: skip
-    """Scores of text generated for the first ``count`` of ``rows``, for judging on the way; none where the task generates none.
+    """Scores of text generated for the first ``count`` of ``rows``, during training; [] where the task generates none.
 
     ``features`` and ``outputs`` are those of all ``rows``. All processes call this and get the same; no random number is drawn.
     The likeliest tokens are taken whatever ``generation`` says: beams need several times as long, and samples would add their
@@ -125,20 +131,20 @@ def scores_of_text(
     some = {name: values[: len(features)] for name, values in outputs.items()}
     texts = _generate(task, model, tokenizer, rows, max_length, None, greedy=True)
     some["generated"] = np.array(texts, dtype=object)
-    return task.scores(some, features, rows, tokenizer, resamples=0, seed=0)
+    return task.scores(Outputs(arrays=some, features=features, rows=rows, tokenizer=tokenizer, model_config=model.config))
 
 
 def _generate(
-    task: Any, model: Any, tokenizer: PreTrainedTokenizerBase, rows: Dataset, max_length: int, output: str | Path | None,
+    task: Task, model: Any, tokenizer: PreTrainedTokenizerBase, rows: Dataset, max_length: int, output: str | Path | None,
     greedy: bool = False,
 ) -> list[str]:  # fmt: skip
     """One output per row, in data order; the rows are dealt to the processes. With ``output`` an interrupted call is continued."""
-    process, processes = _place()
+    process, processes = rank_and_world_size()
     settings = task.generation(model)
     if greedy:
         kept = {name: getattr(settings, name) for name in ("max_new_tokens", "no_repeat_ngram_size", "repetition_penalty")}
         settings = GenerationSettings(**kept)
-    sources, _ = task.prompts(rows["source"][:], tokenizer, max_length=max_length, new=settings.max_new_tokens)
+    sources, _ = task.prompts(list(rows[task.inputs[0]]), tokenizer, max_length=max_length, new=settings.max_new_tokens)
     # Sharded weights are gathered in every forward pass: then all processes write all rows, in step, and from the first one on, since
     # each would have kept another number of them.
     together = processes > 1 and is_sharded(model)
@@ -176,13 +182,19 @@ def evaluate_baselines(
     *,
     max_length: int,
 ) -> list[Score]:
-    """What trivial systems, fitted on the training split, score on the rows that :func:`evaluate` judges."""
+    """Scores of trivial systems, fitted on the training split, on the rows that :func:`evaluate` takes."""
     if splits.held_out is None:
         return []
     split, rows = splits.held_out
+    task = task.with_config(eval=config)
     rows = first_rows(rows, config.max_rows)
-    features = encode(task, rows, tokenizer, max_length=max_length, training=False) if task.baselines_read_tokens else None
-    scores = on_main(task.baselines, splits, features, rows, tokenizer, resamples=config.resamples, seed=config.seed)
+    features = Features(columns={}, rows=np.empty(0, np.int64), lengths=np.empty(0, np.int64))
+    if task.baselines_read_tokens:
+        features = encode(task, rows, tokenizer, max_length=max_length, training=False)
+    given = Outputs(
+        features=features, rows=rows, tokenizer=tokenizer, resamples=config.resamples, seed=config.seed
+    )
+    scores = on_main(task.baselines, splits, given)
     return [replace(s, split=split) for s in scores]
 
 
@@ -209,7 +221,7 @@ def first_rows(rows: Dataset, count: int | None) -> Dataset:
     return rows if count is None or count >= len(rows) else rows.select(range(count))
 
 
-def collect(
+def run_model(
     task: Task, model: Any, tokenizer: PreTrainedTokenizerBase, features: Features, *, batch_size: int, title: str = ""
 ) -> dict[str, np.ndarray]:
     """``task.outputs`` of every feature, one entry per feature in the order of ``features``, on every process.
@@ -223,12 +235,12 @@ def collect(
         return dict(_last[key])
     order = sort_rows(np.arange(len(features)), features.padded, batch_size)
     batches = fill_batches(order, features.padded, batch_size, _token_budget(task, model))
-    process, processes = _place()
+    process, processes = rank_and_world_size()
     mine = list(range(process, len(batches), processes))
     while len(mine) < -(-len(batches) // processes):
         mine.append(0)  # every process runs equally many forward passes: a sharded model gathers weights in each
     parts = []
-    with judging(model):
+    with eval_mode(model):
         for number in _progress(mine, title):
             batch = collate([features[int(i)] for i in batches[number]])
             batch = {name: value.to(device_map.device_of(model)) for name, value in batch.items()}
@@ -243,7 +255,7 @@ def collect(
 WRITTEN_BY_SAVING = ("architectures", "dtype", "transformers_version", "use_cache", "_name_or_path")
 """Fields of a model's config that saving and training set, and that change no output."""
 _last: dict[bytes, dict[str, np.ndarray]] = {}
-"""What :func:`collect` computed last, under the digest of all that it depends on."""
+"""What :func:`run_model` computed last, under the digest of all that it depends on."""
 
 
 def _key(task: Task, model: Any, features: Features, batch_size: int) -> bytes | None:
@@ -252,7 +264,7 @@ def _key(task: Task, model: Any, features: Features, batch_size: int) -> bytes |
 
     Every byte counts: a digest runs at about 1 GB/s, far faster than a model does on a CPU.
     """
-    if _place()[1] > 1 or device_map.is_spread(model) or model.device.type != "cpu":
+    if rank_and_world_size()[1] > 1 or device_map.is_spread(model) or model.device.type != "cpu":
         return None
     settings = {k: v for k, v in model.config.to_dict().items() if k not in WRITTEN_BY_SAVING}
     digest = hashlib.blake2b(repr((task.name, task.config, settings, batch_size)).encode(), digest_size=16)
@@ -267,7 +279,7 @@ def _key(task: Task, model: Any, features: Features, batch_size: int) -> bytes |
 
 
 @contextmanager
-def judging(model: Any) -> Iterator[None]:
+def eval_mode(model: Any) -> Iterator[None]:
     """Evaluation mode without gradients; training mode comes back if it was on."""
     was_training = model.training
     model.eval()
@@ -285,7 +297,7 @@ def _token_budget(task: Task, model: Any) -> int:
     return max(1, LOGITS_BYTES // (4 * int(vocabulary)))
 
 
-def _place() -> tuple[int, int]:
+def rank_and_world_size() -> tuple[int, int]:
     """Rank and number of processes of the running group."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return torch.distributed.get_rank(), torch.distributed.get_world_size()
@@ -296,8 +308,8 @@ def _in_order(
     parts: list[tuple[int, dict[str, np.ndarray]]], batches: list[np.ndarray], count: int
 ) -> dict[str, np.ndarray]:
     """Gather the batches of all processes and put their entries back into the order of the features."""
-    if _place()[1] > 1:
-        gathered: list[Any] = [None] * _place()[1]
+    if rank_and_world_size()[1] > 1:
+        gathered: list[Any] = [None] * rank_and_world_size()[1]
         torch.distributed.all_gather_object(gathered, parts)
         parts = [part for process in gathered for part in process]
     outputs: dict[str, np.ndarray] = {}
@@ -310,5 +322,5 @@ def _in_order(
 
 
 def _progress(numbers: list[int], title: str) -> Any:
-    hidden = _place()[0] != 0 or not title
+    hidden = rank_and_world_size()[0] != 0 or not title
     return progress_bar(numbers, desc=title, unit="batch", leave=False, disable=hidden, delay=1)

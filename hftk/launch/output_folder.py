@@ -21,7 +21,7 @@ from typing import Any
 
 from hftk.config import InputError, Problem, RunConfig
 from hftk.launch.environment import private
-from hftk.launch.files import make_folder, remove_unfinished, write_atomically
+from hftk.launch.files import find_name_problem, make_folder, remove_unfinished, write_atomically
 
 STATUS = "status.json"
 PREDICTIONS = "predictions.jsonl"
@@ -73,11 +73,26 @@ def check_output(config: RunConfig) -> Path:
     """The folder of ``config.output`` if a run may write there; makes and removes nothing. Raises InputError as above."""
     if not config.output.strip():
         raise _problem("expected a folder, found an empty name", "name one: --output out/my_run")
+    check_paths(config)
     folder = Path(config.output).expanduser()
     with _folder_errors(folder):
         _check_free(folder / LOCK)
         _check_contents(folder, config)
     return folder
+
+
+def check_paths(config: RunConfig) -> None:
+    """InputError for paths in the settings that cannot be, and for an output folder that holds or is an input."""
+    data = {f"data.{name}": getattr(config.data, name) for name in ("path", "train", "validation", "test")}
+    inputs = {name: value for name, value in {**data, "model.name": config.model.name}.items() if value}
+    typed = {"output": config.output, "resume": config.resume, "model.tokenizer": config.model.tokenizer, **inputs}
+    if problems := [found for name, text in typed.items() if text and (found := find_name_problem(name, text))]:
+        raise InputError(*problems)
+    folder = Path(config.output).expanduser().resolve()
+    for name, text in inputs.items():
+        source = Path(text).expanduser()
+        if source.exists() and source.resolve().is_relative_to(folder):
+            raise _problem(f"expected a folder without inputs of the run, found --{name} {text} in it", "choose another --output")
 
 
 def settle_output(folder: Path, *, keep_new: bool) -> None:

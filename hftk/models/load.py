@@ -24,6 +24,7 @@ from hftk.models.architectures import LONGEST_DEFAULT, halves, kind_of, position
 from hftk.models.encoder_decoder import freeze_unread, half_problems, joined_config, warm_start
 from hftk.models.heads import keep_meaning, trained_labels
 from hftk.models.hub_names import from_config, from_pretrained, load_named, read_config, reason
+from hftk.models.sizes import model_sizes
 from hftk.models.tokenizers import SMALLEST_VOCABULARY, train_tokenizer
 from hftk.models.weights import (
     check_complete,
@@ -102,11 +103,11 @@ def _quantized_problems(config: ModelConfig, made: PretrainedConfig) -> Iterator
 
 
 def _tokenizer_problems(config: ModelConfig, task: Task) -> Iterator[Problem]:
-    kind = config.tokenizer or task.tokenizer
+    kind = config.tokenizer or task.tokenizer_kind
     smallest = SMALLEST_VOCABULARY.get(kind)
     if smallest is not None:
-        smallest += 5 if task.frame != "document" and kind != "wordpiece" else 0
-        if kind == "wordpiece" and task.frame == "t5":
+        smallest += 5 if task.token_frame != "document" and kind != "wordpiece" else 0
+        if kind == "wordpiece" and task.token_frame == "t5":
             yield Problem(setting="model.tokenizer", message=f"wordpiece has no token that ends a text, which {task.name} needs", fix="use bpe or characters")
         if config.vocab_size < smallest:
             message = f"expected at least {smallest} for --model.tokenizer {kind}, found {config.vocab_size}"
@@ -158,7 +159,7 @@ def model_config(config: ModelConfig, task: Task) -> PretrainedConfig:
         lay_over(made, config.config)
     else:
         architecture = config.architecture or task.architecture
-        size = _size(config, task.sizes(architecture))
+        size = _size(config, model_sizes(architecture, task.auto_model))
         made = AutoConfig.for_model(architecture, **size)
         lay_over(made, config.config)
         # Made anew, so that a field which follows from others (Llama's head_dim from hidden_size) follows from the new ones.
@@ -233,6 +234,7 @@ def load_model(
     Raises:
         InputError: as :func:`check_model`; or a tokenizer that does not fit the model.
     """
+    task = task.with_config(model=config)
     made = model_config(config, task)
     trained_for = trained_labels(made)
     for name, value in task.model_settings(splits).items():
@@ -240,7 +242,7 @@ def load_model(
     with _seeded(seed):
         if config.name is None:
             model, tokenizer = _make(config, task, splits, made)
-            task.start(model, tokenizer, splits, [name for name, _ in model.named_parameters()])
+            task.initialize(model, tokenizer, splits, [name for name, _ in model.named_parameters()])
             if config.adapter.method == "none":
                 layers.freeze(config.frozen, model)
                 placement.spread(model, config.device_map, training=True)
@@ -250,7 +252,7 @@ def load_model(
         model, tokenizer, new = _load_named(config, task, made)
         if trained_for is not None:
             keep_meaning(model, trained_for)
-        task.start(model, tokenizer, splits, new)
+        task.initialize(model, tokenizer, splits, new)
         new_tokens = _fit_vocabulary(model, len(tokenizer))
         layers.freeze(config.frozen, model)
         if not placement.places(model):
@@ -360,7 +362,7 @@ def _load_named(
         joined, made_anew = warm_start(made, tokenizer, lambda auto, half: load_weights(config, auto.__name__, half))
         return joined, tokenizer, made_anew
     # A head for another number of labels is made anew; other weights of another shape stay an error.
-    new_head = {"ignore_mismatched_sizes": True} if "SequenceClassification" in task.auto_model else {}
+    new_head = {"ignore_mismatched_sizes": True} if task.new_head else {}
     model, loading = load_weights(config, task.auto_model, made, **new_head)
     wrong = [key for key, _, shape in loading["mismatched_keys"] if list(shape)[:1] != [made.num_labels]]
     if wrong:
@@ -383,9 +385,9 @@ def _from_encoder(task: Task, made: PretrainedConfig) -> bool:
 def _make(
     config: ModelConfig, task: Task, splits: Splits, made: PretrainedConfig
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    kind = config.tokenizer or task.tokenizer
+    kind = config.tokenizer or task.tokenizer_kind
     if kind in SMALLEST_VOCABULARY:
-        tokenizer: PreTrainedTokenizerBase = train_tokenizer(kind, task.texts(splits), config.vocab_size, frame=task.frame)
+        tokenizer: PreTrainedTokenizerBase = train_tokenizer(kind, task.tokenizer_texts(splits), config.vocab_size, frame=task.token_frame)
         note(f"tokenizer: {kind}, trained on the training split, {len(tokenizer)} entries")
     else:
         tokenizer = existing_tokenizer(kind)

@@ -143,7 +143,7 @@ def plan(
     if setup.devices > 1 and setup.sharding == "none":
         setup = replace(setup, sharding="ddp")
     made = planned_config(config.model, task)
-    task = type(task).of_model(config, made)
+    task = type(task).from_model_config(config, made)
     precision = precision or _precision(config, setup)
     shape, rows, accumulation = batch_of(config, task, made, setup.devices)
     judged = _judged(config, made, shape, "loss" in task.judged_by)
@@ -284,7 +284,7 @@ def batch_of(config: RunConfig, task: Task, made: PretrainedConfig, devices: int
 
 
 def _judged(config: RunConfig, made: PretrainedConfig, shape: BatchShape, logits: bool) -> BatchShape:
-    """The largest batch that :func:`hftk.evaluation.evaluate.collect` makes."""
+    """The largest batch that :func:`hftk.evaluation.evaluate.run_model` makes."""
     from hftk.evaluation.evaluate import LOGITS_BYTES, TOKENS
     from hftk.models.load import default_length
 

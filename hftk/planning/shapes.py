@@ -104,7 +104,7 @@ def planned_config(config: ModelConfig, task: Task) -> PretrainedConfig:
     if name is None:
         try:
             made = model_config(config, task)
-            if config.name is None and (config.tokenizer or task.tokenizer) in SMALLEST_VOCABULARY:
+            if config.name is None and (config.tokenizer or task.tokenizer_kind) in SMALLEST_VOCABULARY:
                 _resize(made, max(config.vocab_size, config.config.get("vocab_size", 0)))
             return made
         except InputError as error:

@@ -9,15 +9,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hftk.config import InputError, Problem
+from hftk.task import IGNORED as IGNORED
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedTokenizerBase
 
     from hftk.task import Batch
-
-IGNORED = -100
-"""Label of a position that is not trained and not counted (torch's and transformers' convention)."""
 
 LEAK = 0.01
 """Change of a logit, in standard deviations of the logits, from which on a token is taken to see what it must not see: an

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderDecoder:
-    """An encoder reads the source, and a decoder writes the target; :class:`hftk.tasks.prompts.Prompted` is the other way."""
+    """An encoder reads the source, and a decoder writes the target; :class:`hftk.tasks.prompts.PromptedDecoder` is the other way."""
 
     made: PretrainedConfig | None = None
     """The config that the model comes with; None for one made on the spot."""

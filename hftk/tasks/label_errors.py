@@ -26,7 +26,7 @@ from hftk.tasks.labels import MULTI, REGRESSION
 from hftk.tasks.tfidf import cross_validate
 
 if TYPE_CHECKING:
-    from hftk.task import Look
+    from hftk.task import PredictRows
 
 MOST_ROWS = 20_000
 """Training rows that are looked at, at most: each costs a forward pass."""
@@ -34,7 +34,7 @@ LONGEST = 300
 """Characters of a text that are shown."""
 
 
-def find(splits: Splits, look: Look, *, most: int, thresholds: Sequence[float] | None = None) -> list[dict[str, Any]]:
+def find_label_errors(splits: Splits, predict_rows: PredictRows, *, most: int, thresholds: Sequence[float] | None = None) -> list[dict[str, Any]]:
     """A section with the ``most`` suspicious rows of the training split, the most suspicious first; [] for regression.
 
     ``thresholds``: (labels,) tuned ones of the model with several labels per row; None: 0.5 for the model and for TF-IDF.
@@ -43,7 +43,7 @@ def find(splits: Splits, look: Look, *, most: int, thresholds: Sequence[float] |
         return []
     everything = len(splits.train)
     chosen = np.sort(np.random.default_rng(0).permutation(everything)[:MOST_ROWS])
-    rows, outputs = look("train", None if len(chosen) == everything else chosen.tolist())
+    rows, outputs = predict_rows("train", None if len(chosen) == everything else chosen.tolist())
     if len(rows) < everything:
         note(f"suspicious labels are looked for in {len(rows):,} of {everything:,} training rows, drawn at random")
     labels = labels_in(rows)

@@ -41,13 +41,13 @@ FIXED_DATE = "26 Jul 2024"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Prompted:
+class PromptedDecoder:
     """A decoder reads a prompt with the source in it, and writes the target behind it; the other way is
     :class:`hftk.tasks.encoder_decoder_inputs.EncoderDecoder`."""
 
     template: str
     """What it reads, with ``{source}`` in it."""
-    said: str
+    chat_prompt: str
     """The same for a chat model: what the user says."""
     chat: bool
     """Whether the tokenizer's chat template is used, where it has one."""
@@ -59,7 +59,7 @@ class Prompted:
     def frame(self, tokenizer: PreTrainedTokenizerBase) -> Frame:
         """What stands around the source for this tokenizer."""
         chat = self.chat and bool(getattr(tokenizer, "chat_template", None))
-        return frame_of(tokenizer, self.said if chat else self.template, chat=chat)
+        return frame_of(tokenizer, self.chat_prompt if chat else self.template, chat=chat)
 
     def start(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, length: int | None) -> int:
         """Say what the model reads, let generation end where targets do, and return the most tokens of an output, where prompt and

@@ -33,14 +33,14 @@ HEADS = {
 
 
 @dataclass(frozen=True)
-class Rivals:
+class BaselineAnswers:
     """What baselines answered on the rows that they were judged on."""
 
     rows: Dataset
     answers: Mapping[str, Answers]
     """Name of the baseline (majority, tfidf) to its answers."""
 
-    def judged(self, rows: Dataset) -> bool:
+    def cover(self, rows: Dataset) -> bool:
         """Whether these are the rows: the same texts and labels in the same order."""
         names = [name for name in (*TEXTS, "label") if name in rows.column_names]
         return len(rows) == len(self.rows) and all(list(rows[name]) == list(self.rows[name]) for name in names)
@@ -75,13 +75,13 @@ def compare(found: Answers, other: Answers, rows: Dataset, *, resamples: int, se
     ]
 
 
-def against(found: Answers, rivals: Rivals | None, rows: Dataset, *, resamples: int, seed: int) -> list[dict[str, Any]]:
+def compare_with_baselines(found: Answers, rivals: BaselineAnswers | None, rows: Dataset, *, resamples: int, seed: int) -> list[dict[str, Any]]:
     """A section for the report with the test of every score against every baseline; [] where none was judged on these rows.
 
     Its rows have, beside what is shown, ``when`` as the baseline's scores have it, and ``interval``: by these
     :meth:`hftk.reports.record.RunRecord.test_against` finds the test of a score.
     """
-    if rivals is None or not rivals.judged(rows):
+    if rivals is None or not rivals.cover(rows):
         return []
     labels = labels_in(rows)
     said = SAID_OF_NUMBERS if labels.problem_type == REGRESSION else SAID

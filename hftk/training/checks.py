@@ -24,6 +24,7 @@ def check(config: RunConfig, task: Task) -> int:
         InputError: every problem found: contradictory settings, no such model, a block longer than the model's context, an
             optimizer or a precision that is not to be had here.
     """
+    task = task.with_config(config)
     if config.model.device_map != "none":
         use_all_gpus()
     problems, context = [*config.problems(), *_metric_problems(config, task), *push_problems(config.publish), *_base_problems(config), *tracker_problems(config.train)], 0

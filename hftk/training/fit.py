@@ -13,7 +13,7 @@ import numpy as np
 
 from hftk.config import InputError, Problem, RunConfig
 from hftk.console import note, noted
-from hftk.evaluation.evaluate import collect, first_rows
+from hftk.evaluation.evaluate import first_rows, run_model
 from hftk.features import encode
 from hftk.features.batches import BatchSize, Plan, StreamPlan
 from hftk.features.loader import StepLoader
@@ -58,6 +58,7 @@ def fit(
         TrainingDiverged: a loss or gradient is no finite number; the message holds a diagnosis, the last checkpoint is kept.
         OutOfMemory: the message holds the plan's numbers and settings that would fit.
     """
+    task = task.with_config(config)
     _check_validation(splits, config)
     launcher.give_back_memory()
     peak_before = forget_peak()
@@ -141,16 +142,16 @@ def _judged(
 def _finish(
     task: Task, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, splits: Splits, config: RunConfig
 ) -> list[dict[str, Any]]:
-    """Let the task make its choices after training; ``look`` runs the trained model on a split, when it is asked to."""
+    """Let the task make its choices after training; ``predict_rows`` runs the trained model on a split, when it is asked to."""
 
-    def look(split: str, indices: Sequence[int] | None = None) -> tuple[Any, dict[str, np.ndarray]]:
+    def predict_rows(split: str, indices: Sequence[int] | None = None) -> tuple[Any, dict[str, np.ndarray]]:
         rows = getattr(splits, split)
         rows = rows if indices is None else rows.select(indices)
         features = encode(task, rows, tokenizer, max_length=default_length(model.config), training=False)
-        outputs = collect(task, model, tokenizer, features, batch_size=config.eval.batch_size, title=f"looking at {split} rows")  # fmt: skip
+        outputs = run_model(task, model, tokenizer, features, batch_size=config.eval.batch_size, title=f"looking at {split} rows")  # fmt: skip
         return rows, outputs
 
-    return task.finish(model, splits, look)
+    return task.after_training(model, splits, predict_rows)
 
 
 

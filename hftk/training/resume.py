@@ -53,7 +53,7 @@ def fingerprint(
             f"--train.{name}": getattr(config.train, name, config.train.extra.get(name.removeprefix("extra.")))
             for name in FIXED
         },
-        **{f"--{name}": getattr(config, name) for name in task.fixed},
+        **{f"--{name}": getattr(config, name) for name in task.resume_settings},
         **{f"--model.{name}": to_dict(getattr(config.model, name)) for name in ("adapter", "quantization")},
         "--model.frozen": config.model.frozen,
         "the strategy": strategies.in_words(),

@@ -42,7 +42,7 @@ class Trained:
     data_facts: dict[str, Any] = field(default_factory=dict)
     """Counts from encoding the training split."""
     analysis: list[dict[str, Any]] = field(default_factory=list, repr=False)
-    """What :meth:`hftk.task.Task.finish` found: sections for the report."""
+    """What :meth:`hftk.task.Task.after_training` found: sections for the report."""
     stopped_early: bool = False
     plan: dict[str, Any] = field(default_factory=dict)
     """Peak memory and seconds, planned and measured: :func:`hftk.planning.measured.held_against_plan`."""

@@ -25,14 +25,14 @@ from hftk import stepping
 from hftk.config import RunConfig
 from hftk.console import note
 from hftk.dropout import fast_dropout
-from hftk.evaluation.evaluate import collect, scores_of_text
+from hftk.evaluation.evaluate import generation_scores, run_model
 from hftk.features.batches import Plan, StreamPlan
 from hftk.features.loader import StepLoader
 from hftk.launch import on_main, stop_requested
 from hftk.launch.machines import bring
 from hftk.launch.random_state import undisturbed
 from hftk.models.precision import autocast, choose_precision
-from hftk.task import Features, Stream, Task
+from hftk.task import Features, Outputs, Stream, Task
 from hftk.training import checkpoints, optimizers, schedules
 from hftk.training.activation_offload import check_device, offloading
 from hftk.training.callback import Conductor
@@ -312,12 +312,16 @@ class ExactTrainer(ShardedTrainer):
         self.tick("train")
         assert self.validation is not None
         features, rows = self.validation.features, self.validation.rows
-        outputs = collect(self.task, self.model, self.tokenizer, features, batch_size=self.config.eval.batch_size)
+        outputs = run_model(self.task, self.model, self.tokenizer, features, batch_size=self.config.eval.batch_size)
         metrics = {"eval_loss": self.task.eval_loss(outputs)}
         if "logits" in self.task.judged_by:
-            scores = self.task.scores(outputs, features, rows, self.tokenizer, resamples=0, seed=0)
+            scores = self.task.scores(
+                Outputs(
+                    arrays=outputs, features=features, rows=rows, tokenizer=self.tokenizer, model_config=self.plain.config
+                )
+            )
         else:
-            scores = scores_of_text(
+            scores = generation_scores(
                 self.task, self.plain, self.tokenizer, rows, features, outputs, count=self.config.eval.generate_rows, max_length=self.validation.max_length
             )  # fmt: skip
         if scores:

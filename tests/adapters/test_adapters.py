@@ -176,7 +176,7 @@ def test_the_best_weights_are_restored(bases, tmp_path, tiny_runs):
     best = int(np.argmin(losses))
     assert best < 3
     features = task.encode(splits_of("bert").validation, trained.tokenizer, max_length=CONTEXT, training=False)
-    outputs = hftk.evaluation.evaluate.collect(task, trained.model, trained.tokenizer, features, batch_size=8)
+    outputs = hftk.evaluation.evaluate.run_model(task, trained.model, trained.tokenizer, features, batch_size=8)
     assert task.eval_loss(outputs) == pytest.approx(losses[best], rel=1e-5)
 
 

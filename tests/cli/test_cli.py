@@ -17,13 +17,14 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from hftk import __version__
-from hftk.cli import TASKS, main, predict
+from hftk.cli import main, predict
 from hftk.cli.model_folder import load
 from hftk.config import GenerationSettings
 from hftk.generation.generate import generate
 from hftk.models.tokenizers import train_byte_bpe
 from hftk.reports.record import RunRecord, load_record, save_record
 from hftk.task import Score
+from hftk.tasks.table import TASKS
 
 TEXTS = ["The river is wide and slow.", "Größe und Maß: 漢字", "once upon a time there was a river"] * 5
 
@@ -248,7 +249,7 @@ WRONG: dict[str, tuple[list[str], list[str]]] = {
     "an output that is a folder": (["predict", "RUN", "--prompt", "a", "--output", "TMP/full"], ["found the folder TMP/full"]),
     "an output that is the input": (
         ["predict", "RUN", "--file", "TMP/prompts.txt", "--output", "TMP/prompts.txt"],
-        ["is the file that the prompts come from"],
+        ["is an input of this command"],
     ),
     "temperature without sampling": (["predict", "RUN", "--prompt", "a", "--temperature", "2"], ["--do_sample: ", "add --do_sample\n"]),
     "sampling with beams": (

@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 import hftk
-from hftk.config import InputError, RunConfig
+from hftk.config import DataConfig, InputError, ModelConfig, RunConfig
 from hftk.launch import output_folder
 from hftk.launch.output_folder import prepare_output, read_status, release_output, settle_output, write_status
 
@@ -322,7 +322,7 @@ def test_a_half_written_lock_is_waited_for_and_then_stale(tmp_path):
 
 RACE = """
 import sys, time
-from hftk.config import InputError, RunConfig
+from hftk.config import DataConfig, InputError, ModelConfig, RunConfig
 from hftk.launch.output_folder import prepare_output, read_status, release_output, settle_output, write_status
 for folder in sys.argv[2:]:
     while time.time() < float(sys.argv[1]):
@@ -379,3 +379,25 @@ def test_what_is_no_status_of_ours_is_none(tmp_path):
     for text in ("", "[1]", '{"state": "done"}', "\x00"):
         (tmp_path / "status.json").write_text(text)
         assert read_status(tmp_path) is None
+
+
+# --- paths in the settings
+
+
+def test_an_output_folder_with_an_input_of_the_run_is_refused_whatever_the_flags(tmp_path):
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts/a.txt").write_text("precious")
+    for name in ("texts", "texts/a.txt"):
+        for flags in ({}, {"resume": "auto"}, {"overwrite": True}):
+            with pytest.raises(InputError, match="without inputs of the run"):
+                prepare_output(config(tmp_path / "texts", data=DataConfig(path=str(tmp_path / name)), **flags))
+    model = earlier_run(tmp_path / "model", "model.safetensors")
+    with pytest.raises(InputError, match=r"--model\.name"):
+        prepare_output(config(model, model=ModelConfig(name=str(model)), overwrite=True))
+    assert (model / "model.safetensors").read_text() == "precious"
+
+
+@pytest.mark.parametrize("path", ("n" * 300, "~nosuchuser/x", "/dev/null"))
+def test_an_output_that_cannot_be_a_folder_is_an_error_of_the_input(path):
+    with pytest.raises(InputError, match="output"):
+        prepare_output(config(path))

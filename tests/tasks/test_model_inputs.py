@@ -11,7 +11,7 @@ from made_classifiers import NAMES, TEXTS, batch_of, logits_of, rows_of, task_of
 
 from hftk import console
 from hftk.config import InputError
-from hftk.evaluation.evaluate import collect
+from hftk.evaluation.evaluate import run_model
 from hftk.models.tokenizers import train_wordpiece
 from hftk.tasks.encoder_inputs import fixed_width, takes
 
@@ -78,7 +78,7 @@ def test_without_a_mask_no_score_depends_on_the_batch_size() -> None:
     model, tokenizer = build("fnet")
     task, rows = task_of(), rows_of("single_label_classification")
     features = task.encode(rows, tokenizer, max_length=48, training=False)
-    one, many = (collect(task, model, tokenizer, features, batch_size=n)["logits"] for n in (1, 64))
+    one, many = (run_model(task, model, tokenizer, features, batch_size=n)["logits"] for n in (1, 64))
     assert abs(one - many).max() < 1e-5
 
 

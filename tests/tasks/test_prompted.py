@@ -18,7 +18,7 @@ from hftk.console import forget, noted
 from hftk.models.load import load_trained
 from hftk.models.tokenizers import train_byte_bpe
 from hftk.task import Splits
-from hftk.tasks.prompts import Prompted, fit_prompts, frame_of
+from hftk.tasks.prompts import PromptedDecoder, fit_prompts, frame_of
 
 CLOSE = 1e-5
 KINDS = ("gpt2", "llama", "opt")
@@ -157,7 +157,7 @@ def test_a_chat_template_is_used_where_there_is_one_and_its_end_of_turn_ends_the
 def test_a_start_token_that_tokenizer_and_chat_template_both_put_there_stands_once() -> None:
     tokenizer = byte_tokenizer(chat=True, start=True)
     tokenizer.chat_template = "{{ bos_token }}" + CHAT
-    way = Prompted(template="", said="{source}", chat=True)
+    way = PromptedDecoder(template="", chat_prompt="{source}", chat=True)
     columns, _ = way.encode(["abc"], ["d"], tokenizer, 256)
     assert tokenizer.decode(columns["input_ids"][0]) == "<s><|user|>abc<|end|><|assistant|>"
 
@@ -280,7 +280,7 @@ def test_a_decoder_learns_a_toy_by_its_prompt_and_keeps_it_when_saved(tmp_path: 
     judged = hftk.evaluate(task, trained.model, trained.tokenizer, ("test", rows), config.eval)
     assert judged is not None and [line["prediction"] for line in judged.predictions] == rows["target"][:]
     model, tokenizer = load_trained(str(tmp_path / "out"))
-    again = hftk.evaluate(type(task).of_model(config, model.config), model, tokenizer, ("test", rows), config.eval)
+    again = hftk.evaluate(type(task).from_model_config(config, model.config), model, tokenizer, ("test", rows), config.eval)
     assert again is not None and again.predictions == judged.predictions
 
 

@@ -19,6 +19,7 @@ from hftk.console import noted
 from hftk.evaluation import evaluate
 from hftk.generation import generate
 from hftk.models.load import check_model, load_trained
+from hftk.models.sizes import model_sizes
 from hftk.models.tokenizers import train_byte_bpe
 from hftk.task import Splits
 from hftk.tasks import encoder_decoder_inputs, seq2seq
@@ -254,9 +255,9 @@ def test_rows_of_a_step_are_alike_or_drawn_at_random(tmp_path: Path, grouped: bo
 def test_sizes_are_known_for_two_architectures_and_others_are_refused() -> None:
     task = made_pairs.task_of(make_config("unused", "t5"))
     for architecture in ("t5", "marian"):
-        assert set(task.sizes(architecture)) == {"tiny", "mini", "small", "base"}
+        assert set(model_sizes(architecture, task.auto_model)) == {"tiny", "mini", "small", "base"}
     with pytest.raises(InputError, match=r"not for marina \(did you mean marian\?\)"):
-        task.sizes("marina")
+        model_sizes("marina", task.auto_model)
 
 
 def test_wordpiece_which_ends_no_text_is_refused_before_anything_is_read() -> None:
@@ -355,7 +356,7 @@ def test_rows_dealt_to_two_processes_come_back_in_data_order(
 
     monkeypatch.setattr(torch.distributed, "all_gather_object", gather)
     for process in (0, 1):
-        monkeypatch.setattr(evaluate, "_place", lambda process=process: (process, 2))
+        monkeypatch.setattr(evaluate, "rank_and_world_size", lambda process=process: (process, 2))
         found = evaluate._generate(task, model, tokenizer, rows, CONTEXT, tmp_path)
     assert found == expected and len(parts[0]) == (count + 1) // 2
     assert sorted(path.name for path in tmp_path.iterdir()) == [".generated.jsonl0", ".generated.jsonl1"]

@@ -13,7 +13,7 @@ from datasets import Features as Types
 from hftk import console
 from hftk.config import ModelConfig
 from hftk.models.load import load_model
-from hftk.task import Splits
+from hftk.task import Outputs, Splits
 from hftk.tasks import label_errors, tfidf
 from hftk.tasks.class_predictions import Answers, labels_in, scores, truth
 from hftk.tasks.classification import Classification, ClassificationConfig
@@ -174,7 +174,7 @@ def test_large_sets_are_thinned_and_that_is_said(monkeypatch: pytest.MonkeyPatch
 def test_the_task_names_its_baselines_and_gives_intervals() -> None:
     train, test = animals(90), animals(40, seed=1)
     task = Classification(ClassificationConfig())
-    found = task.baselines(Splits(train=train), None, test, None, resamples=50, seed=0)  # type: ignore[arg-type]
+    found = task.baselines(Splits(train=train), Outputs(features=None, rows=test, tokenizer=None, resamples=50, seed=0))  # type: ignore[arg-type]
     accuracy = {score.when: score for score in found if score.name == "accuracy"}
     assert set(accuracy) == {"baseline:majority", "baseline:tfidf"}
     share = np.mean(truth(test, labels_in(test)) == np.bincount(truth(train, labels_in(train))).argmax())
@@ -238,7 +238,7 @@ def test_planted_wrong_labels_are_found_and_stand_first() -> None:
         assert split == "train" and indices is None  # few enough rows: all
         return rows, {"logits": logits_for(right)}
 
-    (section,) = label_errors.find(Splits(train=rows), look, most=20)
+    (section,) = label_errors.find_label_errors(Splits(train=rows), look, most=20)
     lines = section["rows"]
     assert {line["row"] for line in lines[:5]} == set(planted) and section["split"] == "train"
     for line in lines[:5]:
@@ -251,7 +251,7 @@ def test_planted_wrong_labels_are_found_and_stand_first() -> None:
         assert line["text"] == clean["text"][line["row"]] and line["probability_of_label"] < 0.5
     doubts = [line["probability_of_label"] for line in lines]
     assert doubts == sorted(doubts)
-    (short,) = label_errors.find(Splits(train=rows), look, most=2)
+    (short,) = label_errors.find_label_errors(Splits(train=rows), look, most=2)
     assert len(short["rows"]) == 2 and short["note"].startswith(f"{len(lines)} of 200")
 
 
@@ -259,10 +259,10 @@ def test_one_opinion_alone_makes_no_suspicion() -> None:
     clean = animals(200)
     rows = flip(clean, [3, 50])
     given = truth(rows, labels_in(rows))
-    assert not label_errors.find(Splits(train=rows), lambda *_: (rows, {"logits": logits_for(given)}), most=20)[0]["rows"]
+    assert not label_errors.find_label_errors(Splits(train=rows), lambda *_: (rows, {"logits": logits_for(given)}), most=20)[0]["rows"]
     clean_truth = truth(clean, labels_in(clean))
     off = (clean_truth + 1) % 3  # the model believes nothing, the words are right
-    sections = label_errors.find(Splits(train=clean), lambda *_: (clean, {"logits": logits_for(off)}), most=20)
+    sections = label_errors.find_label_errors(Splits(train=clean), lambda *_: (clean, {"logits": logits_for(off)}), most=20)
     assert len(sections[0]["rows"]) < 5
 
 
@@ -323,8 +323,8 @@ def test_planted_missing_labels_of_several_are_found() -> None:
     rows = rows_of(texts, given)
     present = np.array([[i in row for i in range(3)] for row in sets])
     outputs = {"logits": np.where(present, 3.0, -3.0), "chosen": present}
-    (section,) = label_errors.find(Splits(train=rows), lambda *_: (rows, outputs), most=20)
-    (tuned,) = label_errors.find(Splits(train=rows), lambda *_: (rows, outputs), most=20, thresholds=[0.1, 0.9, 0.5])
+    (section,) = label_errors.find_label_errors(Splits(train=rows), lambda *_: (rows, outputs), most=20)
+    (tuned,) = label_errors.find_label_errors(Splits(train=rows), lambda *_: (rows, outputs), most=20, thresholds=[0.1, 0.9, 0.5])
     assert tuned["rows"][0]["row"] == first
     line = section["rows"][0]
     assert (
@@ -336,7 +336,7 @@ def test_numbers_have_no_suspicious_labels() -> None:
     def look(split: str, indices: Any = None) -> Any:
         raise AssertionError("no forward pass is needed")
 
-    assert label_errors.find(Splits(train=rows_of(["a"], [0.5])), look, most=20) == []
+    assert label_errors.find_label_errors(Splits(train=rows_of(["a"], [0.5])), look, most=20) == []
 
 
 def test_finish_looks_for_suspicious_labels_unless_told_not_to() -> None:
@@ -344,10 +344,10 @@ def test_finish_looks_for_suspicious_labels_unless_told_not_to() -> None:
     task = Classification(ClassificationConfig(suspicious_labels=0))
     fields = {"num_hidden_layers": 1, "hidden_size": 16, "num_attention_heads": 1, "intermediate_size": 16}
     model, _ = load_model(ModelConfig(size="tiny", config=fields, vocab_size=100), task, Splits(train=rows))
-    assert task.finish(model, Splits(train=rows), lambda *_: None) == []  # type: ignore[arg-type, return-value]
+    assert task.after_training(model, Splits(train=rows), lambda *_: None) == []  # type: ignore[arg-type, return-value]
     task = Classification(ClassificationConfig())
     right = truth(rows, labels_in(rows))
-    sections = task.finish(model, Splits(train=rows), lambda *_: (rows, {"logits": logits_for(right)}))
+    sections = task.after_training(model, Splits(train=rows), lambda *_: (rows, {"logits": logits_for(right)}))
     assert [section["title"] for section in sections] == ["Suspicious labels"] and not sections[0]["rows"]
 
 
@@ -379,8 +379,9 @@ def test_conflicting_labels_are_shown_with_split_and_row() -> None:
 def test_a_training_split_of_one_class_has_a_baseline_that_answers_it() -> None:
     train, test = rows_of(["cat purr", "cat mew"], [1, 1]), animals(6)
     scores = Classification(ClassificationConfig()).baselines(
-        Splits(train=train), None, test, None, resamples=0, seed=0
-    )  # type: ignore[arg-type]
+        Splits(train=train),
+        Outputs(features=None, rows=test, tokenizer=None, resamples=0, seed=0),  # type: ignore[arg-type]
+    )
     accuracy = {score.when: score.value for score in scores if score.name == "accuracy"}
     assert accuracy["baseline:tfidf"] == accuracy["baseline:majority"] == np.mean(np.array(test["label"]) == 1)
 
