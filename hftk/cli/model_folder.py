@@ -16,6 +16,7 @@ from typing import Any, get_args, get_type_hints
 from hftk.config import InputError, ModelConfig, Problem
 from hftk.launch.files import find_name_problem
 from hftk.models.adapter_files import BASE_CONFIG, base_name, has_adapter, saved_config
+from hftk.redaction import redact_text
 from hftk.tasks.table import load_task, task_of_model
 
 WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
@@ -214,7 +215,7 @@ def all_at_once(*checks: Callable[[], Any]) -> list[Any]:
 
 def say(line: str) -> None:
     """To stderr: stdout is for results."""
-    print(f"hftk: {line}", file=sys.stderr)
+    print(redact_text(f"hftk: {line}"), file=sys.stderr)
 
 
 def wrong(message: str, fix: str = "") -> InputError:

@@ -32,6 +32,7 @@ from hftk.parsing.settings_file import (
     read_value,
     save_config,
 )
+from hftk.redaction import REDACTED, redact_text
 
 __all__ = [
     "dump_changed",
@@ -51,7 +52,6 @@ REMOVED = frozenset({"train.fused_layers"})
 
 _NUMBER = re.compile(r"-\.?\d")
 _DASHES = "-\N{EN DASH}\N{EM DASH}"
-_TOKEN = re.compile(r"\bhf_\w{8,}")
 
 _EITHER_OR: tuple[tuple[str, ...], ...] = (
     *ALTERNATIVES,
@@ -94,7 +94,12 @@ def parse(
         raise SystemExit(0)
     reading = _Reading(read_settings(config))
     flags, files = reading.read_flags(argv)
-    return reading.merge(config, [*map(reading.read_file, files), flags])
+    levels = [reading.read_file(file) for file in files]
+    for name, value in {name: value for level in levels for name, value in level.items()}.items():
+        if REDACTED in str(value) and name not in flags:
+            message = "the file was saved without the secret in this setting"
+            reading.complain(name, message, f"type the value again: --{name} VALUE", reading.places.get(name, ""))
+    return reading.merge(config, [*levels, flags])
 
 
 def load_config(config: Config, path: str | Path) -> Config:
@@ -115,8 +120,8 @@ class _Reading:
     """Name to the file and line that set it last; "" for flags."""
 
     def complain(self, name: str, message: str, fix: str = "", where: str = "") -> None:
-        message = _TOKEN.sub("hf_***", f"{message} ({where})" if where else message)
-        self.problems.append(Problem(setting=name, message=message, fix=fix))
+        message = f"{message} ({where})" if where else message
+        self.problems.append(Problem(setting=name, message=redact_text(message), fix=redact_text(fix)))
         self.failed.update(filter(None, [name, *targets(fix)]))
 
     def find(self, name: str) -> tuple[Setting | None, list[str]]:

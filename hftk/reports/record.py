@@ -23,6 +23,7 @@ from hftk.console import forget, noted
 from hftk.launch.environment import command_line, environment, private, redact
 from hftk.launch.files import write_atomically
 from hftk.launch.output_folder import read_status
+from hftk.redaction import redact as redact_secrets
 from hftk.task import Score
 from hftk.version import __version__
 
@@ -223,7 +224,9 @@ def _samples(before: Any, after: Any) -> list[dict[str, Any]]:
 
 def save_record(record: RunRecord, folder: str | Path) -> Path:
     """Write ``folder/record.json`` (made if absent) and return its path. Strict JSON: NaN and infinity become null."""
-    text = json.dumps(plain(record.to_dict()), ensure_ascii=False, allow_nan=False, indent=1)
+    values = plain(record.to_dict())
+    values = {name: value if name in ("git", "samples") else redact_secrets(value, name) for name, value in values.items()}
+    text = json.dumps(values, ensure_ascii=False, allow_nan=False, indent=1)
     return write_text(Path(folder) / RECORD, text + "\n")
 
 
