@@ -87,8 +87,8 @@ def task_of(folder: str, settings: Callable[[Any], Any] = lambda config: config)
     """
     from transformers import AutoConfig
 
+    from hftk.config.parse import load_config
     from hftk.models.hub_names import UNLOADABLE, explain, from_pretrained
-    from hftk.parsing import load_config
 
     path = Path(folder).expanduser()
     task_class, config_class = load_task(task_name(folder))
