@@ -38,7 +38,7 @@ _in_pieces: WeakKeyDictionary[torch.nn.Module, bool] = WeakKeyDictionary()
 """Model to whether its loss may be computed in pieces."""
 
 
-def summed_nats(
+def cross_entropy_sum(
     model: Any, inputs: Mapping[str, torch.Tensor], labels: torch.Tensor, *, label_smoothing: float = 0.0
 ) -> torch.Tensor:
     """Cross-entropy in nats, summed over the positions of ``labels`` that are not -100: a scalar with a gradient.
@@ -56,7 +56,7 @@ def summed_nats(
     )
 
 
-def token_nats(model: Any, inputs: Mapping[str, torch.Tensor], labels: torch.Tensor) -> torch.Tensor:
+def token_losses(model: Any, inputs: Mapping[str, torch.Tensor], labels: torch.Tensor) -> torch.Tensor:
     """Cross-entropy in nats of each position, (batch, positions), 0 where the label is -100. For judging: it has no gradient."""
     with torch.no_grad():
         if _can_be_in_pieces(model, inputs):
@@ -73,7 +73,7 @@ def _behind_virtual_tokens(values: torch.Tensor, labels: torch.Tensor) -> torch.
     return values if values.shape[1] == labels.shape[1] else values[:, -labels.shape[1] :]
 
 
-class SummedNats(torch.autograd.Function):
+class ChunkedCrossEntropy(torch.autograd.Function):
     """The loss of ``hidden @ weight.T + bias``, summed, with its gradients computed piece by piece in the forward pass."""
 
     @staticmethod
@@ -226,7 +226,7 @@ def _loss_instead_of_logits(model: Any, labels: torch.Tensor, smoothing: float, 
         if counted is not None:
             states, targets = states[counted], targets[counted]
         if summed:
-            total: torch.Tensor = SummedNats.apply(states, weight, bias, targets, smoothing)
+            total: torch.Tensor = ChunkedCrossEntropy.apply(states, weight, bias, targets, smoothing)
             return total.to(labels.device)
         nats = states.new_zeros(labels.numel(), dtype=torch.float32)
         nats[slice(None) if counted is None else counted] = _each(states, weight, bias, targets)

@@ -30,7 +30,7 @@ from hftk.training.checkpoint_writer import STATE, STREAM_KEYS
 from hftk.training.memory import forget_peak, peak_memory
 from hftk.training.resume import _check_same_run, _clear_checkpoints, fingerprint
 from hftk.training.trained import Trained, _model_facts, save_trained
-from hftk.training.trainer import ExactTrainer, Judged, make_arguments
+from hftk.training.trainer import ExactTrainer, ValidationSet, make_arguments
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -129,14 +129,14 @@ def fit(
 
 def _judged(
     task: Task, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, splits: Splits, config: RunConfig
-) -> Judged | None:
+) -> ValidationSet | None:
     """The validation split, encoded once."""
     if splits.validation is None:
         return None
     rows = first_rows(splits.validation, config.eval.max_rows)
     max_length = default_length(model.config)
     features = encode(task, rows, tokenizer, max_length=max_length, training=False)
-    return Judged(rows=rows, features=features, max_length=max_length)
+    return ValidationSet(rows=rows, features=features, max_length=max_length)
 
 
 def _finish(
