@@ -186,7 +186,7 @@ class TrainConfig:
     global_batch_tokens: int | None = None
     """Tokens per optimizer step over all devices and accumulation; instead of --train.global_batch_size."""
     group_by_length: bool = True
-    """Rows of similar length share an optimizer step, which leaves little padding. false: rows are drawn at random, which can learn a little more from them, and costs padding except with fused layers, which leave it out."""
+    """Rows of similar length share an optimizer step, which leaves little padding. false: rows are drawn at random, which can learn a little more from them, and costs padding."""
     max_length: int | None = None
     """Most tokens per training row (the block size in language modelling). Default: the model's context, at most 1024."""
     learning_rate: float | None = None
@@ -235,8 +235,6 @@ class TrainConfig:
     """On a GPU: keep what the backward pass needs in main memory, for which it costs time; best with gradient_checkpointing, which leaves little to move."""
     torch_compile: bool = False
     """Compile the model with torch.compile (slow first steps)."""
-    fused_layers: Literal["auto", "always", "never"] = "auto"
-    """On a CPU in fp32: T5, BART and their like with compiled forward and backward passes, without padding, for small models and short sequences (needs a C++ compiler, which takes half a minute once). auto: in runs of at least 1,000 steps."""
     seed: int = 0
     """Seed of initialization, data order and dropout."""
     deterministic: bool = False

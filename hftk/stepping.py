@@ -13,8 +13,6 @@ from typing import Any, NamedTuple
 
 import torch
 
-from hftk import fused
-
 
 class _Listed(NamedTuple):
     """The weights of a parameter group that have a state, and it."""
@@ -84,11 +82,6 @@ class AdamW(torch.optim.AdamW):
 
 def clip_grad_norm_(weights: list[torch.nn.Parameter], most: float) -> torch.Tensor:
     """As :func:`torch.nn.utils.clip_grad_norm_`: the norm of all gradients together, which are scaled down to ``most``."""
-    ops = fused.active()
-    grads = [weight.grad for weight in weights if weight.grad is not None]
-    if ops is not None and grads and all(grad.dtype == torch.float32 and grad.is_contiguous() for grad in grads):
-        norm: torch.Tensor = ops.clip_grad_norm_(grads, most)
-        return norm
     return torch.nn.utils.clip_grad_norm_(weights, most)
 
 

@@ -72,8 +72,10 @@ def task_name(folder: str) -> str:
     elif not path.exists():
         from transformers import AutoConfig
 
-        with contextlib.suppress(OSError, ValueError, KeyError):  # no such id, no network: as above
-            made = AutoConfig.from_pretrained(folder).to_dict()
+        from hftk.models.hub_names import UNLOADABLE, from_pretrained
+
+        with contextlib.suppress(*UNLOADABLE):  # no such id, no network: as above
+            made = from_pretrained(AutoConfig, folder).to_dict()
     return task_of_model(made)
 
 
@@ -85,6 +87,7 @@ def task_of(folder: str, settings: Callable[[Any], Any] = lambda config: config)
     """
     from transformers import AutoConfig
 
+    from hftk.models.hub_names import UNLOADABLE, explain, from_pretrained
     from hftk.parsing import load_config
 
     path = Path(folder).expanduser()
@@ -99,11 +102,11 @@ def task_of(folder: str, settings: Callable[[Any], Any] = lambda config: config)
     if path.exists() and not (path / "config.json").is_file():
         return task_class(config)
     try:
-        made = AutoConfig.from_pretrained(path if path.exists() else folder)
-    except (OSError, ValueError, KeyError) as error:
+        made = from_pretrained(AutoConfig, path if path.exists() else folder)
+    except UNLOADABLE as error:
         if not path.exists():
             return task_class(config)  # loading tells what is wrong with the name
-        raise wrong(f"{path / 'config.json'} cannot be read: {str(error).splitlines()[0]}", "name the --output of a run") from error
+        raise InputError(Problem(setting="", **explain(str(path), error))) from error
     return task_class.from_model_config(config, made)
 
 

@@ -276,8 +276,12 @@ def load(model: PreTrainedModel, folder: str | Path) -> Any:
     """``model`` with the adapter in ``folder`` on it, for prediction."""
     from peft import PeftModel
 
-    with _quiet():
-        made = PeftModel.from_pretrained(model, str(Path(folder).expanduser()), torch_device=str(model.device))
+    with _quiet(), warnings.catch_warnings():
+        warnings.filterwarnings("error", message="Found missing adapter keys")
+        try:
+            made = PeftModel.from_pretrained(model, str(Path(folder).expanduser()), torch_device=str(model.device))
+        except UserWarning as error:
+            raise RuntimeError(str(error).replace("while loading the checkpoint", "in adapter_model.safetensors")) from error
     _accept_other_types(made)
     return made
 

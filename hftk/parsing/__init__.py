@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from hftk.config import ALTERNATIVES, InputError, Problem
+from hftk.console import note
 from hftk.parsing.arguments import SECRET
 from hftk.parsing.renamed import advise, correct, did_you_mean, extra_problems, targets
 from hftk.parsing.settings import Setting, WrongValue, convert, expected, format_help, read_settings
@@ -45,6 +46,9 @@ __all__ = [
 ]
 
 Config = TypeVar("Config")
+
+REMOVED = frozenset({"train.fused_layers"})
+"""Settings of earlier versions, which a file may still name: ignored with a note."""
 
 _NUMBER = re.compile(r"-\.?\d")
 _DASHES = "-\N{EN DASH}\N{EM DASH}"
@@ -196,6 +200,8 @@ class _Reading:
                     self.read_entries(level, entry.entries, f"{name}.")
                 elif entry.given.value is not None:
                     self.complain(name, "expected settings as `name: value`", where=entry.given.where)
+            elif name in REMOVED:
+                note(f"{name}: ignored, this version has no such setting ({entry.given.where})")
             elif item is None:
                 self.complain_unknown(name, entry.given.where)
             elif item.mapping is not None and not keys and entry.entries is not None:

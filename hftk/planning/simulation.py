@@ -22,6 +22,7 @@ from torch.utils._pytree import tree_leaves
 from hftk.config import InputError, Problem, RunConfig
 from hftk.models.architectures import kind_of
 from hftk.models.encoder_decoder import joined_config
+from hftk.models.hub_names import from_config
 from hftk.planning.fake_adapters import adapt
 from hftk.planning.heap import Heap
 from hftk.planning.kernels import FLOPS, kernels_of, masks_as_in
@@ -264,8 +265,8 @@ def _build(config: RunConfig, task: Task, made: PretrainedConfig, dtype: torch.d
     attention = "eager" if config.model.attention == "eager" else None
     if task.auto_model == "AutoModelForSeq2SeqLM" and kind_of(made) == "encoder":
         made = joined_config(made)
-    model: PreTrainedModel = getattr(transformers, task.auto_model).from_config(
-        made, dtype=dtype or asked, **({"attn_implementation": attention} if attention else {})
+    model: PreTrainedModel = from_config(
+        getattr(transformers, task.auto_model), made, dtype=dtype or asked, **({"attn_implementation": attention} if attention else {})
     )
     return model
 

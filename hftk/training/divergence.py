@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from accelerate.utils import gather_object
 
-from hftk import fused
 from hftk.config import InputError, PlainError, Problem
 from hftk.console import note
 from hftk.launch import on_main
@@ -219,7 +218,7 @@ class Guard:
         # A compiled model is not looked into: each hook would have it compiled anew.
         if self._again is not None and step == trainer.state.global_step + 1 and not trainer.args.torch_compile:
             trainer.plain.zero_grad()
-            with fused.paused(), seen.of(trainer.plain):
+            with seen.of(trainer.plain):
                 losses = self._again()
             pieces = trainer.loader.pieces
             suspects = [

@@ -21,7 +21,7 @@ import accelerate.optimizer
 import torch
 from transformers import PrinterCallback, TrainingArguments
 
-from hftk import fused, stepping
+from hftk import stepping
 from hftk.config import RunConfig
 from hftk.console import note
 from hftk.dropout import fast_dropout
@@ -198,7 +198,7 @@ class ExactTrainer(ShardedTrainer):
         _search_for_lomo_once()
         close_open()  # of an earlier run in this process
         try:
-            with self._fused_layers(), self._short_zero_grad(), stepping.settled_memory():
+            with self._short_zero_grad(), stepping.settled_memory():
                 result = super().train(*args, **kwargs)
             self.saver.finish()
         except BaseException:
@@ -208,18 +208,6 @@ class ExactTrainer(ShardedTrainer):
             self._conductor.close()
         self.tick("save")
         return result
-
-    def _fused_layers(self) -> AbstractContextManager[Any]:
-        other = ""
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            other = "FSDP and DeepSpeed gather the weights of each layer for itself"
-        elif self.args.activation_checkpointing or self.config.train.gradient_checkpointing:
-            other = "gradient checkpointing computes the own layers again (--train.gradient_checkpointing)"
-        elif self.args.torch_compile:
-            other = "torch.compile replaces the same layers (--train.torch_compile)"
-        return fused.chosen(
-            self.config.train.fused_layers, self.plain, device=self.args.device, precision=self.precision, steps=self.args.max_steps, other=other
-        )  # fmt: skip
 
     def _short_zero_grad(self) -> AbstractContextManager[None]:
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:  # they put other parameters in the place of these

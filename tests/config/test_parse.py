@@ -355,3 +355,11 @@ def test_a_secret_in_the_recipe_is_refused_and_not_saved() -> None:
     assert set(mistakes("", config)) == {"train.extra.hub_token", "train.extra.fsdp_config.api_key"}
     saved = dump_config(config)
     assert "hf_S" not in saved and "api_key" not in saved and "a: 1" in saved
+
+
+def test_a_file_may_name_a_setting_of_an_earlier_version_which_is_ignored_with_a_note(
+    yaml_file: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = yaml_file("train:\n  fused_layers: never\n  seed: 7\n")
+    assert parse(RunConfig(), ["--config", str(path)]).train.seed == 7
+    assert "train.fused_layers: ignored" in capsys.readouterr().out
