@@ -15,7 +15,7 @@ SECRET_NAME = re.compile(
 )
 TOKEN = re.compile(
     r"(?<![A-Za-z0-9])(?:"
-    r"hf_[A-Za-z0-9]{16,}|api_org_[A-Za-z0-9]{16,}"  # Hugging Face
+    r"hf_(?:[A-Za-z0-9]{16,}|(?=[a-z]*[A-Z0-9])[A-Za-z0-9]{8,})|api_org_[A-Za-z0-9]{16,}"  # Hugging Face
     r"|(?:sk|pk)-[\w-]{16,}"  # OpenAI and others
     r"|gh[pousr]_\w{16,}|github_pat_\w{16,}"  # GitHub
     r"|gl[a-z]{2,6}-[\w.-]{16,}"  # GitLab
