@@ -66,7 +66,7 @@ TRAIN = """
 import json, sys
 from pathlib import Path
 import hftk
-from hftk import parsing
+from hftk.config import parse as parsing
 config = parsing.parse(hftk.TranslationConfig(), sys.argv[1:])
 task = hftk.Translation(config)
 hftk.check(config, task)
@@ -80,7 +80,8 @@ EVALUATE = """
 import json, sys, time
 from pathlib import Path
 import hftk, torch
-from hftk import evaluation, parsing
+from hftk.config import parse as parsing
+from hftk.evaluation import evaluate as evaluation
 from hftk.data.load import read_rows
 from sacrebleu import corpus_bleu
 config = parsing.parse(hftk.TranslationConfig(), sys.argv[1:])
@@ -234,7 +235,7 @@ def prepare(data: Path, timed: int, test: int | None, folder: Path) -> dict[str,
 def make_model(config: Path, folder: Path) -> Path:
     """A new model and its tokenizer by the settings of ``config``, trained on nothing but the texts for the tokenizer."""
     import hftk
-    from hftk import parsing
+    from hftk.config import parse as parsing
     from hftk.training.trained import save_trained
 
     made = parsing.parse(hftk.TranslationConfig(), ["--config", str(config)])

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from hftk.config.problems import InputError, Problem
 from hftk.models.heads import head_layers, linear_layers
 from hftk.models.hub_names import from_config, from_pretrained, read_generation_config
-from hftk.problems import InputError, Problem
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from hftk.config import InputError, RunConfig
+from hftk.config.parse import dump_config, parse
 from hftk.launch import run
-from hftk.parsing import dump_config, parse
 from hftk.redaction import REDACTED, redact, redact_text
 
 SECRETS = {

@@ -13,7 +13,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
-from hftk.config import MOST_RESAMPLES, InputError, ModelConfig, Problem
+from hftk.config import InputError, ModelConfig, Problem
+from hftk.config.evaluation import MOST_RESAMPLES
 from hftk.launch.files import find_name_problem
 from hftk.models.adapter_files import BASE_CONFIG, base_name, has_adapter, saved_config
 from hftk.redaction import redact_text
@@ -87,8 +88,8 @@ def task_of(folder: str, settings: Callable[[Any], Any] = lambda config: config)
     """
     from transformers import AutoConfig
 
+    from hftk.config.parse import load_config
     from hftk.models.hub_names import UNLOADABLE, explain, from_pretrained
-    from hftk.parsing import load_config
 
     path = Path(folder).expanduser()
     task_class, config_class = load_task(task_name(folder))

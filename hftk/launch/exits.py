@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from hftk.config import InputError, PlainError
+from hftk.config.problems import is_out_of_memory
 from hftk.launch import launcher
 from hftk.launch.environment import command_line, private
 from hftk.launch.output_folder import read_status, release_output, settle_output, write_status
 from hftk.launch.peers import Ending, PeerLost, Peers
-from hftk.problems import is_out_of_memory
 
 FROM_OUTSIDE = frozenset(
     (

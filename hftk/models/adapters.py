@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from hftk.adaptation import ALL_LINEAR, LORA, AdapterConfig, starts_from_weights
+from hftk.config.model import ALL_LINEAR, LORA, AdapterConfig, starts_from_weights
+from hftk.config.problems import InputError, Problem
 from hftk.console import note
 from hftk.models.adapter_files import ROUNDED
 from hftk.models.architectures import kind_of
 from hftk.models.heads import head_layers, linear_layers
 from hftk.models.quantization import count, dequantized, is_quantized
-from hftk.problems import InputError, Problem
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from hftk.adaptation import QuantizationConfig
+from hftk.config.model import QuantizationConfig
+from hftk.config.problems import Problem
 from hftk.models import sharded
 from hftk.models.heads import head_layers, linear_layers
 from hftk.models.precision import cpu_has_bf16
-from hftk.problems import Problem
 
 if TYPE_CHECKING:
     from transformers import BitsAndBytesConfig, PreTrainedModel

@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from hftk.config import RunConfig
+from hftk.config.problems import InputError, OutOfMemory, is_out_of_memory
 from hftk.console import note
 from hftk.launch import launched
 from hftk.models import device_map
 from hftk.models.quantization import bytes_of, count
 from hftk.planning import Plan, Setup, plan, remedies
 from hftk.planning.devices import USABLE
-from hftk.problems import InputError, OutOfMemory, is_out_of_memory
 from hftk.task import Task
 
 _CGROUP = Path("/sys/fs/cgroup")
@@ -80,7 +80,7 @@ def foretell(config: RunConfig, task: Task, model: Any, precision: str) -> str |
 
 @contextmanager
 def explained(config: RunConfig, task: Task, model: Any, precision: str) -> Iterator[None]:
-    """Inside, an error that says that memory ran out becomes :class:`hftk.problems.OutOfMemory`, with the plan's numbers and settings that
+    """Inside, an error that says that memory ran out becomes :class:`hftk.config.problems.OutOfMemory`, with the plan's numbers and settings that
     would fit."""
     held = bytes_of(model)
     room = (device_map.free_memory() if device_map.is_spread(model) else free_memory()) + held

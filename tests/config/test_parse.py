@@ -10,7 +10,7 @@ from typing import Any, Literal
 import pytest
 
 from hftk.config import DataConfig, InputError, ModelConfig, Problem, RunConfig, TrainConfig, setting
-from hftk.parsing import dump_config, parse
+from hftk.config.parse import dump_config, parse
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -339,9 +339,9 @@ def test_a_setting_that_could_not_be_read_is_not_complained_about_twice() -> Non
 @pytest.mark.parametrize(
     "line",
     [
-        "--train.extra.hub_token hf_SECRETSECRET", "--hub_token hf_SECRETSECRET", "--token=hf_SECRETSECRET",
-        "--train.extra '{hub_token: hf_SECRETSECRET}'", "--train.extra.api_key = hf_SECRETSECRET", "hf_SECRETSECRET",
-        "hub_token=SECRETSECRET", "--train.seed hf_SECRETSECRET",
+        "--train.extra.hub_token hf_SECRETSECRETSECRETSECRETSECRETSECR", "--hub_token hf_SECRETSECRETSECRETSECRETSECRETSECR", "--token=hf_SECRETSECRETSECRETSECRETSECRETSECR",
+        "--train.extra '{hub_token: hf_SECRETSECRETSECRETSECRETSECRETSECR}'", "--train.extra.api_key = hf_SECRETSECRETSECRETSECRETSECRETSECR", "hf_SECRETSECRETSECRETSECRETSECRETSECR",
+        "hub_token=SECRETSECRET", "--train.seed hf_SECRETSECRETSECRETSECRETSECRETSECR",
     ],
 )  # fmt: skip
 def test_a_secret_is_refused_and_never_shown(line: str) -> None:

@@ -10,10 +10,10 @@ import torch
 
 from hftk import console
 from hftk.config import ModelConfig, TrainConfig
+from hftk.config.problems import OutOfMemory, is_out_of_memory
 from hftk.launch.exits import meaning
 from hftk.planning import Setup, out_of_memory, plan
 from hftk.planning.shapes import planned_config
-from hftk.problems import OutOfMemory, is_out_of_memory
 from hftk.tasks.causal_lm import CausalLM, CausalLMConfig
 
 MANY_ROWS = 64

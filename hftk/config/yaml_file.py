@@ -18,8 +18,8 @@ from typing import Any, ClassVar
 import yaml
 
 from hftk.config import InputError, Problem, to_dict
-from hftk.parsing.arguments import SECRET
-from hftk.parsing.renamed import did_you_mean
+from hftk.config.familiar_names import did_you_mean
+from hftk.config.training_arguments import SECRET
 from hftk.redaction import redact
 
 _PLAIN: Mapping[str, tuple[str, str]] = {

@@ -17,11 +17,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from hftk.config import ALTERNATIVES, InputError, Problem
-from hftk.console import note
-from hftk.parsing.arguments import SECRET
-from hftk.parsing.renamed import advise, correct, did_you_mean, extra_problems, targets
-from hftk.parsing.settings import Setting, WrongValue, convert, expected, format_help, read_settings
-from hftk.parsing.settings_file import (
+from hftk.config.familiar_names import advise, correct, did_you_mean, extra_problems, targets
+from hftk.config.settings import Setting, WrongValue, convert, expected, format_help, read_settings
+from hftk.config.training_arguments import SECRET
+from hftk.config.yaml_file import (
     Entry,
     Given,
     dump_changed,
@@ -32,6 +31,7 @@ from hftk.parsing.settings_file import (
     read_value,
     save_config,
 )
+from hftk.console import note
 from hftk.redaction import REDACTED, redact_text
 
 __all__ = [
