@@ -15,7 +15,7 @@ SECRET_NAME = re.compile(
 )
 TOKEN = re.compile(
     r"(?<![A-Za-z0-9])(?:"
-    r"hf_[A-Za-z0-9]{16,}|api_org_[A-Za-z0-9]{16,}"  # Hugging Face
+    r"hf_(?:[A-Za-z0-9]{16,}|(?=[a-z]*[A-Z0-9])[A-Za-z0-9]{8,})|api_org_[A-Za-z0-9]{16,}"  # Hugging Face
     r"|(?:sk|pk)-[\w-]{16,}"  # OpenAI and others
     r"|gh[pousr]_\w{16,}|github_pat_\w{16,}"  # GitHub
     r"|gl[a-z]{2,6}-[\w.-]{16,}"  # GitLab
@@ -38,12 +38,12 @@ NAMED = re.compile(
 BEARER = re.compile(r"(?<=Bearer )[\w.~+/=-]{16,}|(?<=Basic )[\w+/=]{16,}")
 
 
-def redact(value: Any, key: str = "") -> Any:
-    """A copy of plain ``value`` without secrets: texts by :func:`redact_text`, and entries named like a secret."""
+def redact(value: Any, key: str = "", *, by_name: bool = True) -> Any:
+    """A copy of plain ``value`` without secrets: texts by :func:`redact_text`, with ``by_name`` also entries named like one."""
     if isinstance(value, Mapping):
-        return {name: _redact_entry(str(name), entry) for name, entry in value.items()}
+        return {name: _redact_entry(str(name), entry, key, by_name) for name, entry in value.items()}
     if isinstance(value, list | tuple):
-        return [redact(item, key) for item in value]
+        return [redact(item, key, by_name=by_name) for item in value]
     return redact_text(value, is_commit=bool(COMMIT_KEY.search(key))) if isinstance(value, str) else value
 
 
@@ -59,8 +59,9 @@ def is_secret_name(name: str) -> bool:
     return bool(SECRET_NAME.search(re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()))
 
 
-def _redact_entry(name: str, entry: Any) -> Any:
-    return REDACTED if isinstance(entry, str) and entry and is_secret_name(name) else redact(entry, name)
+def _redact_entry(name: str, entry: Any, above: str, by_name: bool) -> Any:
+    is_secret = by_name and isinstance(entry, str) and entry and is_secret_name(name)
+    return REDACTED if is_secret else redact(entry, f"{above}.{name}", by_name=by_name)
 
 
 def _redact_named(match: re.Match[str]) -> str:

@@ -50,6 +50,7 @@ def test_what_is_no_secret_is_kept(text: str) -> None:
 def test_the_name_of_an_entry_tells_a_secret_or_a_commit() -> None:
     commit = SECRETS["wandb"]
     found = redact({"hub_token": "short", "apiKey": "x", "commit": commit, "max_tokens": 5, "path": commit})
+    assert redact({"fingerprint": {"train": commit}}) == {"fingerprint": {"train": commit}}
     assert found == {
         "hub_token": REDACTED,
         "apiKey": REDACTED,
@@ -102,3 +103,16 @@ def test_a_command_prints_no_secret(capsys: pytest.CaptureFixture[str]) -> None:
         assert main(["predict", f"/no/{secret}/x", "--prompt", "a"]) == 2
     printed = "".join(capsys.readouterr())
     assert re.search(REDACTED, printed) and not secrets_in(printed)
+
+
+def test_a_record_keeps_the_columns_and_keys_of_its_tables(tmp_path: Path) -> None:
+    from hftk.reports.record import RunRecord, load_record, save_record
+
+    table = {
+        "kind": "table",
+        "columns": [{"key": "token"}],
+        "rows": [{"token": "river", "place": SECRETS["OpenAI"]}],
+    }
+    save_record(RunRecord(hftk="1", task="ner", analysis=[table]), tmp_path)
+    found = load_record(tmp_path).analysis[0]
+    assert found == {**table, "rows": [{"token": "river", "place": REDACTED}]}

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 from hftk.config import InputError, ModelConfig, Problem
+from hftk.config.evaluation import MOST_RESAMPLES
 from hftk.launch.files import find_name_problem
 from hftk.models.adapter_files import BASE_CONFIG, base_name, has_adapter, saved_config
 from hftk.redaction import redact_text
@@ -197,6 +198,13 @@ def check_names(given: Namespace) -> None:
     typed = [(name, text) for name, value in values for text in (value if isinstance(value, list) else [value]) if text]
     if problems := [found for name, text in typed if (found := find_name_problem(name, text))]:
         raise InputError(*problems)
+
+
+def check_resamples(count: int) -> None:
+    """InputError for a number of bootstrap resamples that is none, or takes for ever."""
+    if not 1 <= count <= MOST_RESAMPLES:
+        message = f"expected 1 to {MOST_RESAMPLES:,}, found {count:,}"
+        raise InputError(Problem(setting="resamples", message=message, fix="use --resamples 10000"))
 
 
 def all_at_once(*checks: Callable[[], Any]) -> list[Any]:

@@ -8,6 +8,9 @@ from typing import Literal
 
 from hftk.config.problems import Problem
 
+MOST_RESAMPLES = 1_000_000
+"""More change no digit of an interval that is shown."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class EvalConfig:
@@ -31,6 +34,9 @@ class EvalConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 yield Problem(setting=f"eval.{name}", message=f"expected at least 1, found {value}")
+        if self.resamples > MOST_RESAMPLES:
+            message = f"expected at most {MOST_RESAMPLES:,}, found {self.resamples:,}"
+            yield Problem(setting="eval.resamples", message=message, fix="use --eval.resamples 10000")
         for name in ("resamples", "generate_rows"):
             if getattr(self, name) < 0:
                 yield Problem(setting=f"eval.{name}", message=f"expected 0 or more, found {getattr(self, name)}")

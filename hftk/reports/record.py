@@ -225,7 +225,8 @@ def _samples(before: Any, after: Any) -> list[dict[str, Any]]:
 def save_record(record: RunRecord, folder: str | Path) -> Path:
     """Write ``folder/record.json`` (made if absent) and return its path. Strict JSON: NaN and infinity become null."""
     values = plain(record.to_dict())
-    values = {name: value if name in ("git", "samples") else redact_secrets(value, name) for name, value in values.items()}
+    kept = ("git", "samples")  # the names of commits, and rows of the data
+    values = {n: v if n in kept else redact_secrets(v, n, by_name=False) for n, v in values.items()}
     text = json.dumps(values, ensure_ascii=False, allow_nan=False, indent=1)
     return write_text(Path(folder) / RECORD, text + "\n")
 
@@ -306,6 +307,9 @@ def _score(values: Any) -> Score:
     given: dict[str, Any] = {"n": 0, "higher_is_better": True, "value": None}
     given |= {f.name: values[f.name] for f in fields(Score) if f.name in values}
     ends = given.get("interval") or (None,)
+    numbers = [given["value"], *(ends if isinstance(ends, list | tuple) else [ends])]
+    if not all(number is None or isinstance(number, int | float) for number in numbers):
+        raise InputError(_problem(f"expected numbers in the score {values['name']}, found {values!r:.80}"))
     given["interval"] = None if None in ends else tuple(ends)
     return Score(**{**given, "value": math.nan if given["value"] is None else given["value"]})
 
