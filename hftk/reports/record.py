@@ -76,8 +76,6 @@ class RunRecord:
     """Non-padding tokens trained on, over training time without evaluation and saving."""
     peak_memory_bytes: int | None = None
     """Most memory held at once by the main process (on a GPU: of the device)."""
-    plan: dict[str, Any] = field(default_factory=dict)
-    """``peak_memory_bytes`` and ``seconds``, each ``planned`` and ``measured``; operations for each token and second. Empty for short runs."""
     processes: int = 1
     """Processes that trained together."""
     hardware: dict[str, Any] = field(default_factory=dict)
@@ -130,7 +128,7 @@ class RunRecord:
 
 CONTAINERS: dict[str, type] = {
     "config": dict, "choices": list, "model": dict, "data": dict, "history": list, "scores": list, "samples": list,
-    "analysis": list, "seconds": dict, "plan": dict, "hardware": dict, "versions": dict,
+    "analysis": list, "seconds": dict, "hardware": dict, "versions": dict,
 }  # fmt: skip
 
 
@@ -176,7 +174,6 @@ def record(
         seconds=seconds,
         tokens_per_second=getattr(trained, "tokens_per_second", None),
         peak_memory_bytes=getattr(trained, "peak_memory_bytes", None),
-        plan=dict(getattr(trained, "plan", {})),
         processes=processes or int(os.environ.get("WORLD_SIZE") or 1),
         **environment(),
     )

@@ -18,16 +18,15 @@ from hftk.features import encode
 from hftk.features.batches import BatchSize, Plan, StreamPlan
 from hftk.features.loader import StepLoader
 from hftk.features.streams import encode_in_turn
-from hftk.launch import StopRequested, graceful, launcher, on_main, strategies
+from hftk.launch import StopRequested, graceful, launcher, on_main
 from hftk.launch.machines import bring
 from hftk.models import adapters, device_map, sharded
 from hftk.models.load import default_length
-from hftk.planning import out_of_memory
-from hftk.planning.measured import held_against_plan, memory_level
 from hftk.task import Features, Splits, Task
 from hftk.training import checkpoints
 from hftk.training.checkpoint_writer import STATE, STREAM_KEYS
 from hftk.training.memory import forget_peak, peak_memory
+from hftk.training.out_of_memory import explain_oom
 from hftk.training.resume import _check_same_run, _clear_checkpoints, fingerprint
 from hftk.training.trained import Trained, _model_facts, save_trained
 from hftk.training.trainer import ExactTrainer, ValidationSet, make_arguments
@@ -56,13 +55,12 @@ def fit(
         StopRequested: SIGTERM or SIGINT; a checkpoint was saved first.
         DiskError: a checkpoint or the trained model could not be written; the message says what is kept, and where.
         TrainingDiverged: a loss or gradient is no finite number; the message holds a diagnosis, the last checkpoint is kept.
-        OutOfMemory: the message holds the plan's numbers and settings that would fit.
+        OutOfMemory: the message names settings that need less.
     """
     task = task.with_config(config)
     _check_validation(splits, config)
     launcher.give_back_memory()
     peak_before = forget_peak()
-    level = memory_level(model)
     if config.resume == "never":
         on_main(_clear_checkpoints, config)
     checkpoint, told = on_main(checkpoints.choose, config.resume, config.output)
@@ -89,8 +87,7 @@ def fit(
     trainer.choose_precision(config, state.get("precision"))
     if checkpoint:
         note(f"continuing from {checkpoint} ({checkpoints.step_of(checkpoint)} of {plan.total_steps} steps done)")
-    on_main(out_of_memory.foretell, config, task, model, trainer.precision)
-    with graceful(), out_of_memory.explained(config, task, model, trainer.precision):
+    with graceful(), explain_oom(config):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if trainer.stopped:
         raise StopRequested(f"after step {trainer.state.global_step} of {plan.total_steps}")
@@ -106,10 +103,6 @@ def fit(
     on_main(save_trained, unwrapped, tokenizer, Path(config.output), weights)
     del weights
     peak = peak_memory()
-    plan_held = on_main(
-        held_against_plan, config, task, unwrapped, precision=trainer.precision, devices=arguments.world_size, level=level,
-        peak=peak, seconds=trainer.seconds["train"], history=trainer.history, sharding=strategies.sharding(arguments.world_size),
-    )  # fmt: skip
     return Trained(
         model=unwrapped,
         tokenizer=tokenizer,
@@ -122,7 +115,6 @@ def fit(
         data_facts=facts | ({"skipped_steps": trainer.guard.skipped} if trainer.guard.skipped else {}),
         analysis=analysis,
         stopped_early=trainer.state.global_step < plan.total_steps,
-        plan=plan_held,
         trackers=trainer.trackers,
     )
 
