@@ -161,7 +161,7 @@ def fill_batches(order: np.ndarray, lengths: np.ndarray, max_rows: int, max_toke
     return pieces
 
 
-class Plan:
+class EpochPlan:
     """The optimizer steps of a whole run over ``features``, from the seed alone.
 
     Exactly one of ``epochs`` (fractions allowed) and ``max_steps`` is given. ``total_steps`` is the length of the run.
@@ -299,7 +299,7 @@ class StepLoader:
     """
 
     def __init__(
-        self, plan: Plan | StreamPlan, collate: Callable[[list[dict[str, Any]]], dict[str, Any]], *, process: int,
+        self, plan: EpochPlan | StreamPlan, collate: Callable[[list[dict[str, Any]]], dict[str, Any]], *, process: int,
         processes: int, max_rows: int, max_tokens: int | None,
     ) -> None:  # fmt: skip
         self.plan, self._collate = plan, collate

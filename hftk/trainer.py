@@ -22,7 +22,7 @@ import torch
 from transformers import PrinterCallback, TrainingArguments
 
 from hftk import checkpoints, fused, optimization, stepping
-from hftk.batching import Plan, StepLoader, StreamPlan
+from hftk.batching import EpochPlan, StepLoader, StreamPlan
 from hftk.choices import note
 from hftk.conductor import Conductor
 from hftk.config import RunConfig
@@ -57,7 +57,7 @@ class Judged:
     """Context in tokens."""
 
 
-def make_arguments(config: RunConfig, plan: Plan | StreamPlan) -> TrainingArguments:
+def make_arguments(config: RunConfig, plan: EpochPlan | StreamPlan) -> TrainingArguments:
     """Trainer's arguments; ``train.extra`` comes last. When to log, judge and save is the plan's business, not theirs."""
     train = config.train
     accelerator = torch.cuda.is_available() or torch.backends.mps.is_available()

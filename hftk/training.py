@@ -18,12 +18,12 @@ import torch
 from safetensors import SafetensorError
 
 from hftk import adapter_files, adapters, checkpoints, placement, shards
-from hftk.batching import BatchSize, Plan, StepLoader, StreamPlan
+from hftk.batching import BatchSize, EpochPlan, StepLoader, StreamPlan
 from hftk.choices import note, noted
 from hftk.config import DiskError, InputError, Problem, RunConfig, to_dict
 from hftk.evaluation import collect, first_rows
 from hftk.features import encode
-from hftk.features.shares import encode_in_turn
+from hftk.features.streams import encode_round_robin
 from hftk.launch import StopRequested, graceful, launcher, on_main, strategies
 from hftk.launch.machines import bring
 from hftk.model import default_length, is_pretrained
@@ -222,7 +222,7 @@ def save_trained(
 
 def _plan(
     task: Task, tokenizer: PreTrainedTokenizerBase, splits: Splits, config: RunConfig, max_length: int, keys: bytes
-) -> tuple[Plan | StreamPlan, dict[str, Any]]:
+) -> tuple[EpochPlan | StreamPlan, dict[str, Any]]:
     """Encode the training split and lay out the optimizer steps. ``keys`` is what a checkpoint kept of the rows of a stream."""
     train, processes = config.train, int(os.environ.get("WORLD_SIZE", "1"))
     if train.max_tokens_per_batch is not None and train.max_tokens_per_batch < max_length:
@@ -250,7 +250,7 @@ def _plan(
             else:
                 batches = splits.stream.batches(STREAM_ROWS, begin, keys if begin else b"")
             first = begin["counts"]["rows"] + begin["rows_before"] if begin else 0
-            yield from encode_in_turn(_numbered(batches, first), encoded)
+            yield from encode_round_robin(_numbered(batches, first), encoded)
 
         def encoded(chunk: tuple[int, Any, Any]) -> Features:
             before, here, rows = chunk
@@ -261,7 +261,7 @@ def _plan(
     features = encode(task, splits.train, tokenizer, max_length=max_length, training=True)
     if not len(features):
         raise InputError(Problem(setting="data.train", message="no training row is left after encoding"))
-    return Plan(features, size, seed=train.seed, epochs=epochs, max_steps=max_steps, group_by_length=train.group_by_length), features.facts
+    return EpochPlan(features, size, seed=train.seed, epochs=epochs, max_steps=max_steps, group_by_length=train.group_by_length), features.facts
 
 
 def _numbered(batches: Iterable[tuple[Any, Any]], first: int) -> Iterator[tuple[int, Any, Any]]:
@@ -272,7 +272,7 @@ def _numbered(batches: Iterable[tuple[Any, Any]], first: int) -> Iterator[tuple[
 
 
 def fingerprint(
-    task: Task, plan: Plan | StreamPlan, config: RunConfig, model: PreTrainedModel
+    task: Task, plan: EpochPlan | StreamPlan, config: RunConfig, model: PreTrainedModel
 ) -> dict[str, Any]:
     """What must be the same for a run to continue, by the name that a person knows it under; plain values, fit for JSON.
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from hftk import choices
-from hftk.batching import BatchSize, Plan, StepLoader, StreamPlan, fill_batches, pack, plan_epoch, sort_rows, split_step
+from hftk.batching import BatchSize, EpochPlan, StepLoader, StreamPlan, fill_batches, pack, plan_epoch, sort_rows, split_step
 from hftk.config import InputError
 from hftk.task import Features
 
@@ -202,7 +202,7 @@ def test_processes_get_like_work() -> None:
 
 
 def loader(
-    plan: Plan | StreamPlan, process: int = 0, processes: int = 1, max_rows: int = 4, max_tokens: int | None = None
+    plan: EpochPlan | StreamPlan, process: int = 0, processes: int = 1, max_rows: int = 4, max_tokens: int | None = None
 ) -> StepLoader:
     return StepLoader(
         plan, lambda rows: {"numbers": [r["number"] for r in rows]}, process=process, processes=processes, max_rows=max_rows,
@@ -211,7 +211,7 @@ def loader(
 
 
 def rows_of_steps(
-    plan: Plan | StreamPlan, processes: int, max_rows: int, max_tokens: int | None = None
+    plan: EpochPlan | StreamPlan, processes: int, max_rows: int, max_tokens: int | None = None
 ) -> list[list[int]]:
     """Row numbers of each step over all processes, fillers left out."""
     loaders = [list(loader(plan, p, processes, max_rows, max_tokens)) for p in range(processes)]
@@ -223,7 +223,7 @@ def rows_of_steps(
 
 
 def test_steps_are_the_same_rows_on_any_number_of_processes_and_with_any_micro_batch() -> None:
-    plan = Plan(features(some_lengths(90)), BatchSize(rows=16), seed=4, epochs=2, max_steps=None)
+    plan = EpochPlan(features(some_lengths(90)), BatchSize(rows=16), seed=4, epochs=2, max_steps=None)
     expected = rows_of_steps(plan, 1, 16)
     assert [len(s) for s in expected].count(16) == 10 and sum(map(len, expected)) == 180
     for processes, max_rows, max_tokens in ((1, 4, None), (2, 8, None), (3, 5, 200), (32, 1, None)):
@@ -231,7 +231,7 @@ def test_steps_are_the_same_rows_on_any_number_of_processes_and_with_any_micro_b
 
 
 def test_where_rows_are_fewer_than_processes_the_others_get_a_filler_that_repeats_a_row() -> None:
-    plan = Plan(features(np.array([3, 5])), BatchSize(rows=2), seed=0, epochs=1, max_steps=None)
+    plan = EpochPlan(features(np.array([3, 5])), BatchSize(rows=2), seed=0, epochs=1, max_steps=None)
     batches = [next(iter(loader(plan, p, 4)))[0] for p in range(4)]
     assert [b.get("filler", False) for b in batches] == [False, False, True, True]
     assert sorted(n for b in batches[:2] for n in b["numbers"]) == [0, 1]
@@ -240,7 +240,7 @@ def test_where_rows_are_fewer_than_processes_the_others_get_a_filler_that_repeat
 
 def test_the_loader_counts_the_tokens_of_all_processes_and_starts_where_it_is_told() -> None:
     lengths = some_lengths(40)
-    plan = Plan(features(lengths), BatchSize(rows=10), seed=0, epochs=2, max_steps=None)
+    plan = EpochPlan(features(lengths), BatchSize(rows=10), seed=0, epochs=2, max_steps=None)
     whole = loader(plan, 1, 2)
     everything = list(whole)
     assert whole.tokens == 2 * lengths.sum() and whole.epoch == 2.0 and len(whole) == 8
@@ -256,27 +256,27 @@ def test_the_loader_counts_the_tokens_of_all_processes_and_starts_where_it_is_to
     ("epochs", "steps"), [(1, 10), (2, 20), (0.5, 5), (1.3, 13), (2.95, 30), (0.001, 1)]
 )  # 95 rows in steps of 10: 10 steps an epoch
 def test_total_steps_follow_from_epochs_and_fractions_of_them(epochs: float, steps: int) -> None:
-    plan = Plan(features(some_lengths(95)), BatchSize(rows=10), seed=0, epochs=epochs, max_steps=None)
+    plan = EpochPlan(features(some_lengths(95)), BatchSize(rows=10), seed=0, epochs=epochs, max_steps=None)
     assert plan.steps_per_epoch == 10 and plan.total_steps == steps == len(list(plan.steps()))
 
 
 def test_max_steps_cut_an_epoch_or_go_on_into_the_next() -> None:
     for max_steps in (3, 25):
-        plan = Plan(features(some_lengths(95)), BatchSize(rows=10), seed=0, epochs=None, max_steps=max_steps)
+        plan = EpochPlan(features(some_lengths(95)), BatchSize(rows=10), seed=0, epochs=None, max_steps=max_steps)
         assert plan.total_steps == max_steps == len(list(plan.steps()))
     assert [s.epoch for s in plan.steps()][9::10] == [1.0, 2.0]
 
 
 def test_total_steps_of_sizes_in_tokens_are_counted_epoch_by_epoch() -> None:
     data = features(some_lengths(300))
-    plan = Plan(data, BatchSize(tokens=700), seed=0, epochs=3, max_steps=None)
+    plan = EpochPlan(data, BatchSize(tokens=700), seed=0, epochs=3, max_steps=None)
     seen = np.concatenate([s.indices for s in plan.steps()])
     assert np.bincount(seen, minlength=300).tolist() == [3] * 300
 
 
 @pytest.mark.parametrize("size", [BatchSize(rows=7), BatchSize(tokens=150)])
 def test_steps_from_anywhere_are_the_rest_of_all_steps(size: BatchSize) -> None:
-    plan = Plan(features(some_lengths(50)), size, seed=0, epochs=2.5, max_steps=None)
+    plan = EpochPlan(features(some_lengths(50)), size, seed=0, epochs=2.5, max_steps=None)
     everything = [(s.indices.tolist(), s.epoch) for s in plan.steps()]
     for start in (0, 1, plan.steps_per_epoch, plan.steps_per_epoch + 3, plan.total_steps, plan.total_steps + 9):
         assert [(s.indices.tolist(), s.epoch) for s in plan.steps(start)] == everything[start:]
@@ -284,11 +284,11 @@ def test_steps_from_anywhere_are_the_rest_of_all_steps(size: BatchSize) -> None:
 
 def test_no_rows_are_an_error_and_not_an_endless_run() -> None:
     with pytest.raises(InputError, match="expected rows to train on, found none"):
-        Plan(features(np.array([], int)), BatchSize(rows=2), seed=0, epochs=None, max_steps=5)
+        EpochPlan(features(np.array([], int)), BatchSize(rows=2), seed=0, epochs=None, max_steps=5)
 
 
 def test_a_global_batch_larger_than_the_data_is_said() -> None:
-    plan = Plan(features(some_lengths(6)), BatchSize(rows=8), seed=0, epochs=3, max_steps=None)
+    plan = EpochPlan(features(some_lengths(6)), BatchSize(rows=8), seed=0, epochs=3, max_steps=None)
     assert plan.total_steps == 3
     assert choices.noted() == [
         "train.global_batch_size 8 is more than the training split: each step is one pass over 6 rows"
