@@ -84,7 +84,7 @@ def plain_weights(folder: Path, into: Path, threads: int) -> Path:
     if not list(folder.glob("*.gguf")):
         return folder
     code = (
-        "import sys; from hftk.model import load_trained; model, tokenizer = load_trained(sys.argv[1]); "
+        "import sys; from hftk.models.load import load_trained; model, tokenizer = load_trained(sys.argv[1]); "
         "model.save_pretrained(sys.argv[2]); tokenizer.save_pretrained(sys.argv[2])"
     )
     subprocess.run([sys.executable, "-c", code, str(folder), str(into)], env=environment_of(threads), check=True)
@@ -120,11 +120,11 @@ def measure(flags: list[str]) -> None:
     import psutil
     import transformers
 
-    from hftk.cli.planning import load_recipe
+    from hftk.cli.plan import load_recipe
     from hftk.launch import launcher
     from hftk.parsing import parse
-    from hftk.records import load_record
-    from hftk.training import peak_memory
+    from hftk.reports.record import load_record
+    from hftk.training.memory import peak_memory
 
     assert transformers.Trainer
     launcher.keep_memory()

@@ -3,7 +3,7 @@
     python benchmarks/fsdp_memory.py
 
 No weight is made and no device is needed: the 64 processes are a fake group, of which this one is the first, and tensors are without
-values. One step of Llama 2 7B (batch of one row of 4,096 tokens, bf16 with float32 shards, AdamW) is done as :mod:`hftk.trainer` does
+values. One step of Llama 2 7B (batch of one row of 4,096 tokens, bf16 with float32 shards, AdamW) is done as :mod:`hftk.training.trainer` does
 it. Writes results/fsdp_memory.json.
 """
 
@@ -17,7 +17,7 @@ import torch
 
 import hftk
 from hftk.config import ModelConfig, TrainConfig
-from hftk.layers import layer_classes
+from hftk.models.layers import layer_classes
 from hftk.planning import Setup, plan
 
 RESULT = Path(__file__).resolve().parent.parent / "results" / "fsdp_memory.json"

@@ -139,11 +139,12 @@ def measure(flags: list[str]) -> None:
     import psutil
 
     import hftk
-    from hftk.cli.planning import load_recipe
+    from hftk.cli.plan import load_recipe
     from hftk.launch import launcher
     from hftk.parsing import parse
     from hftk.planning import plan
-    from hftk.training import fit, peak_memory
+    from hftk.training.fit import fit
+    from hftk.training.memory import peak_memory
 
     launcher.keep_memory()
     name, *rest = flags

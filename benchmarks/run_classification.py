@@ -204,7 +204,7 @@ def time_products(hidden: int) -> dict[str, float]:
     """GFLOP/s of the best of 20 matrix products each, on all threads: a large one, and the model's widest on 1024 tokens."""
     import torch
 
-    from hftk.precision import CPU_FLAGS
+    from hftk.models.precision import CPU_FLAGS
 
     capabilities = torch.cpu.get_capabilities()
     dtypes = {"fp32": torch.float32}

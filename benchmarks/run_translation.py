@@ -90,9 +90,9 @@ task = hftk.Translation(config)
 rows, _ = read_rows(config.data.path, config.data, task)
 model, tokenizer = hftk.load_trained(config.model.name, auto_model=task.auto_model, dtype=config.model.dtype)
 started = time.perf_counter()
-length = hftk.model.default_length(model.config)
+length = hftk.models.load.default_length(model.config)
 features = task.encode(rows, tokenizer, max_length=length, training=False)
-losses = evaluation.collect(task, model, tokenizer, features, batch_size=config.eval.batch_size)
+losses = evaluation.run_model(task, model, tokenizer, features, batch_size=config.eval.batch_size)
 texts = evaluation._generate(task, model, tokenizer, rows, length, None)
 task.eval_loss(losses), corpus_bleu(texts, [list(rows["target"])])
 seconds = time.perf_counter() - started
@@ -237,7 +237,7 @@ def make_model(config: Path, folder: Path) -> Path:
     """A new model and its tokenizer by the settings of ``config``, trained on nothing but the texts for the tokenizer."""
     import hftk
     from hftk import parsing
-    from hftk.training import save_trained
+    from hftk.training.trained import save_trained
 
     made = parsing.parse(hftk.TranslationConfig(), ["--config", str(config)])
     task = hftk.Translation(made)
@@ -296,13 +296,13 @@ def judge(model: Path, rows: list[dict[str, str]]) -> float:
     from datasets import Dataset
 
     import hftk
-    from hftk.evaluation import collect
+    from hftk.evaluation.evaluate import run_model
 
     task = hftk.Translation(hftk.TranslationConfig())
     loaded, tokenizer = load(model)
     pairs = Dataset.from_dict({"source": [row[SOURCE] for row in rows], "target": [row[TARGET] for row in rows]})
     features = task.encode(pairs, tokenizer, max_length=shape(model)[1] or MAX_SOURCE, training=False)
-    return round(task.eval_loss(collect(task, loaded, tokenizer, features, batch_size=32)), 5)
+    return round(task.eval_loss(run_model(task, loaded, tokenizer, features, batch_size=32)), 5)
 
 
 # The two systems ------------------------------------------------------------------------------------------------------

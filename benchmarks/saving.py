@@ -24,11 +24,11 @@ from unittest import mock
 from transformers import Trainer
 
 import hftk
-from hftk import checkpoints, training
 from hftk.config import DataConfig, EvalConfig, ModelConfig, TrainConfig
 from hftk.launch.environment import environment
-from hftk.trainer import ExactTrainer
-from hftk.weights import no_progress_bars
+from hftk.models.weights import no_progress_bars
+from hftk.training import checkpoints, fit
+from hftk.training.trainer import ExactTrainer
 
 ROOT = Path(__file__).resolve().parent.parent
 MODELS: dict[str, dict[str, Any]] = {
@@ -96,7 +96,7 @@ def run(name: str, way: str, saves: int, steps_between: int, folder: Path) -> tu
     splits = hftk.load_splits(config.data, task)
     model, tokenizer = hftk.load_model(config.model, task, splits)
     sides = type("Sides", (Sides,), {"way": way, "seconds_blocked": blocked})
-    with mock.patch.object(training, "ExactTrainer", sides):
+    with mock.patch.object(fit, "ExactTrainer", sides):
         trained = hftk.fit(task, model, tokenizer, splits, config)
     saved = checkpoints.checkpoints(output)
     facts = {

@@ -34,11 +34,11 @@ from transformers import (
 )
 
 import hftk
-from hftk import training
 from hftk.config import DataConfig, EvalConfig, GenerationSettings, ModelConfig, TrainConfig
 from hftk.launch.environment import environment
 from hftk.task import Splits
-from hftk.trainer import ExactTrainer
+from hftk.training import fit
+from hftk.training.trainer import ExactTrainer
 
 ROOT = Path(__file__).resolve().parent.parent
 LENGTHS = (5, 11, 23, 47, 8, 30)
@@ -211,7 +211,7 @@ def one_step(kind: str, per_device: int, folder: Path) -> dict[str, Any]:
             super().__init__(*args, **kwargs)
             self.add_callback(watch)
 
-    with mock.patch.object(training, "ExactTrainer", Watched):
+    with mock.patch.object(fit, "ExactTrainer", Watched):
         trained = hftk.fit(setup.task, setup.model, setup.tokenizer, setup.splits, setup.config)
     ours = {"loss": next(p["loss"] for p in trained.history if "loss" in p), **compare(watch.gradient, gradient)}
     for entry in (stock, ours):

@@ -9,8 +9,10 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from hftk.tasks.table import TASKS
+from hftk.version import __version__ as __version__
+
 if TYPE_CHECKING:
-    from hftk.checks import check
     from hftk.config import (
         AdapterConfig,
         DataConfig,
@@ -24,41 +26,38 @@ if TYPE_CHECKING:
         TrainConfig,
     )
     from hftk.data.load import load_splits
-    from hftk.evaluation import evaluate, evaluate_baselines
-    from hftk.generation import generate
+    from hftk.evaluation.evaluate import evaluate, evaluate_baselines
+    from hftk.generation.generate import generate
     from hftk.hub import publish, push_checkpoints
     from hftk.launch import run
-    from hftk.model import load_model, load_trained
-    from hftk.records import load_record, record
+    from hftk.models.load import load_model, load_trained
     from hftk.reports import write_report
+    from hftk.reports.record import load_record, record
     from hftk.tasks.causal_lm import CausalLM, CausalLMConfig
     from hftk.tasks.classification import Classification, ClassificationConfig
     from hftk.tasks.summarization import Summarization, SummarizationConfig
     from hftk.tasks.translation import Translation, TranslationConfig
-    from hftk.trackers import track
-    from hftk.training import fit
+    from hftk.training.checks import check
+    from hftk.training.fit import fit
+    from hftk.training.trackers import track
 
-__version__ = "0.1.0"
 
 _HOMES = {
-    "hftk.checks": ("check",),
+    "hftk.training.checks": ("check",),
     "hftk.config": ("AdapterConfig", "DataConfig", "EvalConfig", "GenerationSettings", "InputError", "ModelConfig", "PublishConfig", "QuantizationConfig", "RunConfig", "TrainConfig"),
     "hftk.data.load": ("load_splits",),
-    "hftk.evaluation": ("evaluate", "evaluate_baselines"),
-    "hftk.generation": ("generate",),
+    "hftk.evaluation.evaluate": ("evaluate", "evaluate_baselines"),
+    "hftk.generation.generate": ("generate",),
     "hftk.hub": ("publish", "push_checkpoints"),
     "hftk.launch": ("run",),
-    "hftk.model": ("load_model", "load_trained"),
-    "hftk.records": ("load_record", "record"),
+    "hftk.models.load": ("load_model", "load_trained"),
+    "hftk.reports.record": ("load_record", "record"),
     "hftk.reports": ("write_report",),
-    "hftk.tasks.causal_lm": ("CausalLM", "CausalLMConfig"),
-    "hftk.tasks.classification": ("Classification", "ClassificationConfig"),
-    "hftk.tasks.summarization": ("Summarization", "SummarizationConfig"),
-    "hftk.tasks.translation": ("Translation", "TranslationConfig"),
-    "hftk.trackers": ("track",),
-    "hftk.training": ("fit",),
+    "hftk.training.trackers": ("track",),
+    "hftk.training.fit": ("fit",),
 }  # fmt: skip
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
+_HOME |= {name: module for module, *names in TASKS.values() for name in names}
 
 __all__ = [*sorted(_HOME), "__version__"]
 

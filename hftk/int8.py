@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from hftk.heads import head_layers, linear_layers
+from hftk.models.heads import head_layers, linear_layers
 from hftk.problems import InputError, Problem
 
 if TYPE_CHECKING:

@@ -9,51 +9,29 @@ from __future__ import annotations
 import contextlib
 import difflib
 import io
-import json
 import os
 import sys
 import traceback
-from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
-from hftk import __version__
-from hftk.cli import classes, comparison, environment, export, planning, prediction, publication, recipes, reporting
-from hftk.cli.trained import (
-    add_device_map,
-    all_at_once,
-    check_model,
-    check_output,
-    load,
-    say,
-    takes_pairs,
-    task_name,
-    task_of,
-    wrong,
-)
-from hftk.config import DataConfig, InputError, Problem, ServiceError
+from hftk.cli import compare as comparison
+from hftk.cli import env as environment
+from hftk.cli import export, predict_labels
+from hftk.cli import new as recipes
+from hftk.cli import plan as planning
+from hftk.cli import predict as prediction
+from hftk.cli import push as publication
+from hftk.cli import report as reporting
+from hftk.cli.evaluate import EVALUATE, _add_evaluate, _evaluate
+from hftk.cli.model_folder import check_names, task_name, wrong
+from hftk.config import InputError, Problem, ServiceError
+from hftk.tasks.table import load_task
+from hftk.version import __version__
 
-if TYPE_CHECKING:
-    from hftk.evaluation import Evaluation
 
-TASKS = {
-    "causal_lm": ("hftk.tasks.causal_lm", "CausalLM", "CausalLMConfig"),
-    "classification": ("hftk.tasks.classification", "Classification", "ClassificationConfig"),
-    "summarization": ("hftk.tasks.summarization", "Summarization", "SummarizationConfig"),
-    "translation": ("hftk.tasks.translation", "Translation", "TranslationConfig"),
-}
-"""Name of a task, as in ``record.json``, to its module, class and config."""
-
-EVALUATE = """\
-examples:
-  hftk evaluate out/gpt2_clm --data held_out.txt
-  hftk evaluate out/gpt2_clm --data reviews.csv --data.columns.text body --stride 512 --output scores.json
-  hftk evaluate openai-community/gpt2 --data held_out.txt --json
-
-Every --data.* and --eval.* that recipes take is taken too, such as --data.encoding, --data.documents,
---eval.max_rows and --eval.resamples; --eval.* that are not given are as in the folder's config.yaml, if it has one."""
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command in ``argv`` (default: the command line) and return its exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
@@ -77,7 +55,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 3
     except BrokenPipeError:  # the reader, such as head, has had enough
         with contextlib.suppress(OSError, ValueError, io.UnsupportedOperation):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains when it exits
+            os.dup2(
+                os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
+            )  # else Python complains when it exits
         return 0
     except Exception:
         traceback.print_exc()
@@ -97,11 +77,13 @@ def _command(words: list[str]) -> int:
     if words[0] in ("evaluate", "plan"):
         words, dotted = (_split_dotted if words[0] == "evaluate" else planning.split_words)(words)
     given, unknown = parser.parse_known_args(words)
+    check_names(given)
     if unknown:
         known = [name for action in commands[given.command]._actions for name in action.option_strings]
         raise InputError(*(_unknown(word, known, given.command) for word in unknown))
     if given.command == "predict":
-        return (classes if task_name(given.dir) == "classification" else prediction).predict(given)
+        task, _ = load_task(task_name(given.dir))
+        return (prediction if task.generates else predict_labels).predict(given)
     if given.command == "compare":
         return comparison.compare(given)
     if given.command in _COMMANDS:
@@ -171,9 +153,13 @@ def _parsers() -> tuple[ArgumentParser, dict[str, ArgumentParser]]:
         description="Publish the model of a finished run on the Hub, with a card made from its record.",
     )  # fmt: skip
     publication.add_flags(push)
-    new = commands.add_parser("new", help="copy a recipe", epilog=recipes.EXAMPLES, description="Copy a recipe to start from.")
+    new = commands.add_parser(
+        "new", help="copy a recipe", epilog=recipes.EXAMPLES, description="Copy a recipe to start from."
+    )
     recipes.add_flags(new)
-    listed = commands.add_parser("recipes", help="list the recipes", description="List the recipes that come with hftk.")
+    listed = commands.add_parser(
+        "recipes", help="list the recipes", description="List the recipes that come with hftk."
+    )
     env = commands.add_parser(
         "env", help="what a launch really gives: processes, devices, strategy, precision", epilog=environment.EXAMPLES,
         description="What a launch really gives: processes, devices, backend, strategy, precision, versions.",
@@ -183,26 +169,6 @@ def _parsers() -> tuple[ArgumentParser, dict[str, ArgumentParser]]:
         "predict": predict, "evaluate": evaluate, "compare": compare, "export": merge, "plan": plan, "report": report, "push": push,
         "new": new, "recipes": listed, "env": env,
     }  # fmt: skip
-
-
-def _add_evaluate(parser: ArgumentParser) -> None:
-    add = parser.add_argument
-    add("dir", metavar="DIR", help="output folder of a run, or a folder or Hub id of a language model or classifier")
-    add("--data", metavar="PATH", help="the rows: a file, folder or glob")
-    # Shown by --help; what begins with --data. and --eval. goes to hftk.parsing.
-    add(
-        "--data.columns.ROLE", metavar="NAME", help="the column of a role of the task, such as --data.columns.text body"
-    )
-    add(
-        "--batch_size",
-        metavar="N",
-        help="rows in one forward pass (default: as --eval.batch_size); it changes no score",
-    )
-    add("--stride", metavar="N", help="tokens between the starts of windows over documents longer than the context")
-    add("--max_length", type=int, metavar="N", help="tokens of a window (default: the model's context, at most 1024)")
-    add_device_map(add)
-    add("--json", action="store_true", help="print the scores as JSON")
-    add("--output", metavar="FILE.json", help="write scores, data facts and settings here too")
 
 
 def _split_dotted(words: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -237,7 +203,11 @@ def _as_typed(problem: Problem, command: str) -> Problem:
             text = text.replace(name, flag)
         return text
 
-    setting = "data" if problem.setting == "data.path" else problem.setting.removeprefix("generation.").removeprefix("publish.")
+    setting = (
+        "data"
+        if problem.setting == "data.path"
+        else problem.setting.removeprefix("generation.").removeprefix("publish.")
+    )
     setting = typed(f"--{setting}").removeprefix("--") if setting else ""
     return replace(problem, setting=setting, message=typed(problem.message), fix=typed(problem.fix))
 
@@ -247,102 +217,3 @@ _OF_PREDICT = (
     (", or leave such rows out: --data.incomplete drop", ""),
 )  # fmt: skip
 """Settings of recipes to the flags of ``hftk predict``, the longer names first."""
-
-
-# evaluate --------------------------------------------------------------------------------------------------
-
-
-def _evaluate(given: Namespace, dotted: Sequence[str]) -> int:
-    (task, config), _, _ = all_at_once(
-        lambda: _task(given, dotted),
-        lambda: check_model(given.dir, "evaluate"),
-        lambda: check_output(given.output),
-    )
-    from hftk.data.load import read_rows
-    from hftk.evaluation import evaluate
-    from hftk.records import plain, record, write_text
-    from hftk.task import Splits
-
-    with contextlib.redirect_stdout(sys.stderr):
-        rows, facts = read_rows(config.data.path, config.data, task, roles=_roles(given.dir, task))
-    if takes_pairs(given.dir) and "text_pair" not in rows.column_names:
-        message = f"expected pairs of texts, which the model was trained on, found single ones in {config.data.path}"
-        raise InputError(Problem(setting="data", message=message, fix="name the other column: --data.columns.text_pair NAME"))
-    model, tokenizer = load(given.dir, task.auto_model, given.device_map)
-    _check_length(given.max_length, model)
-    split = (Path(config.data.path).name, rows)
-    with contextlib.redirect_stdout(sys.stderr):
-        result = evaluate(task, model, tokenizer, split, config.eval, max_length=given.max_length, samples=False)
-    assert result is not None
-    made = record(config, Splits(train=rows.select([]), test=rows, facts=facts), None, None, result, task=task.name)
-    made_dict = plain(made.to_dict())
-    prediction.use_utf8()
-    print(json.dumps(made_dict["scores"], indent=1, ensure_ascii=False) if given.json else _table(result))
-    if given.output:
-        write_text(Path(given.output), json.dumps(made_dict, ensure_ascii=False, allow_nan=False, indent=1) + "\n")
-        say(f"scores in {given.output}")
-    return 0
-
-
-def _task(given: Namespace, dotted: Sequence[str]) -> tuple[Any, Any]:
-    """The task that made DIR, with the settings of DIR, and over them those of this command line."""
-    from hftk.parsing import parse
-
-    def settings(config: Any) -> Any:
-        # Other data have other columns and files, but what the run did to every text belongs to the model.
-        model = replace(type(config.model)(), name=given.dir)
-        config = replace(config, data=DataConfig(unicode=config.data.unicode), model=model, resume="never", overwrite=False)
-        flags = [] if given.data is None else [f"--data.path={given.data}"]
-        flags += [] if given.batch_size is None else [f"--eval.batch_size={given.batch_size}"]
-        flags += [] if given.stride is None else [f"--eval.stride={given.stride}"]
-        return parse(config, [*flags, *dotted])
-
-    task = task_of(given.dir, settings)
-    config = task.config
-    if config.data.path is None:
-        raise InputError(
-            Problem(setting="data", message="expected the rows to judge, found none", fix="add --data FILE")
-        )
-    _check_one_split(config.data.path)
-    if given.max_length is not None and given.max_length < 1:
-        raise InputError(Problem(setting="max_length", message=f"expected at least 1, found {given.max_length}"))
-    return task, config
-
-
-def _roles(folder: str, task: Any) -> list[str]:
-    """Roles that are read: no second text for a model of single ones, even where a column is called like one."""
-    asked = "text_pair" in task.config.data.columns
-    return [role for role in task.columns if role != "text_pair" or asked or takes_pairs(folder) is not False]
-
-
-def _check_length(length: int | None, model: Any) -> None:
-    from hftk.model import context_length
-
-    context = context_length(model.config)
-    if length is not None and length > context:
-        message = f"expected at most {context}, the context of the model, found {length}"
-        raise InputError(Problem(setting="max_length", message=message, fix=f"use --max_length {context}"))
-
-
-def _check_one_split(path: str) -> None:
-    """InputError for a folder of training rows and others: all of them together are no score of anything."""
-    from hftk.data.files import by_split, find_files
-
-    found = find_files(path, "data.path", "auto") if Path(path).expanduser().is_dir() else None
-    splits = (by_split(found[0], found[1]) if found else None) or {}
-    if len(splits) > 1:
-        message = f"expected the rows of one split, found files of {', '.join(splits)} in {path}"
-        last = next(split for split in ("test", "validation") if split in splits)
-        raise InputError(Problem(setting="data", message=message, fix=f"such as --data {splits[last][0].path}"))
-
-
-def _table(result: Evaluation) -> str:
-    """The scores as people read them, and below them what they are exactly."""
-    from hftk.reports.wording import interval_text, number
-
-    head = ("score", "value", "95 % interval", "unit", "n")
-    rows = [(s.name, number(s.value), interval_text(s), s.unit, number(s.n)) for s in result.scores]
-    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in (head, *rows)]
-    signatures = dict.fromkeys(score.signature for score in result.scores if score.signature)
-    return "\n".join([*(line.rstrip() for line in lines), *signatures])

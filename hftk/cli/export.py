@@ -13,10 +13,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from hftk.adapter_files import QUANTIZATION, ROUNDED, base_name, has_adapter, read_base_config
-from hftk.cli.equality import ROWS, Said, ask, compare, recompute
-from hftk.cli.trained import all_at_once, check_model, say, task_of, wrong
+from hftk.cli.export_check import ROWS, Said, ask, compare, recompute
+from hftk.cli.model_folder import all_at_once, check_model, say, task_of, wrong
+from hftk.cli.output_file import find_folder
 from hftk.config import DataConfig, InputError, Problem
+from hftk.models.adapter_files import QUANTIZATION, ROUNDED, base_name, has_adapter, read_base_config
 
 EXAMPLES = """\
 examples:
@@ -67,18 +68,18 @@ def export(given: Namespace) -> int:
             does not know, an output that is in use, rows that cannot be read.
         RuntimeError: what was written says something else; nothing is left in ``--output``.
     """
-    all_at_once(
+    _, _, output, *_ = all_at_once(
         lambda: check_model(given.dir, "export"),
         lambda: _check_source(Path(given.dir).expanduser(), given.format),
-        lambda: _check_output(Path(given.output).expanduser()),
+        lambda: find_folder(given.output, [given.data]),
         lambda: _check_tolerance(given.tolerance),
         lambda: _check_packages(given.format),
     )
     from hftk.config import ModelConfig
-    from hftk.model import load_trained
-    from hftk.weights import load_adapted, load_tokenizer
+    from hftk.models.load import load_trained
+    from hftk.models.weights import load_adapted, load_tokenizer
 
-    folder, output = Path(given.dir).expanduser(), Path(given.output).expanduser()
+    folder = Path(given.dir).expanduser()
     with contextlib.redirect_stdout(sys.stderr), _staging(output) as staging:
         task = task_of(given.dir)
         rows, source = _rows(given, task)
@@ -130,23 +131,23 @@ def _write(given: Namespace, model: Any, tokenizer: Any, folder: Path, said: Sai
 
         int8.save(int8.quantize(model), folder)
     elif given.format == "gguf":
-        from hftk.exports import gguf_file
+        from hftk.models import export_gguf
 
-        gguf_file.write(model, tokenizer, folder / gguf_file.FILE, given.gguf_type)
+        export_gguf.write(model, tokenizer, folder / export_gguf.FILE, given.gguf_type)
     else:
-        from hftk.exports import onnx_graph
+        from hftk.models import export_onnx
 
-        onnx_graph.write(model, said.inputs[0], folder / onnx_graph.FILE)
+        export_onnx.write(model, said.inputs[0], folder / export_onnx.FILE)
         model.config.save_pretrained(folder)
 
 
 def _read_again(kind: str, task: Any, tokenizer: Any, rows: Any, folder: Path, said: Said) -> Said:
     """What the written model says, read as others will read it."""
     if kind == "onnx":
-        from hftk.exports import onnx_graph
+        from hftk.models import export_onnx
 
-        return recompute(said, onnx_graph.Session(folder / onnx_graph.FILE))
-    from hftk.model import load_trained
+        return recompute(said, export_onnx.Session(folder / export_onnx.FILE))
+    from hftk.models.load import load_trained
 
     return ask(task, load_trained(str(folder), auto_model=task.auto_model)[0], tokenizer, rows)
 
@@ -216,12 +217,6 @@ def _is_quantized(folder: Path) -> bool:
     return bool(made.get("quantization_config"))
 
 
-def _check_output(folder: Path) -> None:
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        message = f"expected a new or empty folder, found something in {folder}"
-        raise InputError(Problem(setting="output", message=message, fix="choose another --output"))
-
-
 def _check_tolerance(value: float | None) -> None:
     if value is not None and not 0 <= value < 1:
         message = f"expected a share of the largest logit, 0 <= tolerance < 1, found {value}"
@@ -235,9 +230,9 @@ def _check_packages(kind: str) -> None:
     if kind == "gguf" and find_spec("gguf") is None:
         problems.append(Problem(setting="format", message="gguf is not installed", fix='pip install "hftk[gguf]"'))
     if kind == "onnx":
-        from hftk.exports import onnx_graph
+        from hftk.models import export_onnx
 
-        problems += onnx_graph.find_problems()
+        problems += export_onnx.find_problems()
     if problems:
         raise InputError(*problems)
 

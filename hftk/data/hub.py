@@ -35,7 +35,12 @@ def load_hub(
 def _commit(path: str) -> tuple[str | None, str]:
     """Newest commit of the data set, or None and why not. One request: load_dataset alone retries for 20 seconds."""
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, RepositoryNotFoundError
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        HFValidationError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+    )
 
     try:
         return str(HfApi().dataset_info(path, timeout=10).sha), ""

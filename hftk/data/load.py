@@ -6,8 +6,8 @@ from collections.abc import Collection, Mapping, Sequence
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
-from hftk.choices import note
 from hftk.config import DataConfig, InputError, Problem
+from hftk.console import note
 from hftk.data.clean import Counts, add_counts
 from hftk.data.columns import Incomplete
 from hftk.data.dedup import conflicts, count_repeats, drop_repeats

@@ -11,10 +11,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hftk.choices import heard, note
-from hftk.features import store
-from hftk.features.columns import NotCompact, compact
-from hftk.features.key import make_key, size_of
+from hftk.console import heard, note
+from hftk.features import cache as store
+from hftk.features.cache_key import make_key, size_of
+from hftk.features.ragged import NotCompact, compact
 from hftk.launch import alone, on_main
 from hftk.task import Features, Task
 
@@ -27,7 +27,9 @@ LEAST_BYTES = 2**23
 """Rows below this size are encoded in a few seconds, and not kept on disk."""
 
 
-def encode(task: Task, rows: Rows, tokenizer: PreTrainedTokenizerBase, *, max_length: int, training: bool) -> Features:
+def encode(
+    task: Task, rows: Rows, tokenizer: PreTrainedTokenizerBase, *, max_length: int, training: bool
+) -> Features:
     """Call ``task.encode`` on one process of the run, or read what an earlier run encoded. All processes call this with the same rows.
 
     ``facts["cache"]`` is "written" or "read" where the disk cache is used.
@@ -69,7 +71,11 @@ def _encode_or_read(
 ) -> tuple[Path | None, Features]:
     """Return the features, and their file where they are on disk."""
     cache = store.folder_of(task.config.data.cache)
-    key = make_key(task, rows, tokenizer, **asked) if cache is not None and size_of(rows) >= LEAST_BYTES else None
+    key = (
+        make_key(task, rows, tokenizer, **asked)
+        if cache is not None and size_of(rows) >= LEAST_BYTES
+        else None
+    )
     if cache is None or key is None:
         return None, task.encode(rows, tokenizer, **asked)
     path = cache / f"{key}.safetensors"
@@ -87,7 +93,9 @@ def _encode_or_read(
     except NotCompact:
         return None, features
     except OSError as error:
-        note(f"tokens: {_kind(asked)} rows: the cache cannot be written: {error.strerror or error} (--data.cache)")
+        note(
+            f"tokens: {_kind(asked)} rows: the cache cannot be written: {error.strerror or error} (--data.cache)"
+        )
         return None, features
     found = store.read(path) if kept else None
     return (path, _with_cache_fact(found[0], "written")) if found is not None else (None, features)

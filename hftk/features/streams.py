@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from typing import Any, TypeVar
 
-from hftk.features.columns import NotCompact, compact
+from hftk.features.ragged import NotCompact, compact
 from hftk.launch import alone
 from hftk.task import Features
 
@@ -38,7 +38,9 @@ def encode_round_robin(chunks: Iterable[T], encode: Callable[[T], Features]) -> 
             except Exception as error:
                 failure = error
         parts: list[Any] = [None] * processes
-        torch.distributed.all_gather_object(parts, (features, failure and f"{type(failure).__name__}: {failure}"))
+        torch.distributed.all_gather_object(
+            parts, (features, failure and f"{type(failure).__name__}: {failure}")
+        )
         if failure is not None:
             raise failure
         for number, (_, reason) in enumerate(parts):

@@ -17,8 +17,8 @@ from typing import Any
 
 import torch
 
-from hftk.choices import note
-from hftk.precision import cpu_flags
+from hftk.console import note
+from hftk.models.precision import cpu_flags
 
 SOURCES = Path(__file__).with_name("kernels")
 FLAGS = ("-O3", "-std=c++20", "-fPIC", "-shared", "-fno-math-errno", "-fno-trapping-math", "-w")

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from hftk.choices import note
 from hftk.config import InputError, Problem
+from hftk.console import note
 from hftk.fused import building, stacks
 
 STEPS = 1000

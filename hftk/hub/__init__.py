@@ -15,7 +15,6 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TypeVar
 
-from hftk.checks import push_problems
 from hftk.config import InputError, PublishConfig, RunConfig
 from hftk.hub.card import card
 from hftk.hub.checkpoints import finish_checkpoints, push_checkpoints
@@ -24,8 +23,9 @@ from hftk.hub.upload import full_name, send
 from hftk.launch import launched, on_main
 from hftk.launch.environment import private
 from hftk.launch.launcher import WORLD_SIZE, number_from_environment
-from hftk.records import RunRecord, load_record
 from hftk.reports import wording
+from hftk.reports.record import RunRecord, load_record
+from hftk.training.checks import push_problems
 
 __all__ = ["Plan", "plan_push", "publish", "push", "push_checkpoints"]
 

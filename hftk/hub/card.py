@@ -13,12 +13,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hftk.adapter_files import ADAPTER
 from hftk.config import PublishConfig
 from hftk.hub.usage import head_of, read_json, usage
-from hftk.records import RunRecord
+from hftk.models.adapter_files import ADAPTER
 from hftk.reports import wording
 from hftk.reports.markdown import escape, fenced, scores_table, table
+from hftk.reports.record import RunRecord
 from hftk.reports.sections import passes, sample_view
 from hftk.task import Score
 

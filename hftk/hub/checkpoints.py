@@ -16,15 +16,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from hftk import __version__
-from hftk.adapter_files import ADAPTER
-from hftk.checkpoints import MANIFEST, manifest_bytes, step_of
 from hftk.config import InputError, PublishConfig, RunConfig
 from hftk.hub.card import base_model
 from hftk.hub.folder import CARD, SCRUBBED, File, matches, model_files
 from hftk.hub.upload import explain, full_name, quiet, send_to_branch
 from hftk.launch.environment import private
-from hftk.records import RunRecord
+from hftk.models.adapter_files import ADAPTER
+from hftk.reports.record import RunRecord
+from hftk.training.checkpoints import MANIFEST, manifest_bytes, step_of
+from hftk.version import __version__
 
 BRANCH = "checkpoints"
 TAKEN = ".pushing"
@@ -33,7 +33,7 @@ _running: dict[str, CheckpointPusher] = {}
 
 
 def push_checkpoints(config: RunConfig) -> CheckpointPusher | None:
-    """What :func:`hftk.training.fit` calls with each checkpoint, so that it is pushed as ``config.publish.checkpoints`` says; None
+    """What :func:`hftk.training.fit.fit` calls with each checkpoint, so that it is pushed as ``config.publish.checkpoints`` says; None
     where nothing is to be pushed. :func:`hftk.hub.publish` waits for the last one and tells which did not arrive."""
     settings = config.publish
     if settings.repo is None or settings.checkpoints == "none" or settings.dry_run:

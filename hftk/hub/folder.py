@@ -14,11 +14,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
-from hftk.adapter_files import ADAPTER, BASE, BASE_CONFIG
 from hftk.config import InputError, Problem
 from hftk.launch.environment import redact
-from hftk.records import RECORD, RunRecord, plain
+from hftk.models.adapter_files import ADAPTER, BASE, BASE_CONFIG
 from hftk.reports import REPORT, render_html
+from hftk.reports.record import RECORD, RunRecord, plain
 
 CARD = "README.md"
 SETTINGS = "config.yaml"

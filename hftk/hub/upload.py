@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterator, Sequence
 from json import JSONDecodeError
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from hftk.adapter_files import ADAPTER
 from hftk.config import InputError, Problem, PublishConfig, ServiceError
 from hftk.hub.folder import WEIGHTS, File, matches
 from hftk.launch.environment import private
+from hftk.models.adapter_files import ADAPTER
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi, ModelInfo

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from hftk.adapter_files import ADAPTER, QUANTIZATION, ROUNDED, read_base_config
-from hftk.records import RunRecord
+from hftk.models.adapter_files import ADAPTER, QUANTIZATION, ROUNDED, read_base_config
+from hftk.reports.record import RunRecord
 
 PROMPT = "Once upon a time"
 MOST_CHARACTERS = 200

@@ -28,13 +28,13 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
-from hftk import choices
+from hftk import console
 from hftk.config import InputError, RunConfig, override, to_dict
 from hftk.launch import launcher, machines, peers, strategies
-from hftk.launch.endings import Run, end, end_stuck, is_main, processes
 from hftk.launch.environment import command_line, redact
+from hftk.launch.exits import Run, end, end_stuck, is_main, processes
 from hftk.launch.files import write_atomically
-from hftk.launch.output import check_output, now, prepare_output, release_output, write_status
+from hftk.launch.output_folder import check_output, now, prepare_output, release_output, write_status
 from hftk.launch.signals import StopRequested, die_with, graceful, handled, ignore_requests, stop_requested
 
 __all__ = ["Launch", "StopRequested", "alone", "graceful", "launched", "on_main", "run", "stop_requested", "use_all_gpus", "wait_for_all"]
@@ -209,7 +209,7 @@ def _attempt(main: Callable[[Any], Any], config: RunConfig, argv: Sequence[str] 
     description = getattr(sys.modules.get(main.__module__), "__doc__", None) or ""
     with contextlib.nullcontext() if is_main() else contextlib.redirect_stdout(io.StringIO()):  # --help once
         config = parse(config, argv, description=description)
-    choices.forget()
+    console.forget()
     started_by = launcher.find_launcher()
     problems = [*launcher.contradictions(started_by), *strategies.find_problems(config)]
     if problems:
@@ -244,7 +244,7 @@ def _watch(launch: Launch, seconds: float, current: Run) -> None:
     """Lets the processes watch each other, or says that they cannot."""
     found = peers.watch(launch.rank, launch.processes, seconds, functools.partial(end_stuck, current=current))
     if isinstance(found, str):
-        choices.note(
+        console.note(
             f"the processes do not watch each other, since {found}; a lost one is noticed by {launch.backend} alone, and none may "
             f"work alone for more than {_Inside.timeout:g} s (--train.extra.ddp_timeout)"
         )

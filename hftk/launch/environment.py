@@ -16,7 +16,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from hftk import __version__
+from hftk.version import __version__
 
 REDACTED = "<redacted>"
 PACKAGES = ("torch", "transformers", "accelerate", "datasets", "tokenizers", "peft", "bitsandbytes")

@@ -8,6 +8,11 @@ import os
 import re
 from pathlib import Path
 
+from hftk.problems import Problem
+
+MOST_NAME_BYTES = 255
+"""Longest name of a file or folder that the usual file systems take."""
+
 
 def sync(path: Path) -> None:
     """fsync a file or a folder; Windows cannot open folders, and needs no sync of them."""
@@ -53,3 +58,31 @@ def remove_unfinished(folder: Path, name: str = "*") -> None:
     for path in folder.glob(f".{name}.*.tmp"):
         if re.fullmatch(r"\.(?!clock\.).+\.\d+\.tmp", path.name) and path.is_file():
             path.unlink(missing_ok=True)
+
+
+def find_name_problem(setting: str, name: str) -> Problem | None:
+    """What is wrong with a path as it is typed: an unknown user's home folder, a name that no file system takes."""
+    longest = max((len(os.fsencode(part)) for part in re.split(r"[/\\]", name)), default=0)
+    if "\0" in name:
+        return Problem(setting=setting, message="expected a path, found a zero byte in it", fix="type the path again")
+    if longest > MOST_NAME_BYTES:
+        message = f"expected a path whose names have at most {MOST_NAME_BYTES} bytes, found one of {longest}"
+        return Problem(setting=setting, message=message, fix="check the spelling")
+    if name.startswith("~") and os.path.expanduser(name) == name:
+        user = re.split(r"[/\\]", name)[0]
+        return Problem(setting=setting, message=f"expected the home folder of a user, found no user {user}", fix=f"type the whole path, or ./{name}")  # fmt: skip
+    return None
+
+
+def is_run_folder(folder: Path) -> bool:
+    """Whether a folder holds a run or a model."""
+    with contextlib.suppress(OSError):
+        if any(
+            (folder / name).is_file() for name in ("record.json", "status.json", "config.json", "adapter_config.json")
+        ):
+            return True
+        settings = folder / "config.yaml"
+        if settings.is_file():
+            text = settings.read_text(encoding="utf-8", errors="replace")
+            return all(re.search(rf"^{name}:", text, re.MULTILINE) for name in ("model", "train", "output"))
+    return False

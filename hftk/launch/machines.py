@@ -11,10 +11,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from hftk.choices import note
 from hftk.config import InputError, Problem
+from hftk.console import note
 from hftk.launch import launcher
-from hftk.launch.output import read_status
+from hftk.launch.output_folder import read_status
 
 SEE_SECONDS = 10.0
 """How long a machine looks for what another one has just written: network disks show it late."""

@@ -33,7 +33,7 @@ COUNTABLE_LOGITS = 2**27
 """Logits of a batch that are counted within a few seconds."""
 
 DEFAULT_EPOCHS = 3.0
-"""As :func:`hftk.training.fit` takes them where neither epochs nor steps are set."""
+"""As :func:`hftk.training.fit.fit` takes them where neither epochs nor steps are set."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,7 +143,7 @@ def plan(
     if setup.devices > 1 and setup.sharding == "none":
         setup = replace(setup, sharding="ddp")
     made = planned_config(config.model, task)
-    task = type(task).of_model(config, made)
+    task = type(task).from_model_config(config, made)
     precision = precision or _precision(config, setup)
     shape, rows, accumulation = batch_of(config, task, made, setup.devices)
     judged = _judged(config, made, shape, "loss" in task.judged_by)
@@ -258,7 +258,7 @@ def remedies(config: RunConfig, task: Task, setup: Setup) -> list[tuple[str, Pla
 
 def batch_of(config: RunConfig, task: Task, made: PretrainedConfig, devices: int) -> tuple[BatchShape, int, int]:
     """The micro-batch of a device, the rows of a step over all devices, and the micro-batches of a device in a step."""
-    from hftk.model import context_length, default_length
+    from hftk.models.load import context_length, default_length
 
     train, context = config.train, context_length(made)
     if train.max_length is not None and train.max_length > context:
@@ -284,9 +284,9 @@ def batch_of(config: RunConfig, task: Task, made: PretrainedConfig, devices: int
 
 
 def _judged(config: RunConfig, made: PretrainedConfig, shape: BatchShape, logits: bool) -> BatchShape:
-    """The largest batch that :func:`hftk.evaluation.collect` makes."""
-    from hftk.evaluation import LOGITS_BYTES, TOKENS
-    from hftk.model import default_length
+    """The largest batch that :func:`hftk.evaluation.evaluate.run_model` makes."""
+    from hftk.evaluation.evaluate import LOGITS_BYTES, TOKENS
+    from hftk.models.load import default_length
 
     length = default_length(made)
     budget = LOGITS_BYTES // (4 * int(getattr(made, "vocab_size", 1) or 1)) if logits else TOKENS
@@ -341,7 +341,7 @@ def _training(found: Footprint, setup: Setup, precision: str) -> tuple[dict[str,
 def _precision(config: RunConfig, setup: Setup) -> str:
     from pathlib import Path
 
-    from hftk.precision import CPU_FLAGS
+    from hftk.models.precision import CPU_FLAGS
 
     if config.train.precision != "auto":
         return config.train.precision

@@ -49,7 +49,7 @@ def formula_flops(parameters: int, made: PretrainedConfig, length: int) -> float
 def cache_bytes(made: PretrainedConfig, beams: int) -> int:
     """Bytes of keys and values of one batch of generation in float32, for as many tokens as such a batch has over all beams;
     encoder-decoders keep those of the source too."""
-    from hftk.generation import tokens_per_batch
+    from hftk.generation.generate import tokens_per_batch
 
     text = _text_shape(made)
     sides = 2 if made.is_encoder_decoder else 1

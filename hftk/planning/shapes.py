@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hftk.config import InputError, ModelConfig, Problem
-from hftk.tokenizers import SMALLEST_VOCABULARY
+from hftk.models.tokenizers import SMALLEST_VOCABULARY
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -98,13 +98,13 @@ def planned_config(config: ModelConfig, task: Task) -> PretrainedConfig:
     Raises:
         InputError: neither in the table nor to be found; the message names what the table has.
     """
-    from hftk.model import lay_over, model_config, set_dropout
+    from hftk.models.load import lay_over, model_config, set_dropout
 
     name = _published(config)
     if name is None:
         try:
             made = model_config(config, task)
-            if config.name is None and (config.tokenizer or task.tokenizer) in SMALLEST_VOCABULARY:
+            if config.name is None and (config.tokenizer or task.tokenizer_kind) in SMALLEST_VOCABULARY:
                 _resize(made, max(config.vocab_size, config.config.get("vocab_size", 0)))
             return made
         except InputError as error:

@@ -19,15 +19,15 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from hftk.architectures import kind_of
 from hftk.config import InputError, Problem, RunConfig
-from hftk.offload import moves, stays, weight_shapes
-from hftk.optimization import BITSANDBYTES, make_optimizer, state_bytes
-from hftk.planning.adapted import adapt
+from hftk.models.architectures import kind_of
+from hftk.models.encoder_decoder import joined_config
+from hftk.planning.fake_adapters import adapt
 from hftk.planning.heap import Heap
 from hftk.planning.kernels import FLOPS, kernels_of, masks_as_in
 from hftk.task import Task
-from hftk.warm_start import joined_config
+from hftk.training.activation_offload import moves, stays, weight_shapes
+from hftk.training.optimizers import BITSANDBYTES, make_optimizer, state_bytes
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -186,7 +186,11 @@ def simulate(
     Raises:
         InputError: no model can be made of these settings; the adapter needs a package that is missing.
     """
-    from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
+    from torch._subclasses.fake_tensor import (
+        DataDependentOutputException,
+        DynamicOutputShapeException,
+        FakeTensorMode,
+    )
 
     vocabulary = int(getattr(made.get_text_config(decoder=True), "vocab_size", 0) or 0)
     logits = vocabulary if "loss" in task.judged_by else 0, shape.rows * (shape.target_length or shape.length)
@@ -323,7 +327,7 @@ def _forward_backward(
 
 
 def _elsewhere(weights: set[tuple[int, ...]]) -> torch.autograd.graph.saved_tensors_hooks:
-    """As :func:`hftk.offload.offloading`: what is moved takes no byte of the device until the backward pass asks for it."""
+    """As :func:`hftk.training.activation_offload.offloading`: what is moved takes no byte of the device until the backward pass asks for it."""
 
     def pack(tensor: torch.Tensor) -> Any:
         return (tensor.size(), tensor.dtype, tensor.device) if moves(tensor, weights) else stays(tensor)

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 
 from hftk.config import InputError, Problem
 from hftk.launch import on_main
-from hftk.records import RunRecord, plain, save_record, write_text
 from hftk.reports import analysis, sections, wording
 from hftk.reports.markdown import render_markdown
+from hftk.reports.record import RunRecord, plain, save_record, write_text
 from hftk.reports.sections import MOST_SAMPLES
 from hftk.reports.wording import number, verdict
 

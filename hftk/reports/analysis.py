@@ -20,9 +20,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hftk.records import RunRecord
 from hftk.reports import wording
 from hftk.reports.charts import MOST_POINTS, SPAN, Axis, axis
+from hftk.reports.record import RunRecord
 from hftk.reports.sections import LONGEST_TEXT, is_number, is_scalar, sample_view
 from hftk.reports.wording import number
 

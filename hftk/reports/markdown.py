@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hftk.records import RunRecord, plain
 from hftk.reports import analysis, sections, wording
+from hftk.reports.record import RunRecord, plain
 from hftk.reports.sections import MOST_SAMPLES
 
 

@@ -10,9 +10,9 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from hftk.records import RunRecord, plain
 from hftk.reports import wording
 from hftk.reports.charts import Axis, Chart, Point, axis, chart, curve
+from hftk.reports.record import RunRecord, plain
 from hftk.reports.wording import number
 from hftk.task import Score
 

@@ -9,7 +9,7 @@ from datetime import datetime
 from pathlib import PurePosixPath
 from typing import Any
 
-from hftk.records import RunRecord
+from hftk.reports.record import RunRecord
 from hftk.task import Score
 
 NOTHING = "–"

@@ -10,35 +10,36 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hftk.choices import note
-from hftk.heads import divide_logits
+from hftk.console import note
 from hftk.metrics import calibration
+from hftk.models.heads import divide_logits
 from hftk.task import Splits
-from hftk.tasks.judgement import labels_in, sigmoid, truth
+from hftk.tasks.class_predictions import labels_in, sigmoid, truth
 from hftk.tasks.labels import MULTI, REGRESSION
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from hftk.task import Look
-    from hftk.tasks.classification import ClassificationConfig
+    from hftk.task import PredictRows
 
 
 ENOUGH_ROWS = 10
 """Rows of the validation split that a label needs for a threshold of its own."""
 
 
-def tune(config: ClassificationConfig, model: PreTrainedModel, splits: Splits, look: Look) -> list[dict[str, Any]]:
-    """Scale the logits and choose the thresholds by the validation split, as the settings ask; what was found, for the report."""
+def tune(
+    model: PreTrainedModel, splits: Splits, predict_rows: PredictRows, *, temperature_scaling: bool, tune_thresholds: bool
+) -> list[dict[str, Any]]:
+    """Fit the temperature and the thresholds on the validation split; sections for the report."""
     kind = labels_in(splits.train).problem_type
-    several = kind == MULTI and config.tune_thresholds
-    if kind == REGRESSION or not (several or config.temperature_scaling):
+    several = kind == MULTI and tune_thresholds
+    if kind == REGRESSION or not (several or temperature_scaling):
         return []
-    rows, outputs = look("validation")
+    rows, outputs = predict_rows("validation")
     labels, logits = labels_in(rows), outputs["logits"].astype(np.float64)
     true = truth(rows, labels)
     facts: dict[str, Any] = {"rows": len(rows)}
-    if config.temperature_scaling:
+    if temperature_scaling:
         fit = calibration.fit_binary_temperature if kind == MULTI else calibration.fit_temperature
         temperature = fit(logits, true.astype(bool) if kind == MULTI else true)
         divide_logits(model, temperature)

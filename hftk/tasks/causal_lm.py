@@ -15,19 +15,17 @@ Siblings  masked_lm for encoders; chat for instructions and dialogues; summariza
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from difflib import get_close_matches
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from hftk.batching import pack
-from hftk.choices import note
-from hftk.config import InputError, Problem, RunConfig
-from hftk.task import Column, Features, Prepared, Score, Splits
-from hftk.tasks.decoders import (
-    IGNORED,
+from hftk.config import Problem, RunConfig
+from hftk.console import note
+from hftk.features.packing import pack
+from hftk.task import IGNORED, Column, Features, Outputs, Score, Splits, Task
+from hftk.tasks.decoder_inputs import (
     check_attention,
     collate,
     decoder_inputs,
@@ -40,18 +38,12 @@ from hftk.tasks.tokenization import describe, tokenize
 
 if TYPE_CHECKING:
     import torch
-    from datasets import Dataset
-    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from hftk.task import Batch, Look, Place, Rows, Table
+    from hftk.task import Batch, Rows
 
 STREAM_SAMPLE = 10_000
 """Documents of a stream that a tokenizer is trained on and the n-gram baselines are fitted on."""
-
-_GPT2_WIDTHS = {"tiny": (4, 4, 128, 128), "mini": (4, 4, 256, 256), "small": (12, 12, 768, 1024),
-                "medium": (24, 16, 1024, 1024), "large": (36, 20, 1280, 1024), "xl": (48, 25, 1600, 1024)}  # fmt: skip
-_LLAMA_WIDTHS = {"tiny": (4, 4, 128, 256), "mini": (4, 4, 256, 256), "small": (12, 12, 768, 1024),
-                 "medium": (24, 16, 1024, 2048), "large": (24, 16, 2048, 2048), "xl": (32, 32, 4096, 4096)}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +63,7 @@ class CausalLMConfig(RunConfig):
             yield Problem(setting="prompts", message=f"expected 0 or more, found {self.prompts}")
 
 
-class CausalLM:
+class CausalLM(Task):
     """The task object for one config; see the module's docstring."""
 
     name = "causal_lm"
@@ -80,70 +72,22 @@ class CausalLM:
     }
     auto_model = "AutoModelForCausalLM"
     architecture = "gpt2"
-    tokenizer = "bpe"
-    frame = "document"
-    score_names = ()
-    fixed = ()
+    title = "Causal language model"
+    pipeline_tag = "text-generation"
+    tokenizer_kind = "bpe"
+    token_frame = "document"
     judged_by = frozenset({"loss"})
     baselines_read_tokens = True
+    generates = True
+    config: CausalLMConfig
 
-    def __init__(self, config: CausalLMConfig) -> None:
-        self.config = config
-
-    @classmethod
-    def of_model(cls, config: CausalLMConfig, made: PretrainedConfig) -> CausalLM:
-        """The task for judging or using a model that was trained."""
-        return cls(config)
-
-    def prepare(
-        self, tables: Mapping[str, Table], places: Mapping[str, Sequence[Place]], columns: Mapping[str, str]
-    ) -> Prepared:
-        """Texts are taken as they are."""
-        return Prepared(tables=tables)
-
-    def sizes(self, architecture: str) -> Mapping[str, Mapping[str, Any]]:
-        """Config fields of a model made on the spot: GPT-2 as published (tiny and mini are ours), Llama-like models beside it."""
-        if architecture == "gpt2":
-            # The published GPT-2 has the tanh form of GELU; the exact one is faster on a CPU.
-            common = {"activation_function": "gelu", "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
-            return {
-                name: {**common, "n_layer": layers, "n_head": heads, "n_embd": width, "n_positions": context}
-                for name, (layers, heads, width, context) in _GPT2_WIDTHS.items()
-            }
-        if architecture == "llama":
-            return {
-                name: {
-                    "num_hidden_layers": layers, "num_attention_heads": heads, "hidden_size": width,
-                    "intermediate_size": -(-width * 8 // 3 // 64) * 64, "max_position_embeddings": context,
-                    "tie_word_embeddings": width < 2048,
-                }
-                for name, (layers, heads, width, context) in _LLAMA_WIDTHS.items()
-            }  # fmt: skip
-        near = get_close_matches(architecture, ("gpt2", "llama"), n=1)
-        raise InputError(
-            Problem(
-                setting="model.architecture",
-                message=f"there is a size table for gpt2 and llama, not for {architecture}"
-                + (f" (did you mean {near[0]}?)" if near else ""),
-                fix="use --model.architecture gpt2 or llama, or --model.name with a checkpoint of that architecture",
-            )
-        )
-
-    def start(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, splits: Splits, new: Collection[str]
-    ) -> None:
-        """Nothing follows from the data."""
-
-    def texts(self, splits: Splits) -> Iterator[str]:
+    def tokenizer_texts(self, splits: Splits) -> Iterator[str]:
         rows = splits.train
         if not hasattr(rows, "__len__"):
             note(f"the tokenizer is trained on at most the first {STREAM_SAMPLE} documents of the stream")
             rows = rows.take(STREAM_SAMPLE)
         for row in rows:
             yield row["text"]
-
-    def model_settings(self, splits: Splits) -> dict[str, Any]:
-        return {}
 
     # Encoding -----------------------------------------------------------------------------------------------------------
 
@@ -241,7 +185,7 @@ class CausalLM:
 
     def loss(self, model: Any, batch: Batch) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
         """Cross-entropy in nats, summed over the predicted tokens."""
-        from hftk.tasks.vocabulary import summed_nats
+        from hftk.models.chunked_cross_entropy import summed_nats
 
         smoothing = self.config.train.label_smoothing
         total = summed_nats(model, decoder_inputs(batch), batch["labels"], label_smoothing=smoothing)
@@ -249,7 +193,7 @@ class CausalLM:
 
     def outputs(self, model: Any, batch: Batch) -> dict[str, torch.Tensor]:
         """``nats``: (batch,) summed cross-entropy of each feature, float64; ``tokens``: (batch,) its predicted tokens."""
-        from hftk.tasks.vocabulary import token_nats
+        from hftk.models.chunked_cross_entropy import token_nats
 
         nats = token_nats(model, decoder_inputs(batch), batch["labels"])
         # On the CPU, since Apple's GPU has no float64.
@@ -260,43 +204,34 @@ class CausalLM:
     def eval_loss(self, outputs: Mapping[str, np.ndarray]) -> float:
         return float(outputs["nats"].sum() / outputs["tokens"].sum())
 
-    def scores(
-        self, outputs: Mapping[str, np.ndarray], features: Features, rows: Dataset, tokenizer: PreTrainedTokenizerBase,
-        *, resamples: int, seed: int,
-    ) -> list[Score]:  # fmt: skip
-        return self._scores(outputs["nats"], outputs["tokens"], features, rows, tokenizer, resamples, seed)
+    def scores(self, outputs: Outputs) -> list[Score]:
+        return self._scores(outputs["nats"], outputs["tokens"], outputs)
 
-    def baselines(
-        self, splits: Splits, features: Features | None, rows: Dataset, tokenizer: PreTrainedTokenizerBase,
-        *, resamples: int, seed: int,
-    ) -> list[Score]:  # fmt: skip
+    def baselines(self, splits: Splits, given: Outputs) -> list[Score]:
         """Unigram and interpolated Kneser-Ney bigram models of the training tokens, on the same tokens as the model."""
-        from dataclasses import replace
-
         from hftk.metrics.ngrams import fit_bigram, fit_unigram
 
-        assert features is not None
+        tokenizer = given.tokenizer
         train = splits.train
         if not hasattr(train, "__len__"):
             train = take(train, STREAM_SAMPLE)
             note(f"n-gram baselines are fitted on the first {len(train)} documents of the stream")
         documents = tokenize(list(train["text"]), tokenizer)
-        held_out = tokenize(list(rows["text"]), tokenizer)
+        held_out = tokenize(list(given.rows["text"]), tokenizer)
         scores = []
         for order, name, fit in ((1, "unigram", fit_unigram), (2, "bigram", fit_bigram)):
             model = fit(documents, vocab_size=len(tokenizer), end_token=end_of_text(tokenizer))
-            nats, tokens = _over_windows(model.token_nats(held_out), features)
-            for score in self._scores(nats, tokens, features, rows, tokenizer, resamples, seed, order=order, details=model.details):
+            nats, tokens = _over_windows(model.token_nats(held_out), given.features)
+            for score in self._scores(nats, tokens, given, order=order, details=model.details):
                 scores.append(replace(score, when=f"baseline:{name}"))
         return scores
 
     def _scores(
-        self, nats: np.ndarray, tokens: np.ndarray, features: Features, rows: Dataset,
-        tokenizer: PreTrainedTokenizerBase, resamples: int, seed: int, order: int | None = None, details: str = "",
-    ) -> list[Score]:  # fmt: skip
+        self, nats: np.ndarray, tokens: np.ndarray, given: Outputs, order: int | None = None, details: str = ""
+    ) -> list[Score]:
         from hftk.metrics.perplexity import Counts, perplexity_scores
 
-        texts = list(rows["text"])
+        features, texts = given.features, list(given.rows["text"])
         by_row = np.bincount(features.rows, tokens, minlength=len(texts))
         # A text that is nothing to the tokenizer has no bytes that tokens stand for.
         size = np.array([len(t.encode()) if n else 0 for t, n in zip(texts, by_row, strict=True)], np.float64)
@@ -309,20 +244,14 @@ class CausalLM:
             blocks=Counts(nats, tokens, share),
             context=order or features.facts["context"],
             stride=1 if order else features.facts["stride"],
-            tokenizer_name=describe(tokenizer),
-            resamples=resamples,
-            seed=seed,
+            tokenizer_name=describe(given.tokenizer),
+            **given.bootstrap,
             details=details,
         )
 
-    def finish(self, model: PreTrainedModel, splits: Splits, look: Look) -> list[dict[str, Any]]:
-        """Nothing is chosen after training."""
-        return []
-
-    def predictions(
-        self, outputs: Mapping[str, np.ndarray], features: Features, rows: Dataset, model: PreTrainedModel
-    ) -> list[dict[str, Any]]:
+    def predictions(self, outputs: Outputs) -> list[dict[str, Any]]:
         """Per document: ``nats`` (the loss, summed), ``tokens``, ``bytes`` of its text, so that runs can be compared row by row."""
+        rows, features = outputs.rows, outputs.features
         nats = np.bincount(features.rows, outputs["nats"], minlength=len(rows))
         tokens = np.bincount(features.rows, outputs["tokens"], minlength=len(rows)).astype(int)
         return [
@@ -330,15 +259,43 @@ class CausalLM:
             for i, (n, t, text) in enumerate(zip(nats, tokens, list(rows["text"]), strict=True))
         ]
 
-    def analysis(
-        self, outputs: Mapping[str, np.ndarray], features: Features, rows: Dataset, *, resamples: int, seed: int
-    ) -> list[dict[str, Any]]:
-        """Nothing beside the scores and samples."""
-        return []
+    @classmethod
+    def compare(
+        cls, lines: tuple[list[dict[str, Any]], list[dict[str, Any]]], names: tuple[str, str], config: Mapping[str, Any],
+        *, resamples: int, seed: int,
+    ) -> tuple[list[Any], list[str]]:  # fmt: skip
+        """Bits per byte, which compare across tokenizers; perplexity where both have the same tokens."""
+        from hftk.metrics.bootstrap import paired_bootstrap
+        from hftk.metrics.comparison import Comparison
 
-    def show(self, rows: Dataset, outputs: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
+        columns = {key: [np.array([line[key] for line in run], float) for run in lines] for key in ("nats", "tokens", "bytes")}
+        statistics: dict[str, Callable[[int], Callable[[np.ndarray], Any]]] = {
+            "bits_per_byte": lambda i: lambda w: (w @ columns["nats"][i]) / (w @ columns["bytes"][i]) / np.log(2)
+        }
+        if (columns["tokens"][0] == columns["tokens"][1]).all():
+            statistics["perplexity"] = lambda i: lambda w: np.exp((w @ columns["nats"][i]) / (w @ columns["tokens"][i]))
+        whole, found = np.ones((1, len(lines[0]))), []
+        for name, make in statistics.items():
+            test = paired_bootstrap(make(0), make(1), len(lines[0]), resamples=resamples, seed=seed)
+            values = [float(make(i)(whole)[0]) for i in (0, 1)]
+            found.append(
+                Comparison(
+                    name=name, a=values[0], b=values[1], difference=test.difference, interval=test.interval, p_value=test.p_value,
+                    higher_is_better=False,
+                )
+            )  # fmt: skip
+        return found, []
+
+    def example_batch(self, rows: int, length: int, target_length: int = 0, *, training: bool = True) -> dict[str, torch.Tensor]:
+        import torch
+
+        ids = torch.ones(rows, length, dtype=torch.long)
+        packed = training and self.config.packing == "documents"
+        return {"input_ids": ids, "labels": ids.clone(), **({"position_ids": ids.clone()} if packed else {})}
+
+    def samples(self, outputs: Outputs) -> list[dict[str, Any]]:
         """The first words of held-out documents as prompts, and how the documents go on."""
-        chosen = [text for text in list(rows["text"])[: self.config.prompts] if text.strip()]
+        chosen = [text for text in list(outputs.rows["text"])[: self.config.prompts] if text.strip()]
         prompts = [opening(text) for text in chosen]
         return [{"prompt": p, "reference": t.lstrip()[len(p) :][:200]} for p, t in zip(prompts, chosen, strict=True)]
 

@@ -21,18 +21,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from hftk import heads
-from hftk.choices import note
-from hftk.config import InputError, Problem, RunConfig
+from hftk.config import Problem, RunConfig
+from hftk.console import note
 from hftk.launch import on_main
-from hftk.task import Column, Features, Prepared, Score, Splits
-from hftk.tasks import judgement
-from hftk.tasks.encoders import Truncation, encode_texts, fixed_width, pad, places_of, takes
+from hftk.models import heads
+from hftk.task import Column, Features, Outputs, Prepared, Score, Splits, Task
+from hftk.tasks import class_predictions
+from hftk.tasks.encoder_inputs import Truncation, encode_texts, fixed_width, pad, places_of, takes
 from hftk.tasks.labels import (
     MULTI,
     REGRESSION,
@@ -45,16 +44,11 @@ from hftk.tasks.labels import (
 
 if TYPE_CHECKING:
     import torch
-    from datasets import Dataset
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-    from hftk.task import Batch, Look, Place, Rows, Table
-    from hftk.tasks.rivals import Rivals
+    from hftk.task import Batch, Place, PredictRows, Rows, Table
+    from hftk.tasks.significance import BaselineAnswers
 
-_WIDTHS = {"tiny": (2, 2, 128), "mini": (4, 4, 256), "small": (4, 8, 512), "medium": (8, 8, 512), "base": (12, 12, 768),
-           "large": (24, 16, 1024)}  # fmt: skip
-_CONTEXT = 512
-_ARCHITECTURES = ("bert", "distilbert", "roberta", "modernbert")
 _INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
 
@@ -108,7 +102,7 @@ class ClassificationConfig(RunConfig):
                 yield Problem(setting=name, message="acts on classes, and the labels are numbers (regression)", fix="leave it out")
 
 
-class Classification:
+class Classification(Task):
     """The task object for one config; see the module's docstring."""
 
     name = "classification"
@@ -128,46 +122,26 @@ class Classification:
         ),
     }  # fmt: skip
     auto_model = "AutoModelForSequenceClassification"
-    architecture = "bert"
-    tokenizer = "wordpiece"
-    frame = "bert"
-    fixed = ("focal_gamma",)
-    score_names = tuple(dict.fromkeys(name for names in judgement.SCORES.values() for name in names))
-    judged_by = frozenset({"logits"})
-    baselines_read_tokens = False
+    title = "Text classification"
+    pipeline_tag = "text-classification"
+    resume_settings = ("focal_gamma",)
+    score_names = tuple(dict.fromkeys(name for names in class_predictions.SCORES.values() for name in names))
+    new_head = True
+    config: ClassificationConfig
 
     def __init__(self, config: ClassificationConfig, labels: Labels | None = None) -> None:
         """``labels``: those of a model that is there already; else they are found in the training rows."""
         self.config, self.labels = config, labels
-        self._rivals: Rivals | None = None
+        self._baselines: list[BaselineAnswers] = []  # shared with the copies that with_config makes
         self._places: dict[tuple[str, str], Place] = {}  # filled where an error over long texts may name them
         if config.label_separator is not None:  # an empty cell is a row without any label
             label = replace(self.columns["label"], nullable=True)
             self.columns = {**self.columns, "label": label}
 
     @classmethod
-    def of_model(cls, config: ClassificationConfig, made: PretrainedConfig) -> Classification:
-        """The task for judging or using a model that was trained."""
-        return cls(config, labels_of(made))
-
-    def sizes(self, architecture: str) -> Mapping[str, Mapping[str, Any]]:
-        """Config fields of a model made on the spot: the sizes of Turc et al. 2019 (arXiv:1908.08962), and BERT's own."""
-        if architecture not in _ARCHITECTURES:
-            near = get_close_matches(architecture, _ARCHITECTURES, n=1)
-            raise InputError(
-                Problem(
-                    setting="model.architecture",
-                    message=f"there is a size table for {', '.join(_ARCHITECTURES)}, not for {architecture}"
-                    + (f" (did you mean {near[0]}?)" if near else ""),
-                    fix="use one of these, or --model.name with a checkpoint of that architecture",
-                )
-            )
-        return {name: _fields(architecture, *widths) for name, widths in _WIDTHS.items()}
-
-    def texts(self, splits: Splits) -> Iterator[str]:
-        for role in ("text", "text_pair"):
-            if role in splits.train.column_names:
-                yield from splits.train[role]
+    def from_model_config(cls, config: ClassificationConfig, model_config: PretrainedConfig) -> Classification:
+        """The task for evaluating or using a trained model: with the model's labels."""
+        return cls(config, labels_of(model_config))
 
     # Labels ---------------------------------------------------------------------------------------------------------------
 
@@ -196,22 +170,22 @@ class Classification:
         if "text_pair" in columns:
             note(f"pairs of texts: {columns['text']} and {columns['text_pair']}")
         targets = {split: to_targets(column.values, labels, config.label_separator) for split, column in given.items()}
-        facts = {"problem_type": labels.problem_type, "reason": labels.reason} | judgement.label_counts(targets, labels)
+        facts = {"problem_type": labels.problem_type, "reason": labels.reason} | class_predictions.label_counts(targets, labels)
         made = {split: {**table, "label": targets[split]} for split, table in tables.items()}
-        return Prepared(tables=made, features={"label": judgement.feature_of(labels)}, facts={"labels": facts}, problems=problems)
+        return Prepared(tables=made, features={"label": class_predictions.feature_of(labels)}, facts={"labels": facts}, problems=problems)
 
     def _unfit_settings(self, labels: Labels) -> Iterator[Problem]:
         if labels.problem_type == REGRESSION:
             yield from self.config.not_for_regression()
-        metric, names = self.config.train.metric_for_best_model, judgement.SCORES[labels.problem_type]
+        metric, names = self.config.train.metric_for_best_model, class_predictions.SCORES[labels.problem_type]
         if metric not in ("loss", *names):
             message = f"{metric} is no score of {labels.problem_type}"
             yield Problem(setting="train.metric_for_best_model", message=message, fix=f"choose loss, {', '.join(names)}")
 
     def model_settings(self, splits: Splits) -> dict[str, Any]:
-        labels = judgement.labels_in(splits.train)
+        labels = class_predictions.labels_in(splits.train)
         names = labels.names or ("LABEL_0",)
-        seen = judgement.classes_of(splits.train, labels)
+        seen = class_predictions.classes_of(splits.train, labels)
         if seen < len(labels.names):  # all of them were found in the training rows, so some are beyond max_rows
             note(f"the training rows that --data.max_rows leaves hold {seen} of the {len(names)} classes: the model cannot learn the others")
         return {
@@ -221,14 +195,14 @@ class Classification:
             **({"thresholds": None} if labels.problem_type == MULTI else {}),  # those of an earlier run were for its labels
         }
 
-    def start(
+    def initialize(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, splits: Splits, new: Collection[str]
     ) -> None:
         """A new head for regression begins with the mean and the spread of the training labels: from prices or years of 2,000 on,
         small steps would never get there. One for several labels begins with how frequent each label is."""
-        labels = judgement.labels_in(splits.train)
+        labels = class_predictions.labels_in(splits.train)
         if labels.problem_type == MULTI and heads.is_new(model, new):
-            heads.start_at_frequencies(model, judgement.truth(splits.train, labels).mean(0).tolist())
+            heads.start_at_frequencies(model, class_predictions.truth(splits.train, labels).mean(0).tolist())
         if labels.problem_type == REGRESSION and heads.is_new(model, new):
             numbers = np.array(list(splits.train["label"]), np.float64)
             heads.start_around(model, float(numbers.mean()), float(numbers.std()) or 1.0)
@@ -251,10 +225,10 @@ class Classification:
                 f"tokens: {facts['tokens_lost']:,} tokens are cut off (truncation: {self.config.truncation})"
             )
         if "label" in rows.column_names:
-            labels = judgement.labels_in(rows)
-            columns["labels"] = list(judgement.truth(rows, labels))
+            labels = class_predictions.labels_in(rows)
+            columns["labels"] = list(class_predictions.truth(rows, labels))
             if training and self.config.class_weights == "balanced":
-                columns["weights"] = list(judgement.balanced_weights(judgement.truth(rows, labels), labels))
+                columns["weights"] = list(class_predictions.balanced_weights(class_predictions.truth(rows, labels), labels))
         lengths = np.array([len(ids) for ids in columns["input_ids"]], np.int64)
         return Features(columns=columns, rows=np.arange(len(lengths)), lengths=lengths, facts=facts)
 
@@ -303,7 +277,7 @@ class Classification:
 
     def loss(self, model: Any, batch: Batch) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
         """Cross-entropy in nats (squared error for regression), weighted, summed over the decisions."""
-        losses = judgement.losses(
+        losses = class_predictions.losses(
             self._logits(model, batch), batch["labels"], label_smoothing=self.config.train.label_smoothing,
             focal_gamma=self.config.focal_gamma,
         )  # fmt: skip
@@ -317,10 +291,10 @@ class Classification:
         logits = self._logits(model, batch)
         found = {"logits": logits}
         if "labels" in batch:
-            losses = judgement.losses(logits, batch["labels"])
+            losses = class_predictions.losses(logits, batch["labels"])
             found["loss"] = losses if losses.ndim == 1 else losses.mean(1)
         if model.config.problem_type == MULTI:
-            found["chosen"] = logits.sigmoid() >= judgement.thresholds(model.config, logits)
+            found["chosen"] = logits.sigmoid() >= class_predictions.thresholds(model.config, logits)
         return found
 
     def _logits(self, model: Any, batch: Batch) -> torch.Tensor:
@@ -330,79 +304,62 @@ class Classification:
 
     # Judging ------------------------------------------------------------------------------------------------------------
 
-    def eval_loss(self, outputs: Mapping[str, np.ndarray]) -> float:
-        return float(outputs["loss"].astype(np.float64).mean())
+    def scores(self, outputs: Outputs) -> list[Score]:
+        return class_predictions.scores(class_predictions.answers(outputs.arrays), outputs.rows, **outputs.bootstrap)
 
-    def scores(
-        self, outputs: Mapping[str, np.ndarray], features: Features, rows: Dataset, tokenizer: PreTrainedTokenizerBase,
-        *, resamples: int, seed: int,
-    ) -> list[Score]:  # fmt: skip
-        return judgement.scores(judgement.answers(outputs), rows, resamples=resamples, seed=seed)
-
-    def baselines(
-        self, splits: Splits, features: Features | None, rows: Dataset, tokenizer: PreTrainedTokenizerBase,
-        *, resamples: int, seed: int,
-    ) -> list[Score]:  # fmt: skip
+    def baselines(self, splits: Splits, given: Outputs) -> list[Score]:
         """The majority class (the mean, for regression), and TF-IDF with logistic (ridge) regression. What they answer is kept,
         so that :meth:`analysis` can test the model against them on the same rows."""
-        from hftk.tasks.rivals import Rivals
+        from hftk.tasks.significance import BaselineAnswers
         from hftk.tasks.tfidf import Majority, TfIdf, fit_tfidf
 
         tfidf = fit_tfidf(splits, tune_thresholds=self.config.tune_thresholds)
         systems: dict[str, Majority | TfIdf] = {"majority": Majority(splits.train), "tfidf": tfidf}
-        self._rivals = Rivals(rows, {name: system.answer(rows) for name, system in systems.items()})
+        rivals = BaselineAnswers(given.rows, {name: system.answer(given.rows) for name, system in systems.items()})
+        self._baselines[:] = [rivals]
         return [
             replace(score, when=f"baseline:{name}")
-            for name, found in self._rivals.answers.items()
-            for score in judgement.scores(found, rows, resamples=resamples, seed=seed)
+            for name, found in rivals.answers.items()
+            for score in class_predictions.scores(found, given.rows, **given.bootstrap)
         ]
 
-    def finish(self, model: PreTrainedModel, splits: Splits, look: Look) -> list[dict[str, Any]]:
+    def after_training(self, model: PreTrainedModel, splits: Splits, predict_rows: PredictRows) -> list[dict[str, Any]]:
         """Thresholds and temperature by the validation split, written into the model; suspicious labels in the training split."""
-        from hftk.tasks import calibration, suspicion
+        from hftk.tasks import calibration, label_errors
 
         sections = []
         if splits.validation is not None:
-            sections += calibration.tune(self.config, model, splits, look)
+            sections += calibration.tune(
+                model, splits, predict_rows, temperature_scaling=self.config.temperature_scaling,
+                tune_thresholds=self.config.tune_thresholds,
+            )  # fmt: skip
         if self.config.suspicious_labels:
             tuned = getattr(model.config, "thresholds", None)
-            sections += suspicion.find(splits, look, most=self.config.suspicious_labels, thresholds=tuned)
-        return sections + suspicion.find_conflicts(splits)
+            sections += label_errors.find_label_errors(splits, predict_rows, most=self.config.suspicious_labels, thresholds=tuned)
+        return sections + label_errors.find_conflicts(splits)
 
-    def predictions(
-        self, outputs: Mapping[str, np.ndarray], features: Features, rows: Dataset, model: PreTrainedModel
-    ) -> list[dict[str, Any]]:
+    def predictions(self, outputs: Outputs) -> list[dict[str, Any]]:
         """``prediction`` (a label, a list of labels, a number), ``reference`` where it is known, ``probabilities``."""
-        return judgement.predictions(judgement.answers(outputs), rows, self.labels or labels_of(model.config))
+        labels = self.labels or labels_of(outputs.model_config)
+        return class_predictions.predictions(class_predictions.answers(outputs.arrays), outputs.rows, labels)
 
-    def analysis(
-        self, outputs: Mapping[str, np.ndarray], features: Features, rows: Dataset, *, resamples: int, seed: int
-    ) -> list[dict[str, Any]]:
+    def analysis(self, outputs: Outputs) -> list[dict[str, Any]]:
         """The model against its baselines; confusion matrix, scores by class, calibration, the most confident mistakes; or a
         scatter plot."""
-        from hftk.tasks.mistakes import analyze
-        from hftk.tasks.rivals import against
+        from hftk.tasks.error_analysis import analyze
+        from hftk.tasks.significance import compare_with_baselines
 
-        found = judgement.answers(outputs)
-        tests = on_main(lambda: against(found, self._rivals, rows, resamples=resamples, seed=seed))  # baselines ran there
-        return tests + analyze(found, rows, resamples=resamples, seed=seed)
+        found = class_predictions.answers(outputs.arrays)
+        rivals = self._baselines[0] if self._baselines else None  # of the main process, where the baselines ran
+        tests = on_main(lambda: compare_with_baselines(found, rivals, outputs.rows, **outputs.bootstrap))
+        return tests + analyze(found, outputs.rows, **outputs.bootstrap)
 
-    def show(self, rows: Dataset, outputs: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
+    def samples(self, outputs: Outputs) -> list[dict[str, Any]]:
         """The first rows with what the model answers."""
-        answers = judgement.answers({name: values[:5] for name, values in outputs.items()})
+        rows = outputs.rows
+        answers = class_predictions.answers({name: values[:5] for name, values in outputs.arrays.items()})
         some = rows.select(range(min(5, len(rows))))
         texts = [{role: some[i][role][:500] for role in ("text", "text_pair") if role in some.column_names} for i in range(len(some))]
-        said = judgement.predictions(answers, some, judgement.labels_in(some))
+        said = class_predictions.predictions(answers, some, class_predictions.labels_in(some))
         return [{**text, **{key: value for key, value in line.items() if key in ("prediction", "reference", "probability")}} for text, line in zip(texts, said, strict=True)]  # fmt: skip
 
-
-def _fields(architecture: str, layers: int, heads: int, width: int) -> dict[str, Any]:
-    """Config fields of one size, by the names of one architecture."""
-    if architecture == "distilbert":
-        return {"n_layers": layers, "n_heads": heads, "dim": width, "hidden_dim": 4 * width, "max_position_embeddings": _CONTEXT}  # fmt: skip
-    common = {"num_hidden_layers": layers, "num_attention_heads": heads, "hidden_size": width}
-    if architecture == "modernbert":
-        return {**common, "intermediate_size": 3 * width // 2, "max_position_embeddings": _CONTEXT}
-    # RoBERTa numbers positions from the padding's id + 1 on, and needs as many embeddings more.
-    positions = _CONTEXT + (2 if architecture == "roberta" else 0)
-    return {**common, "intermediate_size": 4 * width, "max_position_embeddings": positions}

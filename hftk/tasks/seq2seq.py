@@ -1,45 +1,43 @@
 """What summarization and translation share: pairs of texts as features, the exact loss, and outputs that are generated.
 
-How a model reads and learns pairs depends on its kind: :mod:`hftk.tasks.encoder_decoders` and :mod:`hftk.tasks.prompted`.
+How a model reads and learns pairs depends on its kind: :mod:`hftk.tasks.encoder_decoder_inputs` and :mod:`hftk.tasks.prompts`.
 """
 
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from functools import cached_property
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hftk.architectures import kind_of
-from hftk.choices import note
 from hftk.config import GenerationSettings, InputError, Problem, RunConfig
-from hftk.origins import read_config
-from hftk.task import Column, Features, Prepared, Score, Splits
-from hftk.tasks.decoders import IGNORED
-from hftk.tasks.encoder_decoders import EncoderDecoder
-from hftk.tasks.prompted import SOURCE, Prompted
+from hftk.console import note
+from hftk.models.architectures import kind_of
+from hftk.models.hub_names import read_config
+from hftk.task import Column, Features, Outputs, Prepared, Score, Splits, Task
+from hftk.tasks.decoder_inputs import IGNORED
+from hftk.tasks.encoder_decoder_inputs import EncoderDecoder
+from hftk.tasks.prompts import SOURCE, PromptedDecoder
 
 if TYPE_CHECKING:
+    from typing import Self
+
     import torch
     from datasets import Dataset
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-    from hftk.task import Batch, Look, Place, Rows, Table
+    from hftk.task import Batch, Place, Rows, Table
 
 MARGIN = 1.25
 """An output may be this much longer than the longest training target."""
 TARGETS_LOOKED_AT = 20_000
 REFERENCES = Column(usual_names=("references",), required=False, kind="any", identity=False, nullable=True)
 """Several right texts for one source, as a list: scores go by them, training by the target."""
-
-_MARIAN = {"tiny": (4, 4, 128, 256), "mini": (4, 4, 256, 1024), "small": (6, 8, 512, 2048), "base": (6, 16, 1024, 4096)}
-_T5 = {"tiny": (2, 4, 128, 256), "mini": (4, 4, 256, 1024), "small": (6, 8, 512, 2048), "base": (12, 12, 768, 3072)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,30 +64,27 @@ class Seq2SeqConfig(RunConfig):
             yield Problem(setting="prompt_template", message=message, fix="such as --prompt_template 'Text: {source} Summary: '")
 
 
-class Seq2Seq(ABC):
+class Seq2Seq(Task):
     """What summarization and translation have in common; each adds its name, columns, scores and baselines."""
 
     architecture = "marian"
-    tokenizer = "bpe"
-    frame = "t5"
-    score_names: Sequence[str] = ()
-    fixed: Sequence[str] = ()
+    tokenizer_kind = "bpe"
+    token_frame = "t5"
     judged_by = frozenset({"loss", "generation"})
-    baselines_read_tokens = False
-    name: str
-    columns: Mapping[str, Column]
+    generates = True
+    config: Seq2SeqConfig
 
     def __init__(self, config: Seq2SeqConfig, made: PretrainedConfig | None = None) -> None:
-        self.config = config
+        super().__init__(config)
         self._made = made
 
     @classmethod
-    def of_model(cls, config: Any, made: PretrainedConfig) -> Seq2Seq:
-        """The task for judging or using a model that was trained."""
-        return cls(config, made)
+    def from_model_config(cls, config: Any, model_config: PretrainedConfig) -> Self:
+        """The task for evaluating or using a trained model, read the way its config asks for."""
+        return cls(config, model_config)
 
     @cached_property
-    def way(self) -> EncoderDecoder | Prompted:
+    def way(self) -> EncoderDecoder | PromptedDecoder:
         """How the model reads and learns pairs of texts, by its own config: read once, when it is first asked for."""
         config, made = self.config, self._made
         if made is None and config.model.name is not None:
@@ -97,36 +92,19 @@ class Seq2Seq(ABC):
         if made is None or kind_of(made) != "decoder":
             return EncoderDecoder(made=made, max_target_length=config.max_target_length)
         plain, said = self.instructions()
-        return Prompted(
-            template=config.prompt_template or plain, said=config.prompt_template or said, chat=config.chat,
+        return PromptedDecoder(
+            template=config.prompt_template or plain, chat_prompt=config.prompt_template or said, chat=config.chat,
             max_target_length=config.max_target_length,
         )  # fmt: skip
 
     @property
-    def auto_model(self) -> str:
-        """A causal language model is prompted; any other is an encoder-decoder, or becomes one (:mod:`hftk.warm_start`)."""
+    def auto_model(self) -> str:  # type: ignore[override]
+        """A causal language model is prompted; any other is an encoder-decoder, or becomes one (:mod:`hftk.models.encoder_decoder`)."""
         return self.way.auto_model
 
     @abstractmethod
     def instructions(self) -> tuple[str, str]:
         """What decoder-only models read where the user does not say it: a plain one, and a chat model; ``{source}`` in both."""
-
-    def sizes(self, architecture: str) -> Mapping[str, Mapping[str, Any]]:
-        """Config fields of a model made on the spot: (layers on each side, heads, width, inner width)."""
-        if architecture == "marian":
-            return {name: _marian(*widths) for name, widths in _MARIAN.items()}
-        if architecture == "t5":
-            return {name: _t5(*widths) for name, widths in _T5.items()}
-        near = get_close_matches(architecture, ("marian", "t5"), n=1)
-        message = f"there is a size table for marian and t5, not for {architecture}" + (f" (did you mean {near[0]}?)" if near else "")
-        raise InputError(Problem(setting="model.architecture", message=message, fix="use one of these, or --model.name"))
-
-    def texts(self, splits: Splits) -> Iterator[str]:
-        for role in ("source", "target"):
-            yield from splits.train[role]
-
-    def model_settings(self, splits: Splits) -> dict[str, Any]:
-        return {}
 
     def prepare(
         self, tables: Mapping[str, Table], places: Mapping[str, Sequence[Place]], columns: Mapping[str, str]
@@ -134,7 +112,7 @@ class Seq2Seq(ABC):
         """Texts are taken as they are; ``references`` have to be lists of texts."""
         return Prepared(tables=tables, problems=list(_reference_problems(tables, places, columns)))
 
-    def start(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, splits: Splits, new: Collection[str]) -> None:
+    def initialize(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, splits: Splits, new: Collection[str]) -> None:
         """Derive how long an output may become from the training targets; it is saved with the model."""
         self.set_languages(model, tokenizer)
         most = self.way.start(model, tokenizer, self.config.train.max_length)
@@ -205,6 +183,14 @@ class Seq2Seq(ABC):
         pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
         return lambda features: self.way.collate(features, model, pad_id)
 
+    def example_batch(self, rows: int, length: int, target_length: int = 0, *, training: bool = True) -> dict[str, torch.Tensor]:
+        import torch
+
+        ids, target = torch.ones(rows, length, dtype=torch.long), torch.ones(rows, target_length, dtype=torch.long)
+        if not self.way.two_sided:
+            return {"input_ids": ids, "labels": ids.clone()}
+        return {"input_ids": ids, "attention_mask": ids.clone(), "labels": target, "decoder_input_ids": target.clone()}
+
     # Loss ---------------------------------------------------------------------------------------------------------------
 
     def items(self, batch: Batch) -> dict[str, torch.Tensor]:
@@ -213,7 +199,7 @@ class Seq2Seq(ABC):
 
     def loss(self, model: Any, batch: Batch) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
         """Cross-entropy in nats, summed over the target tokens."""
-        from hftk.tasks.vocabulary import summed_nats
+        from hftk.models.chunked_cross_entropy import summed_nats
 
         inputs, labels = self.way.aligned(batch)
         total = summed_nats(model, inputs, labels, label_smoothing=self.config.train.label_smoothing)
@@ -221,7 +207,7 @@ class Seq2Seq(ABC):
 
     def outputs(self, model: Any, batch: Batch) -> dict[str, torch.Tensor]:
         """``nats``: (batch,) summed cross-entropy of each target, float64; ``tokens``: (batch,) its tokens."""
-        from hftk.tasks.vocabulary import token_nats
+        from hftk.models.chunked_cross_entropy import token_nats
 
         inputs, labels = self.way.aligned(batch)
         nats = token_nats(model, inputs, labels)
@@ -233,28 +219,26 @@ class Seq2Seq(ABC):
         return float(outputs["nats"].sum() / outputs["tokens"].sum())
 
     def generation(self, model: PreTrainedModel) -> GenerationSettings:
-        """Settings of generation for judging: as asked, with the length that :meth:`start` derived."""
+        """Settings of generation for judging: as asked, with the length that :meth:`initialize` derived."""
         settings = self.config.generation
         if settings.max_new_tokens:
             return settings
         derived = getattr(model.generation_config, "max_new_tokens", None)
         return replace(settings, max_new_tokens=derived or GenerationSettings.max_new_tokens)
 
-    def scores(
-        self, outputs: Mapping[str, np.ndarray], features: Features, rows: Dataset, tokenizer: PreTrainedTokenizerBase,
-        *, resamples: int, seed: int,
-    ) -> list[Score]:  # fmt: skip
+    def scores(self, outputs: Outputs) -> list[Score]:
         """Scores of the generated texts, where there are some, and the loss per target token."""
         from hftk.metrics.bootstrap import ratio_interval
 
-        interval = ratio_interval(outputs["nats"], outputs["tokens"], resamples=resamples, seed=seed)
+        interval = ratio_interval(outputs["nats"], outputs["tokens"], **outputs.bootstrap)
+        tokenizer = outputs.tokenizer
         loss = Score(
-            name="loss", value=self.eval_loss(outputs), unit="nats/token", higher_is_better=False, n=len(rows), interval=interval,
+            name="loss", value=self.eval_loss(outputs.arrays), unit="nats/token", higher_is_better=False, n=len(outputs.rows), interval=interval,
             signature=f"teacher forcing, end tokens included|{type(tokenizer).__name__}[{len(tokenizer)}]",
         )  # fmt: skip
         if "generated" not in outputs:
             return [loss]
-        return [*self.text_scores(list(outputs["generated"]), rows, resamples=resamples, seed=seed), loss]
+        return [*self.text_scores(list(outputs["generated"]), outputs.rows, **outputs.bootstrap), loss]
 
     @abstractmethod
     def text_scores(self, predictions: list[str], rows: Dataset, *, resamples: int, seed: int) -> list[Score]:
@@ -268,39 +252,29 @@ class Seq2Seq(ABC):
     def systems(self, rows: Dataset) -> dict[str, list[str]]:
         """Name to the outputs of trivial systems."""
 
-    def baselines(
-        self, splits: Splits, features: Features | None, rows: Dataset, tokenizer: PreTrainedTokenizerBase,
-        *, resamples: int, seed: int,
-    ) -> list[Score]:  # fmt: skip
+    def baselines(self, splits: Splits, given: Outputs) -> list[Score]:
         return [
             replace(score, when=f"baseline:{name}")
-            for name, texts in self.systems(rows).items()
-            for score in self.text_scores(texts, rows, resamples=resamples, seed=seed)
+            for name, texts in self.systems(given.rows).items()
+            for score in self.text_scores(texts, given.rows, **given.bootstrap)
         ]
 
-    def finish(self, model: PreTrainedModel, splits: Splits, look: Look) -> list[dict[str, Any]]:
-        """Nothing is chosen after training."""
-        return []
-
-    def predictions(
-        self, outputs: Mapping[str, np.ndarray], features: Features, rows: Dataset, model: PreTrainedModel
-    ) -> list[dict[str, Any]]:
+    def predictions(self, outputs: Outputs) -> list[dict[str, Any]]:
         """``prediction`` and ``reference`` of each row; without generation its loss alone."""
+        rows = outputs.rows
         said = [{"prediction": text} for text in outputs["generated"]] if "generated" in outputs else [{}] * len(rows)
         return [
             {"index": i, **said[i], "reference": references_of(rows[i]), "nats": round(float(nats), 6), "tokens": int(tokens)}
             for i, (nats, tokens) in enumerate(zip(outputs["nats"], outputs["tokens"], strict=True))
         ]
 
-    def analysis(
-        self, outputs: Mapping[str, np.ndarray], features: Features, rows: Dataset, *, resamples: int, seed: int
-    ) -> list[dict[str, Any]]:
+    def analysis(self, outputs: Outputs) -> list[dict[str, Any]]:
         """Best, median and worst examples by sentence score, facts about the outputs, and the score by source length."""
         if "generated" not in outputs:
             return []
         from hftk.metrics.overlap import output_facts
 
-        predictions = list(outputs["generated"])
+        rows, predictions = outputs.rows, list(outputs["generated"])
         scores = self.sentence_scores(predictions, rows)
         order = np.argsort(-scores, kind="stable")
         middle = len(order) // 2
@@ -313,17 +287,18 @@ class Seq2Seq(ABC):
                 for i in some
             ]  # fmt: skip
             sections.append({"title": f"{title} outputs", "kind": "examples", "rows": lines})
-        return [*sections, _by_length(features.lengths - outputs["tokens"], scores)]
+        return [*sections, _by_length(outputs.features.lengths - outputs["tokens"], scores)]
 
     @property
     def target_language(self) -> str | None:
         """Language of the targets, by which metrics choose their tokens; None: by script."""
         return None
 
-    def show(self, rows: Dataset, outputs: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
+    def samples(self, outputs: Outputs) -> list[dict[str, Any]]:
         """The first rows, with what was generated for them."""
         if "generated" not in outputs:
             return []
+        rows = outputs.rows
         return [
             {"source": rows[i]["source"][:500], "prediction": outputs["generated"][i], "reference": " | ".join(references_of(rows[i]))}
             for i in range(min(3, len(rows)))
@@ -360,17 +335,3 @@ def _by_length(lengths: np.ndarray, scores: np.ndarray) -> dict[str, Any]:
     columns = [{"key": key, "title": title} for key, title in (("tokens", "source tokens"), ("rows", "rows"), ("score", "mean score"))]
     return {"title": "Score by source length", "kind": "table", "columns": columns, "rows": lines}
 
-
-def _marian(layers: int, heads: int, width: int, inner: int) -> dict[str, Any]:
-    return {
-        "encoder_layers": layers, "decoder_layers": layers, "encoder_attention_heads": heads, "decoder_attention_heads": heads,
-        "d_model": width, "encoder_ffn_dim": inner, "decoder_ffn_dim": inner, "max_position_embeddings": 512,
-        "activation_function": "relu", "scale_embedding": True, "share_encoder_decoder_embeddings": True, "num_beams": 1,
-    }  # fmt: skip
-
-
-def _t5(layers: int, heads: int, width: int, inner: int) -> dict[str, Any]:
-    return {
-        "num_layers": layers, "num_decoder_layers": layers, "num_heads": heads, "d_model": width, "d_kv": width // heads,
-        "d_ff": inner, "feed_forward_proj": "gated-gelu",
-    }  # fmt: skip

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -38,6 +38,8 @@ class Summarization(Seq2Seq):
     """The task object for one config; see the module's docstring."""
 
     name = "summarization"
+    title = "Summarization"
+    pipeline_tag = "summarization"
     architecture = "t5"
     columns: Mapping[str, Column] = {
         "source": Column(usual_names=("source", "document", "article", "dialogue", "text", "content", "body"), incomplete="error"),
@@ -72,6 +74,17 @@ class Summarization(Seq2Seq):
 
         found = rouge_rows(predictions, [references_of(row) for row in rows], stem=self.config.stem)
         return found[:, NAMES.index("rougeL")]
+
+    @classmethod
+    def compare(
+        cls, lines: tuple[list[dict[str, Any]], list[dict[str, Any]]], names: tuple[str, str], config: Mapping[str, Any],
+        *, resamples: int, seed: int,
+    ) -> tuple[list[Any], list[str]]:  # fmt: skip
+        from hftk.metrics.rouge import compare_rouge
+
+        references = [line["reference"] for line in lines[0]]
+        one, other = ([line["prediction"] for line in run] for run in lines)
+        return compare_rouge(one, other, references, stem=bool(config.get("stem")), resamples=resamples, seed=seed), []
 
     def systems(self, rows: Dataset) -> dict[str, list[str]]:
         """The first sentence, the first three, and the longest one."""

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hftk.choices import note
+from hftk.console import note
 from hftk.task import Splits
-from hftk.tasks.judgement import Answers, labels_in, truth
+from hftk.tasks.class_predictions import Answers, labels_in, truth
 from hftk.tasks.labels import MULTI, REGRESSION, SINGLE, Labels
 
 if TYPE_CHECKING:
@@ -35,12 +35,12 @@ class Majority:
         targets = truth(rows, self._labels)
         if self._labels.problem_type == SINGLE:
             share = np.bincount(targets, minlength=len(self._labels.names)) / len(targets)
-            self._answer, self._probabilities = np.int64(share.argmax()), share
+            self._answer, self._probabilities = np.array(share.argmax()), share
         elif self._labels.problem_type == MULTI:
             sets, counts = np.unique(targets, axis=0, return_counts=True)
             self._answer, self._probabilities = sets[counts.argmax()].astype(bool), targets.mean(0)
         else:
-            self._answer = np.float64(targets.mean())
+            self._answer = np.array(targets.mean())
 
     def answer(self, rows: Dataset) -> Answers:
         repeated = None if self._probabilities is None else np.tile(self._probabilities, (len(rows), 1))

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hftk.tokenizers import character_table, look_up
+from hftk.models.tokenizers import character_table, look_up
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -20,7 +20,7 @@ import numpy as np
 from hftk.config import InputError, Problem
 from hftk.data.tables import did_you_mean
 from hftk.task import Column, Score
-from hftk.tasks.encoder_decoders import target_ids
+from hftk.tasks.encoder_decoder_inputs import target_ids
 from hftk.tasks.seq2seq import REFERENCES, Seq2Seq, Seq2SeqConfig, references_of
 
 if TYPE_CHECKING:
@@ -47,6 +47,8 @@ class Translation(Seq2Seq):
     """The task object for one config; see the module's docstring."""
 
     name = "translation"
+    title = "Translation"
+    pipeline_tag = "translation"
     columns: Mapping[str, Column] = {
         "source": Column(usual_names=("source", "src", "en", "english"), incomplete="error"),
         "target": Column(usual_names=("target", "tgt", "translation", "de", "zh", "fr"), identity=False, incomplete="error"),
@@ -104,6 +106,19 @@ class Translation(Seq2Seq):
         from hftk.metrics.translation import sentence_scores
 
         return sentence_scores(predictions, [references_of(row) for row in rows], self.target_language)
+
+    @classmethod
+    def compare(
+        cls, lines: tuple[list[dict[str, Any]], list[dict[str, Any]]], names: tuple[str, str], config: Mapping[str, Any],
+        *, resamples: int, seed: int,
+    ) -> tuple[list[Any], list[str]]:  # fmt: skip
+        from hftk.metrics.translation import compare_translations
+
+        references = [line["reference"] for line in lines[0]]
+        one, other = ([line["prediction"] for line in run] for run in lines)
+        return compare_translations(
+            one, other, references, config.get("target_language"), resamples=resamples, seed=seed
+        ), []
 
     def systems(self, rows: Dataset) -> dict[str, list[str]]:
         """Copying the source."""

@@ -13,7 +13,7 @@ from datasets import Features as Types
 
 import hftk
 from hftk.config import EvalConfig, GenerationSettings, ModelConfig, TrainConfig, override
-from hftk.evaluation import collect
+from hftk.evaluation.evaluate import run_model
 from hftk.task import Splits
 
 KINDS = ("bert", "gpt2", "llama", "t5", "marian")
@@ -91,7 +91,7 @@ def fit(kind: str, config: Any) -> tuple[Any, Any]:
 def judge(kind: str, task: Any, model: Any, tokenizer: Any) -> np.ndarray:
     """Logits, or nats of each document, of the validation rows."""
     features = task.encode(splits_of(kind).validation, tokenizer, max_length=CONTEXT, training=False)
-    outputs = collect(task, model, tokenizer, features, batch_size=4)
+    outputs = run_model(task, model, tokenizer, features, batch_size=4)
     return np.asarray(outputs["logits" if kind == "bert" else "nats"], dtype=np.float64)
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from hftk import choices
+from hftk import console
 
 pytest.importorskip("peft")
 pytest.importorskip("bitsandbytes")
@@ -13,9 +13,9 @@ sys.path.insert(0, str(Path(__file__).parent))  # adapted_runs
 
 @pytest.fixture(autouse=True)
 def _no_earlier_choices() -> Iterator[None]:
-    choices.forget()
+    console.forget()
     yield
-    choices.forget()
+    console.forget()
 
 
 @pytest.fixture(scope="session")

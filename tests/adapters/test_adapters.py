@@ -12,9 +12,10 @@ import torch
 from adapted_runs import CONTEXT, KINDS, fit, judge, load, make_config, splits_of, trained_weights
 
 import hftk
-from hftk import adapter_files, adapters, choices
+from hftk import console
 from hftk.config import InputError
-from hftk.model import load_trained
+from hftk.models import adapter_files, adapters
+from hftk.models.load import load_trained
 
 METHODS = ("lora", "rslora", "dora", "pissa", "ia3")
 
@@ -175,7 +176,7 @@ def test_the_best_weights_are_restored(bases, tmp_path, tiny_runs):
     best = int(np.argmin(losses))
     assert best < 3
     features = task.encode(splits_of("bert").validation, trained.tokenizer, max_length=CONTEXT, training=False)
-    outputs = hftk.evaluation.collect(task, trained.model, trained.tokenizer, features, batch_size=8)
+    outputs = hftk.evaluation.evaluate.run_model(task, trained.model, trained.tokenizer, features, batch_size=8)
     assert task.eval_loss(outputs) == pytest.approx(losses[best], rel=1e-5)
 
 
@@ -272,7 +273,7 @@ def test_a_base_in_bf16_takes_an_adapter_in_float32(bases, tmp_path, tiny_runs):
 def test_what_is_trained_is_said(bases, tmp_path, tiny_runs):
     config = make_config("bert", tmp_path / "out", bases("bert"), model=lora(rank=2))
     _, trained = fit("bert", config)
-    line = next(line for line in choices.noted() if line.startswith("adapter lora"))
+    line = next(line for line in console.noted() if line.startswith("adapter lora"))
     assert "rank 2 on 12 linear layers, with classifier" in line
     facts = trained.model_facts
     assert facts["architecture"] == "BertForSequenceClassification" and facts["adapter"] == "lora"

@@ -16,7 +16,7 @@ from adapted_runs import LABELS, TASKS, fit, judge, load, make_config, splits_of
 
 import hftk
 from hftk.cli import main
-from hftk.model import load_trained
+from hftk.models.load import load_trained
 from hftk.parsing import save_config
 
 ROOT = Path(__file__).parents[2]
@@ -168,7 +168,7 @@ def test_a_gguf_file_is_read_back_as_the_same_model(kind, held, tmp_path, capsys
 
 
 def test_a_wrong_layout_is_not_exported(tmp_path, capsys, monkeypatch):
-    gguf_file = pytest.importorskip("hftk.exports.gguf_file")
+    gguf_file = pytest.importorskip("hftk.models.export_gguf")
     folder = byte_level("llama", tmp_path, **WIDE)
     monkeypatch.setattr(gguf_file, "_ROTATED", ())
     words = ["--data", str(tmp_path / "rows.jsonl"), "--format", "gguf", "--gguf_type", "f32"]
@@ -223,7 +223,7 @@ def test_what_cannot_be_exported_is_told(bases, tmp_path, tiny_runs, capsys):
 
 
 def test_calibration_reaches_the_trained_head(bases, tmp_path, tiny_runs):
-    from hftk.heads import divide_logits
+    from hftk.models.heads import divide_logits
 
     config = make_config("bert", tmp_path, bases("bert"), model={"adapter": {"method": "lora", "rank": 3}})
     task, model, tokenizer = load("bert", config)

@@ -13,9 +13,9 @@ from transformers import AutoConfig
 
 import hftk
 from hftk.config import InputError, ModelConfig, QuantizationConfig
-from hftk.heads import head_layers
-from hftk.quantization import bytes_of, compute_dtype, count, halve_embeddings
-from hftk.weights import load_weights
+from hftk.models.heads import head_layers
+from hftk.models.quantization import bytes_of, compute_dtype, count, halve_embeddings
+from hftk.models.weights import load_weights
 
 HEADS = {
     "AutoModelForSequenceClassification": {"bert": {"bert.pooler.dense", "classifier"}, "roberta": {"classifier.dense", "classifier.out_proj"}, "distilbert": {"pre_classifier", "classifier"}, "gpt2": {"score"}, "llama": {"score"}, "bart": {"classification_head.dense", "classification_head.out_proj"}},

@@ -12,8 +12,8 @@ import pytest
 import torch
 from transformers import BertConfig, BertForSequenceClassification, GPT2Config, GPT2ForSequenceClassification
 
-from hftk.records import RunRecord, load_record, save_record
-from hftk.tokenizers import train_byte_bpe, train_wordpiece
+from hftk.models.tokenizers import train_byte_bpe, train_wordpiece
+from hftk.reports.record import RunRecord, load_record, save_record
 
 TEXTS = ["the river is wide", "a slow river", "漢字 and a boat", "once upon a time there was a very wide river"]
 PAIRS = ["a boat", "the river", "once", "wide and slow"]
@@ -109,14 +109,14 @@ def test_texts_come_from_stdin_and_blank_lines_are_texts_too(hftk: Any, single: 
 
 
 def test_more_texts_than_are_read_at_a_time(hftk: Any, single: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hftk.cli.classes.CHUNK", 3)
+    monkeypatch.setattr("hftk.cli.predict_labels.CHUNK", 3)
     assert_right(hftk("predict", single, *(w for t in TEXTS for w in ("--prompt", t))).rows, expected(single, TEXTS))
 
 
 def test_predictions_go_to_a_file_whole_or_not_at_all(
     hftk: Any, single: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hftk.cli.classes.CHUNK", 2)
+    monkeypatch.setattr("hftk.cli.predict_labels.CHUNK", 2)
     command = ["predict", single, *(w for t in TEXTS for w in ("--prompt", t))]
     lines, out = hftk(*command).out, tmp_path / "out.jsonl"
     calls, inner = [], BertForSequenceClassification.forward

@@ -17,13 +17,14 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from hftk import __version__
-from hftk.cli import TASKS, main, prediction
-from hftk.cli.trained import load
+from hftk.cli import main, predict
+from hftk.cli.model_folder import load
 from hftk.config import GenerationSettings
-from hftk.generation import generate
-from hftk.records import RunRecord, load_record, save_record
+from hftk.generation.generate import generate
+from hftk.models.tokenizers import train_byte_bpe
+from hftk.reports.record import RunRecord, load_record, save_record
 from hftk.task import Score
-from hftk.tokenizers import train_byte_bpe
+from hftk.tasks.table import TASKS
 
 TEXTS = ["The river is wide and slow.", "Größe und Maß: 漢字", "once upon a time there was a river"] * 5
 
@@ -210,7 +211,7 @@ def test_results_are_handed_on_in_order_as_soon_as_they_can_be() -> None:
             came.append(index)
             yield SimpleNamespace(index=index)
 
-    ordered = prediction._in_order(results())
+    ordered = predict._in_order(results())
     assert next(ordered).index == 0 and came == [2, 0]
     assert [r.index for r in ordered] == [1, 2, 3]
 
@@ -248,7 +249,7 @@ WRONG: dict[str, tuple[list[str], list[str]]] = {
     "an output that is a folder": (["predict", "RUN", "--prompt", "a", "--output", "TMP/full"], ["found the folder TMP/full"]),
     "an output that is the input": (
         ["predict", "RUN", "--file", "TMP/prompts.txt", "--output", "TMP/prompts.txt"],
-        ["is the file that the prompts come from"],
+        ["is an input of this command"],
     ),
     "temperature without sampling": (["predict", "RUN", "--prompt", "a", "--temperature", "2"], ["--do_sample: ", "add --do_sample\n"]),
     "sampling with beams": (
@@ -336,7 +337,7 @@ def test_a_path_below_a_folder_that_exists_is_no_hub_id(hftk: Any, tmp: Path, mo
 def test_what_loading_says_is_kept_off_stdout(hftk: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from transformers.utils import logging
 
-    from hftk import model
+    from hftk.models import load as model
 
     def chatty(*args: Any, **kwargs: Any) -> Any:
         print("a choice")
@@ -363,7 +364,7 @@ def test_wrong_stdin_is_named(
 def test_all_mistakes_are_reported_at_once_and_before_anything_is_loaded(
     hftk: Any, tmp: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(prediction, "load", lambda *args: pytest.fail("loaded"))
+    monkeypatch.setattr(predict, "load", lambda *args: pytest.fail("loaded"))
     words = ["--file", tmp / "none.txt", "--top_k", "3", "--batch_size", "0", "--output", tmp / "x/y"]
     result = hftk("predict", tmp / "full", *words)
     assert result.code == 2 and result.err.startswith("hftk: 5 problems in the input\n")
@@ -386,7 +387,7 @@ def test_other_ends_have_their_exit_codes(
     def fail(*args: Any) -> None:
         raise error
 
-    monkeypatch.setattr(prediction, "load", fail)
+    monkeypatch.setattr(predict, "load", fail)
     result = hftk("predict", folder, "--prompt", "a")
     assert result.code == code and message in result.err
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from hftk.records import RunRecord, save_record
+from hftk.reports.record import RunRecord, save_record
 from hftk.task import Score
 
 
@@ -130,7 +130,7 @@ WRONG: dict[str, list[str]] = {
     "other texts": ["found other texts in the test split of"],
     "other labels": ["expected the same references, found 'a' and 'c' in row 0"],
     "language model": ["expected two runs of one task, found classification and causal_lm"],
-    "folding": ["expected a run of classification or causal_lm or summarization or translation, found one of folding"],
+    "folding": ["expected a run of causal_lm or classification or summarization or translation, found one of folding"],
     "torn": ["expected JSON in line 2 of"],
     "no predictions": ["expected predictions.jsonl in"],
     "runn": ["nothing at", "did you mean"],

@@ -10,7 +10,7 @@ import pytest
 
 from hftk.config import PublishConfig
 from hftk.parsing.settings import read_settings
-from hftk.records import RunRecord, save_record
+from hftk.reports.record import RunRecord, save_record
 
 
 @pytest.fixture

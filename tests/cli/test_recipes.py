@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from hftk.cli.recipes import find_recipes
+from hftk.cli.new import find_recipes
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 

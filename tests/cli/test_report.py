@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from hftk.metrics.comparison import holm
-from hftk.records import save_record
+from hftk.reports.record import save_record
 from hftk.task import Score
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "reports"))

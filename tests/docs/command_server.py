@@ -34,7 +34,7 @@ SHORT: dict[str, Any] = {
 SHORT_TEXTS = {"generation": {"max_new_tokens": 4}}
 MADE = {"model": {"vocab_size": 600}}
 WARM = (
-    "hftk.cli", "hftk.training", "hftk.planning", "hftk.reports", "hftk.hub", "hftk.weights", "hftk.tasks.rivals", "hftk.tasks.tfidf",
+    "hftk.cli", "hftk.training.fit", "hftk.planning", "hftk.reports", "hftk.hub", "hftk.models.weights", "hftk.tasks.significance", "hftk.tasks.tfidf",
     "transformers.models.gpt2.modeling_gpt2", "transformers.models.bert.modeling_bert", "transformers.models.t5.modeling_t5",
     "transformers.models.marian.modeling_marian", "transformers.models.llama.modeling_llama",
     "transformers.models.encoder_decoder.modeling_encoder_decoder", "transformers.trainer", "accelerate.commands.launch",
@@ -270,8 +270,8 @@ def main(address: str, hub: Path) -> None:
         finish(lambda: prepare(hub))
     assert os.waitpid(maker, 0)[1] == 0
     warm_up(json.loads((hub.parent / "first_run/modules.json").read_text()))
-    from hftk.records import load_record
     from hftk.reports import render_html
+    from hftk.reports.record import load_record
 
     render_html(load_record(hub.parent / "first_run/out"))  # the templates are compiled once
     gc.collect()

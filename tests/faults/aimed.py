@@ -21,7 +21,7 @@ from killing import Run, Server
 from left_behind import differences, left_behind
 from phases import PHASES
 
-from hftk import checkpoints
+from hftk.training import checkpoints
 
 CHECKPOINT = "checkpoint"
 """Between the first byte of a checkpoint and the rename that makes it count."""

@@ -22,7 +22,7 @@ from typing import Any
 from phases import NAMES, show_phases
 
 HERE = Path(__file__).parent
-IMPORTS = ("hftk", "hftk.training", "hftk.evaluation", "hftk.records", "hftk.reports", "hftk.hub", "hftk.cli", "hftk.tasks")
+IMPORTS = ("hftk", "hftk.training.fit", "hftk.evaluation.evaluate", "hftk.reports.record", "hftk.reports", "hftk.hub", "hftk.cli", "hftk.tasks")
 
 
 def serve() -> None:

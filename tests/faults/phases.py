@@ -45,7 +45,11 @@ class Clock:
 
 def show_phases(path: Path) -> None:
     """From here on this process says what it is doing, in the shared memory at ``path``."""
-    from hftk import evaluation, generation, records, reports, trainer, training
+    from hftk import reports
+    from hftk.evaluation import evaluate
+    from hftk.generation import generate
+    from hftk.reports import record
+    from hftk.training import fit, trainer
 
     shared = Shared(path, NAMES)
     clock = Clock(shared)
@@ -73,11 +77,11 @@ def show_phases(path: Path) -> None:
     around(trained, "train", "training")
     around(trained, "evaluate", "evaluation")
     around(trained, "_save_checkpoint", "saving")
-    around(generation, "decode", of_generation)
-    around(training, "save_trained", "final save")
+    around(generate, "decode", of_generation)
+    around(fit, "save_trained", "final save")
     around(reports, "write_report", "report")
-    around(records, "record", "report")
-    around(evaluation, "evaluate", lambda: _after("final evaluation"))
+    around(record, "record", "report")
+    around(evaluate, "evaluate", lambda: _after("final evaluation"))
     _count_steps(trainer.Conductor, shared)
 
 

@@ -14,7 +14,7 @@ from disk import Disk, Tree, below, disks_after, write_tree
 from interposer import Operation
 from left_behind import differences, left_behind
 
-from hftk import checkpoints
+from hftk.training import checkpoints
 
 FINAL = ("model.safetensors", "config.json", "tokenizer.json", "predictions.jsonl", "record.json", "report.html", "config.yaml")
 

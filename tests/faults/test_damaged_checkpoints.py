@@ -17,8 +17,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "adapters"))
 
 import adapted_runs
 
-from hftk import checkpoints
 from hftk.config import InputError, override
+from hftk.training import checkpoints
 
 pytestmark = pytest.mark.usefixtures("tiny_runs")
 

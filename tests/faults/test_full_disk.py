@@ -21,10 +21,12 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "invariants"))
 import small_runs
 
 import hftk
-from hftk import checkpoints, evaluation, records, training
-from hftk.launch.output import LOCK, PREDICTIONS, STATUS
-from hftk.records import RECORD
-from hftk.trainer import ExactTrainer
+from hftk.evaluation import evaluate
+from hftk.launch.output_folder import LOCK, PREDICTIONS, STATUS
+from hftk.reports import record
+from hftk.reports.record import RECORD
+from hftk.training import checkpoints, fit
+from hftk.training.trainer import ExactTrainer
 
 pytestmark = [pytest.mark.usefixtures("tiny_runs"), pytest.mark.skipif(os.name == "nt", reason="no mount, no limit")]
 SPLITS = small_runs.splits_of(small_runs.many_to_a_block(100), small_runs.many_to_a_block(20, seed=1))
@@ -137,7 +139,7 @@ def test_a_disk_that_gets_full_during_a_save_loses_nothing(disk: Disk, straight:
                 disk.fill(leave=room)
             super().write_files()
 
-    with mock.patch.object(training, "ExactTrainer", Filling):
+    with mock.patch.object(fit, "ExactTrainer", Filling):
         code, status = run(config_of(output))
     assert_ended_clearly(code, status, capsys.readouterr().err, "a checkpoint could not be written")
     assert "checkpoint-2 and older ones are as they were" in status["message"] and "MB free" in status["message"]
@@ -153,9 +155,9 @@ def test_a_disk_that_gets_full_during_a_save_loses_nothing(disk: Disk, straight:
 
 
 STAGES = {
-    "the trained model": (training, "save_trained", 8192),
-    "the predictions": (evaluation, "write_predictions", 0),
-    "the record": (records, "record", 0),
+    "the trained model": (fit, "save_trained", 8192),
+    "the predictions": (evaluate, "write_predictions", 0),
+    "the record": (record, "record", 0),
 }
 
 
@@ -190,7 +192,7 @@ def test_a_disk_that_becomes_read_only_loses_nothing(disk: Disk, straight: Path,
                 disk.remount("ro")
             super().write_files()
 
-    with mock.patch.object(training, "ExactTrainer", Locking):
+    with mock.patch.object(fit, "ExactTrainer", Locking):
         code, status = run(config_of(output))
     said = capsys.readouterr().err
     assert code == 1 and status["state"] == "running", "it cannot be written"
@@ -207,7 +209,7 @@ def test_files_that_may_not_get_so_large_end_the_run_clearly(tmp_path: Path, str
     """A limit such as ``ulimit -f`` (or a quota), which needs no root."""
     import resource
 
-    monkeypatch.setattr("hftk.saving._place_with_room", lambda size: None)
+    monkeypatch.setattr("hftk.training.checkpoint_writer._place_with_room", lambda size: None)
     output = tmp_path / "run"
     most = (checkpoints.checkpoints(straight)[-1] / "optimizer.pt").stat().st_size - 1000
     kept = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -219,7 +221,7 @@ def test_files_that_may_not_get_so_large_end_the_run_clearly(tmp_path: Path, str
             super().write_files()
 
     try:
-        with mock.patch.object(training, "ExactTrainer", Limited):
+        with mock.patch.object(fit, "ExactTrainer", Limited):
             code, status = run(config_of(output))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, kept)

@@ -9,10 +9,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-import hftk.config
+import hftk
 from hftk.launch import launcher
 
-ROOT = Path(hftk.config.__file__).parents[1]
+ROOT = Path(hftk.__file__).parents[1]
 TOY = ROOT / "tests" / "launch" / "toy_recipe.py"
 TWO = ROOT / "recipes" / "accelerate" / "two_processes.yaml"
 ACCELERATE = [sys.executable, "-m", "accelerate.commands.launch"]

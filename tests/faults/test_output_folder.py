@@ -10,12 +10,12 @@ from pathlib import Path
 import psutil
 import pytest
 
-import hftk.config
-from hftk.config import InputError, RunConfig
-from hftk.launch import output
-from hftk.launch.output import prepare_output, read_status, release_output, settle_output, write_status
+import hftk
+from hftk.config import DataConfig, InputError, ModelConfig, RunConfig
+from hftk.launch import output_folder
+from hftk.launch.output_folder import prepare_output, read_status, release_output, settle_output, write_status
 
-ROOT = Path(hftk.config.__file__).parents[1]
+ROOT = Path(hftk.__file__).parents[1]
 STATUS = {"state": "done", "exit_code": 0, "message": "", "pid": 1, "started": "2026-01-02T03:04:05+00:00"}
 
 
@@ -285,7 +285,7 @@ def test_a_lock_from_another_machine_holds_as_long_as_it_is_touched(tmp_path, ca
 
 
 def test_a_lock_from_another_machine_is_waited_for_until_it_is_silent(tmp_path, monkeypatch):
-    monkeypatch.setattr(output, "SILENT_SECONDS", 0.5)
+    monkeypatch.setattr(output_folder, "SILENT_SECONDS", 0.5)
     lock(tmp_path, host="elsewhere", pid=1)
     started = time.monotonic()
     assert holder(prepare_output(config(tmp_path))) == os.getpid()
@@ -295,14 +295,14 @@ def test_a_lock_from_another_machine_is_waited_for_until_it_is_silent(tmp_path, 
 
 def test_a_lock_from_another_machine_that_is_long_silent_is_stale(tmp_path):
     lock(tmp_path, host="elsewhere", pid=1)
-    long_ago = time.time() - output.SILENT_SECONDS - 1
+    long_ago = time.time() - output_folder.SILENT_SECONDS - 1
     os.utime(tmp_path / "run.lock", (long_ago, long_ago))
     assert holder(prepare_output(config(tmp_path))) == os.getpid()
     release_output(tmp_path)
 
 
 def test_a_lock_is_kept_alive_for_other_machines(tmp_path, monkeypatch):
-    monkeypatch.setattr(output, "HEARTBEAT_SECONDS", 0.02)
+    monkeypatch.setattr(output_folder, "HEARTBEAT_SECONDS", 0.02)
     folder = prepare_output(config(tmp_path))
     os.utime(folder / "run.lock", (0, 0))
     deadline = time.monotonic() + 5
@@ -322,8 +322,8 @@ def test_a_half_written_lock_is_waited_for_and_then_stale(tmp_path):
 
 RACE = """
 import sys, time
-from hftk.config import InputError, RunConfig
-from hftk.launch.output import prepare_output, read_status, release_output, settle_output, write_status
+from hftk.config import DataConfig, InputError, ModelConfig, RunConfig
+from hftk.launch.output_folder import prepare_output, read_status, release_output, settle_output, write_status
 for folder in sys.argv[2:]:
     while time.time() < float(sys.argv[1]):
         pass
@@ -379,3 +379,25 @@ def test_what_is_no_status_of_ours_is_none(tmp_path):
     for text in ("", "[1]", '{"state": "done"}', "\x00"):
         (tmp_path / "status.json").write_text(text)
         assert read_status(tmp_path) is None
+
+
+# --- paths in the settings
+
+
+def test_an_output_folder_with_an_input_of_the_run_is_refused_whatever_the_flags(tmp_path):
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts/a.txt").write_text("precious")
+    for name in ("texts", "texts/a.txt"):
+        for flags in ({}, {"resume": "auto"}, {"overwrite": True}):
+            with pytest.raises(InputError, match="without inputs of the run"):
+                prepare_output(config(tmp_path / "texts", data=DataConfig(path=str(tmp_path / name)), **flags))
+    model = earlier_run(tmp_path / "model", "model.safetensors")
+    with pytest.raises(InputError, match=r"--model\.name"):
+        prepare_output(config(model, model=ModelConfig(name=str(model)), overwrite=True))
+    assert (model / "model.safetensors").read_text() == "precious"
+
+
+@pytest.mark.parametrize("path", ("n" * 300, "~nosuchuser/x", "/dev/null"))
+def test_an_output_that_cannot_be_a_folder_is_an_error_of_the_input(path):
+    with pytest.raises(InputError, match="output"):
+        prepare_output(config(path))

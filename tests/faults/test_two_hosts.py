@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-import hftk.config
+import hftk
 
-ROOT = Path(hftk.config.__file__).parents[1]
+ROOT = Path(hftk.__file__).parents[1]
 TOY = str(ROOT / "tests" / "launch" / "toy_recipe.py")
 
 

@@ -11,10 +11,10 @@ from datasets import Dataset
 from small_writers import make
 
 import hftk
-from hftk import generation
 from hftk.config import EvalConfig, GenerationSettings
+from hftk.generation import generate
 from hftk.launch import launched
-from hftk.tokenizers import train_characters
+from hftk.models.tokenizers import train_characters
 
 TEXTS = [f"{word} {number}" * (1 + number % 3) for number in range(8) for word in ("Hund", "自行车", "бежит")]
 
@@ -28,7 +28,7 @@ def main(act: str, kind: str, folder: str) -> None:
         tokenizer.save_pretrained(folder)
         return
     launched()
-    generation.LOGITS_BYTES = 4 * len(tokenizer) * 2 * 4  # four rows of two beams at a time
+    generate.LOGITS_BYTES = 4 * len(tokenizer) * 2 * 4  # four rows of two beams at a time
     task = hftk.Summarization(hftk.SummarizationConfig(generation=GenerationSettings(max_new_tokens=8, num_beams=2)))
     rows = Dataset.from_dict({"source": TEXTS, "target": [text[::-1] for text in TEXTS]})
     hftk.evaluate(task, model, tokenizer, ("test", rows), EvalConfig(resamples=0), output=folder)

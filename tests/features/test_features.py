@@ -10,17 +10,17 @@ import numpy as np
 import pytest
 from datasets import ClassLabel, Dataset
 
-import hftk.config
-from hftk import choices, features
+import hftk
+from hftk import console, features
 from hftk.config import ModelConfig, override
-from hftk.features import store
-from hftk.features.key import make_key
+from hftk.features import cache
+from hftk.features.cache_key import make_key
+from hftk.models.tokenizers import train_byte_bpe, train_wordpiece
 from hftk.tasks.causal_lm import CausalLM, CausalLMConfig
 from hftk.tasks.classification import Classification, ClassificationConfig
 from hftk.tasks.summarization import Summarization, SummarizationConfig
-from hftk.tokenizers import train_byte_bpe, train_wordpiece
 
-ROOT = Path(hftk.config.__file__).parents[1]
+ROOT = Path(hftk.__file__).parents[1]
 TEXTS = ["the cat sat", "on the mat 床前明月光", "and slept", "", "until the end of the day"] * 4
 CALL = {"max_length": 8, "training": True}
 
@@ -28,7 +28,7 @@ CALL = {"max_length": 8, "training": True}
 @pytest.fixture(autouse=True)
 def every_set_is_large(monkeypatch):
     monkeypatch.setattr(features, "LEAST_BYTES", 0)
-    choices.forget()
+    console.forget()
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +85,7 @@ def test_the_second_run_reads_what_the_first_one_encoded(tmp_path, tokenizer, ca
     assert len(calls) == 1 and (first.facts["cache"], again.facts["cache"]) == ("written", "read")
     plain = task.encode(rows, tokenizer, **CALL)
     assert equal(plain, first) and equal(plain, again)
-    assert any("read from the cache" in line for line in choices.noted())
+    assert any("read from the cache" in line for line in console.noted())
     assert len(list(tmp_path.iterdir())) == 1
 
 
@@ -121,14 +121,16 @@ def test_every_task_reads_back_what_it_encoded(tmp_path, task, config, columns, 
         call = {"max_length": 40, "training": training}
     else:
         call = {"max_length": 6, "training": training}
-    with choices.heard() as said:
+    with console.heard() as said:
         first = features.encode(made, rows, wordpiece, **call)
-    choices.forget()
+    console.forget()
     second = features.encode(made, rows, wordpiece, **call)
     assert (
-        second.facts["cache"] == "read" and equal(made.encode(rows, wordpiece, **call), second) and equal(first, second)
+        second.facts["cache"] == "read"
+        and equal(made.encode(rows, wordpiece, **call), second)
+        and equal(first, second)
     )
-    assert set(said) <= set(choices.noted())  # what is cut off is said again
+    assert set(said) <= set(console.noted())  # what is cut off is said again
 
 
 def test_small_sets_and_streams_and_foreign_tasks_are_not_kept(tmp_path, tokenizer, monkeypatch):
@@ -180,7 +182,9 @@ def test_another_text_tokenizer_or_setting_has_another_name(tmp_path, tokenizer)
     lowered = train_byte_bpe(TEXTS, 280)
     lowered.eos_token = "the"
     changed["another end"] = key(other=lowered)
-    assert len({base, *changed.values()}) == 1 + len(changed), {name for name, k in changed.items() if k == base}
+    assert len({base, *changed.values()}) == 1 + len(changed), {
+        name for name, k in changed.items() if k == base
+    }
     assert None not in changed.values()
 
 
@@ -200,7 +204,7 @@ def test_a_call_of_the_tokenizer_in_between_does_not_change_the_name(tmp_path):
 
 
 def test_another_version_of_a_library_or_of_the_code_has_another_name(tmp_path, tokenizer, monkeypatch):
-    from hftk.features import key
+    from hftk.features import cache_key as key
 
     names = {make_key(task_of(tmp_path), rows_of(), tokenizer, **CALL)}
     monkeypatch.setattr(key, "_versions", lambda: {"tokenizers": "99"})
@@ -282,16 +286,16 @@ def test_a_disk_that_refuses_costs_nothing_but_the_cache(tmp_path, tokenizer, mo
     (tmp_path / "file").write_text("in the way")
     task, rows = task_of(tmp_path / "file"), rows_of()
     assert equal(task.encode(rows, tokenizer, **CALL), features.encode(task, rows, tokenizer, **CALL))
-    assert any("cannot be written" in line for line in choices.noted())
+    assert any("cannot be written" in line for line in console.noted())
 
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(store.os, "fsync", full)
+    monkeypatch.setattr(cache.os, "fsync", full)
     task = task_of(tmp_path / "full")
     assert equal(task.encode(rows, tokenizer, **CALL), features.encode(task, rows, tokenizer, **CALL))
     assert list((tmp_path / "full").iterdir()) == []
-    assert any("No space left" in line for line in choices.noted())
+    assert any("No space left" in line for line in console.noted())
 
 
 def test_writers_at_the_same_time_leave_one_whole_file(tmp_path, tokenizer):
@@ -323,7 +327,7 @@ def test_writers_at_the_same_time_leave_one_whole_file(tmp_path, tokenizer):
     plain = task.encode(rows, tokenizer, **CALL)
     assert not errors and said == [str(len(plain))] * 2 and all(equal(plain, m) for m in made)
     (file,) = tmp_path.iterdir()
-    assert store.read(file) is not None
+    assert cache.read(file) is not None
 
 
 def test_files_that_no_run_has_read_for_a_month_are_removed(tmp_path, tokenizer):
@@ -341,7 +345,7 @@ def test_files_that_no_run_has_read_for_a_month_are_removed(tmp_path, tokenizer)
 def test_facts_that_no_file_can_hold_are_not_kept(tmp_path, tokenizer):
     made = task_of(tmp_path).encode(rows_of(), tokenizer, **CALL)
     odd = replace(features.compact(made), facts={"tuple": (1, 2)})
-    assert not store.write(tmp_path / "x", odd, []) and list(tmp_path.iterdir()) == []
+    assert not cache.write(tmp_path / "x", odd, []) and list(tmp_path.iterdir()) == []
 
 
 # --- several processes
@@ -355,7 +359,12 @@ def test_two_processes_encode_once_and_wait_for_longer_than_the_time_out(tmp_pat
         str(Path(__file__).with_name("in_two_processes.py")), "--output", str(tmp_path / "out"), "--data.cache", str(tmp_path / "cache"),
         "--train.extra.ddp_timeout", "8",
     ]  # fmt: skip
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "ACCELERATE_USE_CPU": "true",
+        "OMP_NUM_THREADS": "1",
+    }
     done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     found = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in range(2)]

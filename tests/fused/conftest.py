@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from hftk import choices
+from hftk import console
 from hftk.fused import building
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -24,7 +24,7 @@ def ops() -> object:
 def _as_before() -> Iterator[None]:
     threads = torch.get_num_threads()
     torch.manual_seed(0)
-    choices.forget()
+    console.forget()
     yield
     torch.set_num_threads(threads)
-    choices.forget()
+    console.forget()

@@ -10,7 +10,7 @@ import pytest
 import torch
 from small_models import make
 
-from hftk import choices, fused
+from hftk import console, fused
 from hftk.config import InputError
 from hftk.fused import building, installing
 
@@ -63,7 +63,7 @@ def test_without_a_compiler_a_run_goes_on_and_says_so(monkeypatch, tmp_path):
     building.library.cache_clear()
     try:
         assert not is_fused(chosen(make("t5")))
-        assert "no C++ compiler was found" in choices.noted()[-1]
+        assert "no C++ compiler was found" in console.noted()[-1]
         with pytest.raises(InputError, match="apt install g"):
             chosen(make("t5"), "always")
     finally:

@@ -10,8 +10,8 @@ from small_models import KINDS, WORDS, batch, loss_and_gradients, make, same
 
 from hftk import fused
 from hftk.fused import installing, stacks
-from hftk.tasks import vocabulary
-from hftk.tasks.vocabulary import summed_nats
+from hftk.models import chunked_cross_entropy
+from hftk.models.chunked_cross_entropy import summed_nats
 
 pytestmark = pytest.mark.usefixtures("ops")
 
@@ -464,8 +464,8 @@ def test_the_gradient_of_tied_embeddings_is_put_together_in_one_place(monkeypatc
     labels = given.pop("labels")
     given["decoder_input_ids"] = labels.clamp_min(0)
     if other == "small pieces":
-        monkeypatch.setattr(vocabulary, "FEWEST_POSITIONS", 7)
-        monkeypatch.setitem(vocabulary.LOGITS_AT_ONCE, "cpu", 1)
+        monkeypatch.setattr(chunked_cross_entropy, "FEWEST_POSITIONS", 7)
+        monkeypatch.setitem(chunked_cross_entropy.LOGITS_AT_ONCE, "cpu", 1)
 
     def gradients() -> dict[str, torch.Tensor]:
         model.zero_grad()

@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 
 import hftk
 from hftk.config import InputError, ModelConfig, override
-from hftk.divergence import TrainingDiverged
 from hftk.task import Splits
+from hftk.training.divergence import TrainingDiverged
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tasks"))  # made_pairs
 import made_pairs

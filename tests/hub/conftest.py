@@ -17,8 +17,8 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from hftk.records import save_record
-from hftk.tokenizers import train_byte_bpe
+from hftk.models.tokenizers import train_byte_bpe
+from hftk.reports.record import save_record
 
 if TYPE_CHECKING:
     from hub_server import Hub

@@ -6,7 +6,7 @@ from pathlib import Path
 from hftk import hub
 from hftk.config import PublishConfig, RunConfig, ServiceError
 from hftk.launch import launched, leave_group
-from hftk.records import load_record
+from hftk.reports.record import load_record
 
 hub.PULSE_SECONDS = 0.05
 hub.upload.WAITS = ()

@@ -18,7 +18,7 @@ from made_up_runs import gpt2_run, score
 from hftk.config import PublishConfig
 from hftk.hub.card import card, metadata
 from hftk.hub.folder import public
-from hftk.records import RunRecord, load_record
+from hftk.reports.record import RunRecord, load_record
 from hftk.task import Score
 
 ROOT = Path(__file__).parents[2]

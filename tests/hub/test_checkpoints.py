@@ -15,10 +15,10 @@ import pytest
 from hub_server import TOKEN, USER, Hub
 from recipe_runs import run as recipe
 
-from hftk import checkpoints
 from hftk.config import InputError, PublishConfig
 from hftk.hub import checkpoints as pushing
 from hftk.hub.checkpoints import CheckpointPusher, checkpoint_files
+from hftk.training import checkpoints
 
 REPO = f"{USER}/rivers"
 SETTINGS = PublishConfig(repo=REPO, checkpoints="weights", license="mit")

@@ -13,7 +13,7 @@ from made_up_runs import gpt2_run
 from hftk.config import InputError, PublishConfig, RunConfig
 from hftk.hub import Plan, finishing_command, plan_push, publish
 from hftk.hub.folder import is_absolute, public, without_folders
-from hftk.records import load_record
+from hftk.reports.record import load_record
 
 SETTINGS = PublishConfig(repo="somebody/rivers")
 

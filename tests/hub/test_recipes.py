@@ -187,7 +187,7 @@ def test_what_was_pushed_is_what_was_trained_and_the_card_says_it(
     if kind == "loftq" and "Seq2Seq" not in card:  # which belongs to its rounded base alone
         logits = "\nprint(model(torch.arange(10)[None]).logits.double().tolist())"
         auto = {"bert_classification": "AutoModelForSequenceClassification"}.get(recipe, "AutoModelForCausalLM")
-        ours = f"import torch\nfrom hftk.model import load_trained\nmodel = load_trained({str(folder)!r}, auto_model={auto!r})[0]"
+        ours = f"import torch\nfrom hftk.models.load import load_trained\nmodel = load_trained({str(folder)!r}, auto_model={auto!r})[0]"
         said, same = (client(code=code + logits) for code in (code_of(files["README.md"]), ours))
         numbers = [np.array(json.loads(each.out.splitlines()[-1])) for each in (said, same)]
         assert abs(numbers[0] - numbers[1]).max() <= 0.02 * abs(numbers[1]).max()  # the embeddings are in bfloat16 here

@@ -18,10 +18,10 @@ import small_classifiers
 import small_runs
 
 import hftk
-from hftk import checkpoints
 from hftk.config import DiskError, override
 from hftk.launch import StopRequested, launched
-from hftk.trainer import ExactTrainer, TrainingDiverged
+from hftk.training import checkpoints
+from hftk.training.trainer import ExactTrainer, TrainingDiverged
 
 
 def gathered(value: Any) -> list[Any]:

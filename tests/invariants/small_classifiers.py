@@ -18,9 +18,9 @@ import hftk
 from hftk.config import EvalConfig, ModelConfig, TrainConfig, override
 from hftk.launch import on_main
 from hftk.task import Splits
-from hftk.tasks.judgement import feature_of
+from hftk.tasks.class_predictions import feature_of
 from hftk.tasks.labels import MULTI, REGRESSION, SINGLE, Labels, ProblemType
-from hftk.trainer import ExactTrainer
+from hftk.training.trainer import ExactTrainer
 
 _BERT = {"num_hidden_layers": 2, "num_attention_heads": 2, "hidden_size": 32, "intermediate_size": 64}
 SHAPES: dict[str, dict[str, Any]] = {
@@ -71,7 +71,7 @@ def gpt2_folder() -> str:
 def _save_gpt2() -> str:
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    from hftk.tokenizers import train_characters
+    from hftk.models.tokenizers import train_characters
 
     folder = tempfile.mkdtemp()
     atexit.register(shutil.rmtree, folder, ignore_errors=True)

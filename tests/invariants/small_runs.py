@@ -19,10 +19,10 @@ from datasets import Dataset
 from transformers import TrainerCallback
 
 import hftk
-from hftk import training
 from hftk.config import EvalConfig, ModelConfig, TrainConfig, override
 from hftk.task import Splits
-from hftk.trainer import ExactTrainer
+from hftk.training import fit as training
+from hftk.training.trainer import ExactTrainer
 
 ROOT = Path(__file__).parents[2]
 CONTEXT = 64
@@ -140,7 +140,7 @@ def stopping_at(step: int, act: Any = None) -> Iterator[None]:
         mock.patch.object(ExactTrainer, "_get_num_items_in_batch", count),
     ]
     if act is None:
-        patches.append(mock.patch("hftk.trainer.stop_requested", lambda: asked[0]))
+        patches.append(mock.patch("hftk.training.trainer.stop_requested", lambda: asked[0]))
     for patch in patches:
         patch.start()
     try:

@@ -17,11 +17,12 @@ from safetensors.torch import load_file
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 import hftk
-from hftk import choices, training
+from hftk import console
 from hftk.config import EvalConfig, GenerationSettings, ModelConfig, TrainConfig, override
 from hftk.features.streams import encode_round_robin
 from hftk.launch import StopRequested, on_main
 from hftk.task import Features, Splits
+from hftk.training import fit
 
 STEPS = 20
 T5 = {"num_layers": 2, "num_decoder_layers": 2, "num_heads": 2, "d_model": 32, "d_kv": 16, "d_ff": 64}
@@ -118,10 +119,10 @@ def _prepared(case: str, output: Path, *changes: dict[str, Any]) -> tuple[Any, S
 def run_config(config: Any, splits: Splits) -> dict[str, Any]:
     kinds = {hftk.CausalLMConfig: hftk.CausalLM, hftk.ClassificationConfig: hftk.Classification}
     task = kinds.get(type(config), hftk.Summarization)(config)
-    choices.forget()
+    console.forget()
     unset_hf_deepspeed_config()  # of the run before: it would shard what is loaded
     model, tokenizer = hftk.load_model(config.model, task, splits, seed=config.train.seed)
-    with mock.patch.object(training, "STREAM_ROWS", 20):
+    with mock.patch.object(fit, "STREAM_ROWS", 20):
         trained = hftk.fit(task, model, tokenizer, splits, config)
     seen = hftk.evaluate(task, trained.model, tokenizer, splits.held_out, config.eval)
     assert seen is not None

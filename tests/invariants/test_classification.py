@@ -13,7 +13,7 @@ import hftk
 from hftk.config import InputError
 from hftk.task import Splits
 from hftk.tasks.labels import MULTI, REGRESSION, SINGLE
-from hftk.trainer import ExactTrainer
+from hftk.training.trainer import ExactTrainer
 
 CLOSE = 1e-5
 ARCHITECTURES, KINDS, CASES = small_classifiers.ARCHITECTURES, small_classifiers.KINDS, small_classifiers.CASES
@@ -70,7 +70,7 @@ def test_the_mean_of_means_gives_another_gradient(whole, case, tmp_path):
 
 def first_batch(case):
     """Rows of the first global batch, their class weights, and the model before training."""
-    from hftk.batching import BatchSize, EpochPlan
+    from hftk.features.batches import BatchSize, EpochPlan
 
     architecture, kind, changes = CASES[case]
     config = small_classifiers.make_config("unused", architecture=architecture, **changes)

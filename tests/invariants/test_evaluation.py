@@ -9,9 +9,9 @@ import small_runs
 import torch
 
 import hftk
-import hftk.training
+import hftk.training.fit
 from hftk.config import override
-from hftk.evaluation import collect
+from hftk.evaluation.evaluate import run_model
 
 TRAIN, HELD_OUT = small_runs.many_to_a_block(50), small_runs.many_to_a_block(31, seed=1)
 LONG = small_runs.texts([150, 64, 5, 300, 63, 65], seed=2)  # some documents are several windows
@@ -42,7 +42,7 @@ def test_outputs_are_in_data_order():
     config = small_runs.make_config("unused")
     task, model, tokenizer = small_runs.load(config, splits)
     features = task.encode(splits.validation, tokenizer, max_length=small_runs.CONTEXT, training=False)
-    outputs = collect(task, model, tokenizer, features, batch_size=8)
+    outputs = run_model(task, model, tokenizer, features, batch_size=8)
     assert outputs["tokens"].tolist() == [int((labels != -100).sum()) for labels in features.columns["labels"]]
     assert outputs["tokens"].sum() == sum(len(text) for text in HELD_OUT + LONG)
     collate = task.collator(tokenizer, model, training=False)
@@ -124,7 +124,7 @@ def test_a_model_in_evaluation_mode_is_trained_in_training_mode(tmp_path):
     seen, loss, outputs = [], task.loss, task.outputs
     task.loss = lambda model, batch: seen.append({m.training for m in model.modules()}) or loss(model, batch)
     task.outputs = lambda model, batch: seen.append({m.training for m in model.modules()}) or outputs(model, batch)
-    hftk.training.fit(task, model.eval(), tokenizer, splits, config)
+    hftk.training.fit.fit(task, model.eval(), tokenizer, splits, config)
     assert seen == [{True}, {False}] * 5
 
 
@@ -134,7 +134,7 @@ def test_time_of_evaluations_is_not_booked_as_training(tmp_path):
     task, model, tokenizer = small_runs.load(config, splits)
     outputs = task.outputs
     task.outputs = lambda model, batch: time.sleep(0.3) or outputs(model, batch)
-    trained = hftk.training.fit(task, model, tokenizer, splits, config)
+    trained = hftk.training.fit.fit(task, model, tokenizer, splits, config)
     assert trained.seconds["evaluate"] >= 1.5 > trained.seconds["train"]
     assert [point["step"] for point in trained.history if "loss" not in point] == [2, 3, 4]
 
@@ -148,7 +148,7 @@ def test_the_same_weights_are_not_run_over_the_same_rows_twice_but_others_are():
 
     def passes(size):
         before = len(calls)
-        found = collect(task, model, tokenizer, features, batch_size=size)
+        found = run_model(task, model, tokenizer, features, batch_size=size)
         return len(calls) - before, found
 
     (first, one), (second, other) = passes(8), passes(8)

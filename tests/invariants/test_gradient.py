@@ -7,8 +7,8 @@ import pytest
 import small_runs
 import torch
 
-from hftk.batching import split_step
-from hftk.trainer import ExactTrainer
+from hftk.features.batches import split_step
+from hftk.training.trainer import ExactTrainer
 
 CLOSE = 1e-5
 

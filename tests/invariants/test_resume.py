@@ -11,10 +11,10 @@ import pytest
 import small_runs
 
 import hftk
-from hftk import checkpoints
 from hftk.config import InputError, override
 from hftk.launch import StopRequested
-from hftk.trainer import ExactTrainer, TrainingDiverged
+from hftk.training import checkpoints
+from hftk.training.trainer import ExactTrainer, TrainingDiverged
 
 TRAIN, HELD_OUT = small_runs.many_to_a_block(200), small_runs.many_to_a_block(20, seed=1)
 STEPS = 6

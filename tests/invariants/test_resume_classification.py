@@ -8,11 +8,11 @@ import small_runs
 import torch
 from safetensors.torch import load_file
 
-from hftk import checkpoints
 from hftk.config import InputError, override
 from hftk.launch import StopRequested
 from hftk.task import Splits
 from hftk.tasks.labels import SINGLE
+from hftk.training import checkpoints
 
 
 def classifier_config(output, **changes):

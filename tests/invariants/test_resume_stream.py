@@ -6,10 +6,11 @@ import pytest
 import small_runs
 
 import hftk
-from hftk import batching, checkpoints, training
 from hftk.config import DataConfig, InputError, override
 from hftk.data import formats, sources
+from hftk.features import batches
 from hftk.launch import StopRequested
+from hftk.training import checkpoints, fit
 
 STEPS = 20
 TEXTS = small_runs.many_to_a_block(300)
@@ -21,8 +22,8 @@ TEXTS = [*TEXTS[:150], *TEXTS[:20], *TEXTS[150:], *TEXTS[:20]]
 def small_chunks(monkeypatch):
     monkeypatch.setattr(formats, "CHUNK", 50)
     monkeypatch.setattr(sources, "CHUNK", 50)
-    monkeypatch.setattr(training, "STREAM_ROWS", 20)
-    monkeypatch.setattr(batching, "STREAM_STEPS", 2)
+    monkeypatch.setattr(fit, "STREAM_ROWS", 20)
+    monkeypatch.setattr(batches, "STREAM_STEPS", 2)
 
 
 @pytest.fixture

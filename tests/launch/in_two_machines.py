@@ -5,10 +5,10 @@ import os
 import sys
 from pathlib import Path
 
-from hftk import choices
+from hftk import console
 from hftk.config import InputError
 from hftk.launch import launched, leave_group, machines, on_main
-from hftk.launch.output import write_status
+from hftk.launch.output_folder import write_status
 
 FILES = {"manifest.json": b"{}", "model.safetensors": os.urandom(2500), "empty": b"", "parts/one": b"1" * 1000}
 
@@ -48,7 +48,7 @@ def main(folder, shared):
         "name": found.name,
         "files": files,
         "problems": problems,
-        "noted": choices.noted(),
+        "noted": console.noted(),
     }
     (folder / f"rank{rank}.json").write_text(json.dumps(result))
     on_main(int)

@@ -9,12 +9,12 @@ from pathlib import Path
 import psutil
 import pytest
 
-import hftk.config
+import hftk
 from hftk import launch
 from hftk.config import InputError
-from hftk.launch import endings, launcher, signals
+from hftk.launch import exits, launcher, signals
 
-ROOT = Path(hftk.config.__file__).parents[1]
+ROOT = Path(hftk.__file__).parents[1]
 TOY = Path(__file__).with_name("toy_recipe.py")
 RECIPES = ROOT / "recipes" / "accelerate"
 posix = pytest.mark.skipif(os.name == "nt", reason="signals between processes")
@@ -387,13 +387,13 @@ def test_on_main_in_a_single_process_is_a_plain_call(monkeypatch):
 
 def peer_ends(folder, error, monkeypatch, main_says=None):
     """What process 1 does with ``error``, and the status afterwards."""
-    from hftk.launch.output import write_status
+    from hftk.launch.output_folder import write_status
 
     beginning = {"state": "running", "exit_code": None, "pid": 1, "started": "now", "message": ""}
     write_status(folder, {**beginning, **(main_says or {})})
     monkeypatch.setenv("RANK", "1")
-    monkeypatch.setattr(endings, "PEER_SECONDS", 0.1)
-    code = endings.end(error, endings.Run(folder=folder, status=beginning))
+    monkeypatch.setattr(exits, "PEER_SECONDS", 0.1)
+    code = exits.end(error, exits.Run(folder=folder, status=beginning))
     return code, json.loads((folder / "status.json").read_text())
 
 
@@ -404,17 +404,17 @@ def test_a_peer_that_fails_alone_says_so_in_the_status_and_the_main_process_keep
     assert "ValueError: only here" in capsys.readouterr().err
     monkeypatch.setenv("RANK", "0")  # which then meets a closed connection, or is stopped by the launcher
     for consequence in (signals.StopRequested("SIGTERM"), RuntimeError("Connection closed by peer")):
-        assert endings.end(consequence, endings.Run(folder=tmp_path, status=told)) == 1
+        assert exits.end(consequence, exits.Run(folder=tmp_path, status=told)) == 1
         assert json.loads((tmp_path / "status.json").read_text()) == told
         assert "process 1: ValueError: only here" in capsys.readouterr().err
 
 
 def test_a_peer_that_was_killed_is_named_as_the_cause(monkeypatch):
     lost = RuntimeError("[pair.cc:553] Connection closed by peer [127.0.0.1]:40854")
-    assert "another process" not in endings.meaning(lost)[2]
+    assert "another process" not in exits.meaning(lost)[2]
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert (
-        endings.meaning(lost)[:2] == ("failed", 1) and "another process of this run ended" in endings.meaning(lost)[2]
+        exits.meaning(lost)[:2] == ("failed", 1) and "another process of this run ended" in exits.meaning(lost)[2]
     )
 
 

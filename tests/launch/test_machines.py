@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-import hftk.config
+import hftk
 from hftk.launch import machines
 
-ROOT = Path(hftk.config.__file__).parents[1]
+ROOT = Path(hftk.__file__).parents[1]
 
 
 def two_machines(folder, disk):

@@ -7,7 +7,14 @@ from rouge_score.tokenizers import DefaultTokenizer
 
 from hftk.config import InputError
 from hftk.metrics.bootstrap import _weights, percentile_interval
-from hftk.metrics.rouge import NAMES, UnicodeTokenizer, compare_rouge, mark_sentences, rouge_rows, rouge_scores
+from hftk.metrics.rouge import (
+    NAMES,
+    UnicodeTokenizer,
+    compare_rouge,
+    mark_sentences,
+    rouge_rows,
+    rouge_scores,
+)
 
 NO_INTERVALS = {"resamples": 0, "seed": 0}
 WORDS = [

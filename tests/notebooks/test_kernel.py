@@ -92,16 +92,16 @@ def test_a_notebook_on_a_machine_with_two_gpus_uses_one(monkeypatch, tmp_path, c
     """Trainer would wrap the model in nn.DataParallel, which averages losses as it likes."""
     from transformers import TrainingArguments
 
-    import hftk.trainer
+    import hftk.training.trainer
 
     class TwoGpus(TrainingArguments):
         def __post_init__(self):
             super().__post_init__()
             self._n_gpu = 2
 
-    monkeypatch.setattr(hftk.trainer, "TrainingArguments", TwoGpus)
+    monkeypatch.setattr(hftk.training.trainer, "TrainingArguments", TwoGpus)
     config = hftk.CausalLMConfig(
         train=hftk.TrainConfig(learning_rate=1e-3), model=hftk.ModelConfig(size="tiny"), output=str(tmp_path)
     )
-    arguments = hftk.trainer.make_arguments(config, SimpleNamespace(total_steps=3))
+    arguments = hftk.training.trainer.make_arguments(config, SimpleNamespace(total_steps=3))
     assert arguments.n_gpu == 1 and "one of 2 GPUs is used" in capsys.readouterr().out

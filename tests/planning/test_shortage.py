@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from hftk import choices
+from hftk import console
 from hftk.config import ModelConfig, TrainConfig
-from hftk.launch.endings import meaning
-from hftk.planning import Setup, plan, shortage
+from hftk.launch.exits import meaning
+from hftk.planning import Setup, out_of_memory, plan
 from hftk.planning.shapes import planned_config
 from hftk.problems import OutOfMemory, is_out_of_memory
 from hftk.tasks.causal_lm import CausalLM, CausalLMConfig
@@ -60,10 +60,10 @@ def test_a_real_allocation_that_fails_is_recognized() -> None:
 
 
 def test_it_ends_in_the_plans_numbers_and_settings_that_fit(task: CausalLM, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shortage, "free_memory", lambda: too_little(task))
+    monkeypatch.setattr(out_of_memory, "free_memory", lambda: too_little(task))
     with (
         pytest.raises(OutOfMemory) as caught,
-        shortage.explained(task.config, task, on_meta(task), "fp32"),
+        out_of_memory.explained(task.config, task, on_meta(task), "fp32"),
     ):
         raise MemoryError
     text = str(caught.value)
@@ -74,28 +74,28 @@ def test_it_ends_in_the_plans_numbers_and_settings_that_fit(task: CausalLM, monk
 
 
 def test_other_errors_pass(task: CausalLM) -> None:
-    with pytest.raises(RuntimeError, match="another"), shortage.explained(task.config, task, on_meta(task), "fp32"):
+    with pytest.raises(RuntimeError, match="another"), out_of_memory.explained(task.config, task, on_meta(task), "fp32"):
         raise RuntimeError("another")
 
 
 def test_it_is_foretold_where_the_plan_sees_it_coming(task: CausalLM, monkeypatch: pytest.MonkeyPatch) -> None:
-    choices.forget()
-    monkeypatch.setattr(shortage, "free_memory", lambda: too_little(task))
-    said = shortage.foretell(task.config, task, on_meta(task), "fp32")
-    assert said is not None and "these would fit:" in said and choices.noted() == [said]
-    monkeypatch.setattr(shortage, "plan", lambda *a, **k: pytest.fail("planned, which takes seconds"))
-    monkeypatch.setattr(shortage, "free_memory", lambda: 10**12)
-    assert shortage.foretell(task.config, task, on_meta(task), "fp32") is None
-    choices.forget()
+    console.forget()
+    monkeypatch.setattr(out_of_memory, "free_memory", lambda: too_little(task))
+    said = out_of_memory.foretell(task.config, task, on_meta(task), "fp32")
+    assert said is not None and "these would fit:" in said and console.noted() == [said]
+    monkeypatch.setattr(out_of_memory, "plan", lambda *a, **k: pytest.fail("planned, which takes seconds"))
+    monkeypatch.setattr(out_of_memory, "free_memory", lambda: 10**12)
+    assert out_of_memory.foretell(task.config, task, on_meta(task), "fp32") is None
+    console.forget()
 
 
 def test_the_limit_of_a_container_counts(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shortage, "_CGROUP", tmp_path)
+    monkeypatch.setattr(out_of_memory, "_CGROUP", tmp_path)
     monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=1000))
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    assert shortage.free_memory() == 1000
+    assert out_of_memory.free_memory() == 1000
     (tmp_path / "memory.max").write_text("700\n")
     (tmp_path / "memory.current").write_text("200\n")
-    assert shortage.free_memory() == 500
+    assert out_of_memory.free_memory() == 500
     (tmp_path / "memory.max").write_text("max\n")
-    assert shortage.free_memory() == 1000
+    assert out_of_memory.free_memory() == 1000

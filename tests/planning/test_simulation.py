@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from hftk.config import AdapterConfig, ModelConfig, QuantizationConfig, TrainConfig, override
+from hftk.models import chunked_cross_entropy
 from hftk.planning import simulation
-from hftk.planning.adapted import QuantizedLinear
+from hftk.planning.fake_adapters import QuantizedLinear
 from hftk.planning.shapes import planned_config
 from hftk.planning.simulation import BatchShape, Footprint, LiveBytes, simulate
-from hftk.tasks import vocabulary
 from hftk.tasks.causal_lm import CausalLM, CausalLMConfig
 from hftk.tasks.classification import Classification, ClassificationConfig
 from hftk.tasks.summarization import Summarization, SummarizationConfig
@@ -55,7 +55,7 @@ def test_real_tensors_take_what_the_count_says(architecture: str, precision: str
     live = LiveBytes()
     with live:
         model = simulation._make(task.config, task, made, None)
-        vocabulary._in_pieces[model] = True  # a real model would be tried first, a fake one cannot be
+        chunked_cross_entropy._in_pieces[model] = True  # a real model would be tried first, a fake one cannot be
         real = simulation._count_step(task.config, task, model, shape, shape, precision, False, live)
     assert (real.weights, real.gradients, real.optimizer) == (found.weights, found.gradients, found.optimizer)
     assert real.flops_training == found.flops_training
@@ -153,7 +153,7 @@ def test_quantized_weights_are_as_large_as_bitsandbytes_has_them(bits: int, size
 @pytest.mark.parametrize("method", ["lora", "dora", "ia3"])
 def test_adapters_train_little_and_quantization_shrinks_the_rest(method: str) -> None:
     pytest.importorskip("peft")
-    from hftk.planning.adapted import adapt
+    from hftk.planning.fake_adapters import adapt
 
     task = task_of("t5")
     made = planned_config(task.config.model, task)

@@ -10,6 +10,7 @@ import yaml
 
 import hftk
 from hftk import parsing
+from hftk.models.sizes import model_sizes
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 SCRIPTS = sorted(RECIPES.glob("*.py"))
@@ -37,7 +38,7 @@ def test_a_recipe_is_a_page_with_a_command_a_task_and_a_config(script):
     recipe = load(script)
     assert isinstance(recipe.CONFIG, hftk.RunConfig) and not list(recipe.CONFIG.problems())
     task = recipe.TASK(recipe.CONFIG)
-    assert recipe.CONFIG.model.size in task.sizes(task.architecture), "runs with no argument and no network"
+    assert recipe.CONFIG.model.size in model_sizes(task.architecture, task.auto_model), "runs with no argument and no network"
     assert callable(recipe.main) and recipe.CONFIG.output == f"out/{script.stem}"
 
 

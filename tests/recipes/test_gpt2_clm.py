@@ -11,9 +11,9 @@ from datasets import Dataset
 from safetensors.torch import load_file
 
 import hftk
-from hftk import optimization
 from hftk.config import Optimizer, Schedule, override
 from hftk.task import Splits
+from hftk.training import schedules
 
 ROOT = Path(__file__).parents[2]
 SHAPE = {"n_layer": 2, "n_head": 2, "n_embd": 32, "n_positions": 64}
@@ -227,9 +227,9 @@ def test_every_setting_trains(recipe, shared, name, tmp_path):
     assert all(math.isfinite(point[key]) for point in trained.history for key in ("loss", "eval_loss", "grad_norm"))
     train = config.train
     if train.schedule != "reduce_on_plateau":
-        warmup = optimization.warmup_steps(train.warmup, 3)
+        warmup = schedules.warmup_steps(train.warmup, 3)
         shares = [
-            optimization.schedule_factor(train.schedule, step, 3, warmup, train.min_learning_rate / train.learning_rate)
+            schedules.schedule_factor(train.schedule, step, 3, warmup, train.min_learning_rate / train.learning_rate)
             for step in range(3)
         ]
         assert [p["learning_rate"] for p in trained.history] == pytest.approx([train.learning_rate * s for s in shares])

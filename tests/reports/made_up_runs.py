@@ -7,7 +7,7 @@ import math
 from html.parser import HTMLParser
 from typing import Any
 
-from hftk.records import RunRecord
+from hftk.reports.record import RunRecord
 from hftk.task import Score
 
 VOID = {"meta", "link", "br", "img", "input", "hr", "col", "path"}

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from made_up_runs import Page, classification_run, every_section
 
-from hftk.records import RunRecord, plain
 from hftk.reports import render_html, render_markdown
 from hftk.reports.analysis import views
+from hftk.reports.record import RunRecord, plain
 from hftk.reports.sections import charts, evaluations
 from hftk.reports.wording import column, number, task_title, verdict
 from hftk.task import Score

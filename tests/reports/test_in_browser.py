@@ -12,9 +12,9 @@ from browser import PROGRAM, Browser
 from made_up_runs import EVERY_RUN, classification_run, gpt2_run
 
 from hftk.metrics.comparison import Comparison
-from hftk.records import RunRecord, load_record
 from hftk.reports import render_html
-from hftk.reports.together import Compared, render_together
+from hftk.reports.comparison import Compared, render_together
+from hftk.reports.record import RunRecord, load_record
 
 pytestmark = pytest.mark.skipif(PROGRAM is None, reason="no Chromium is installed")
 RESULTS = Path(__file__).parents[2] / "results"

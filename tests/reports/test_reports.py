@@ -11,9 +11,9 @@ import pytest
 from made_up_runs import EVERY_RUN, Page, classification_run, gpt2_run, score
 
 from hftk.config import InputError
-from hftk.records import RunRecord, load_record, save_record
 from hftk.reports import render_html, render_markdown, summary_lines, write_report
 from hftk.reports.charts import axis, chart, curve, thin
+from hftk.reports.record import RunRecord, load_record, save_record
 from hftk.reports.wording import about, duration, number, size, verdict
 from hftk.task import Score
 

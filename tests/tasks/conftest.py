@@ -9,17 +9,17 @@ from typing import Any
 
 import pytest
 
-from hftk import choices
-from hftk.tokenizers import train_characters
+from hftk import console
+from hftk.models.tokenizers import train_characters
 
 sys.path.insert(0, str(Path(__file__).parent))  # small_classifiers
 
 
 @pytest.fixture(autouse=True)
 def _no_earlier_choices() -> Iterator[None]:
-    choices.forget()
+    console.forget()
     yield
-    choices.forget()
+    console.forget()
 
 
 @pytest.fixture(scope="module")

@@ -10,11 +10,11 @@ from datasets import ClassLabel, Dataset, List, Value
 from datasets import Features as Types
 
 from hftk.config import ModelConfig, TrainConfig
-from hftk.model import load_model
+from hftk.models.load import load_model
+from hftk.models.tokenizers import train_byte_bpe
 from hftk.task import Splits
 from hftk.tasks.classification import Classification, ClassificationConfig
 from hftk.tasks.labels import MULTI, REGRESSION, SINGLE
-from hftk.tokenizers import train_byte_bpe
 
 TEXTS = [
     "good",

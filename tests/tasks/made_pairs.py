@@ -11,10 +11,10 @@ import torch
 from datasets import Dataset
 
 import hftk
-from hftk import training
 from hftk.config import EvalConfig, GenerationSettings, ModelConfig, TrainConfig, override
 from hftk.task import Splits
-from hftk.trainer import ExactTrainer
+from hftk.training import fit as training
+from hftk.training.trainer import ExactTrainer
 
 CONTEXT = 64
 BART = {
@@ -39,7 +39,7 @@ def bart_folder(folder: Path) -> str:
     """A BART as it comes from elsewhere: its decoder starts with the end token, and an end is forced at the last place."""
     from transformers import BartConfig, BartForConditionalGeneration
 
-    from hftk.tokenizers import train_characters
+    from hftk.models.tokenizers import train_characters
 
     tokenizer = train_characters(["abcd."], 16, frame="t5")
     with torch.random.fork_rng():

@@ -21,12 +21,13 @@ from made_classifiers import (
     task_of,
 )
 
-from hftk import choices, heads
+from hftk import console
 from hftk.config import ModelConfig
-from hftk.evaluation import collect
-from hftk.model import load_model, load_trained
+from hftk.evaluation.evaluate import run_model
+from hftk.models import heads
+from hftk.models.load import load_model, load_trained
 from hftk.task import Features, Splits
-from hftk.tasks import judgement
+from hftk.tasks import class_predictions
 from hftk.tasks.classification import Classification, ClassificationConfig
 from hftk.tasks.labels import MULTI, SINGLE
 
@@ -36,7 +37,7 @@ def look_of(task: Classification, model: Any, tokenizer: Any, splits: Splits) ->
         rows = getattr(splits, split)
         rows = rows.select(range(min(most or len(rows), len(rows))))
         features: Features = task.encode(rows, tokenizer, max_length=64, training=False)
-        return rows, collect(task, model, tokenizer, features, batch_size=3)
+        return rows, run_model(task, model, tokenizer, features, batch_size=3)
 
     return look
 
@@ -91,13 +92,13 @@ def test_the_temperature_fitted_lowers_the_loss_on_the_validation_split(kind: st
     splits = Splits(train=rows, validation=rows)
     look = look_of(task, model, tokenizer, splits)
     before = look("validation")[1]
-    (section,) = task.finish(model, splits, look)
+    (section,) = task.after_training(model, splits, look)
     after = look("validation")[1]
     temperature = section["facts"]["temperature"]
     assert temperature > 1.5 and section["facts"]["rows"] == 7
     np.testing.assert_allclose(after["logits"], before["logits"] / temperature, rtol=1e-3, atol=1e-5)
     assert task.eval_loss(after) < task.eval_loss(before)
-    assert any("worked into the last layer" in line for line in choices.noted())
+    assert any("worked into the last layer" in line for line in console.noted())
 
 
 def test_thresholds_are_chosen_on_validation_and_kept_in_the_saved_config(
@@ -109,7 +110,7 @@ def test_thresholds_are_chosen_on_validation_and_kept_in_the_saved_config(
     splits = Splits(train=rows_of(MULTI, [[0]] * 7), validation=rows)
     look = look_of(task, model, tokenizer, splits)
     plain = look("validation")[1]
-    (section,) = task.finish(model, splits, look)
+    (section,) = task.after_training(model, splits, look)
     tuned = look("validation")[1]
     probabilities = 1 / (1 + np.exp(-plain["logits"].astype(np.float64)))
     thresholds = [section["facts"]["thresholds"][name] for name in NAMES]
@@ -121,7 +122,7 @@ def test_thresholds_are_chosen_on_validation_and_kept_in_the_saved_config(
     tokenizer.save_pretrained(tmp_path)
     loaded, loaded_tokenizer = load_trained(str(tmp_path), auto_model="AutoModelForSequenceClassification")
     assert loaded.config.thresholds == model.config.thresholds
-    again = look_of(Classification.of_model(ClassificationConfig(), loaded.config), loaded, loaded_tokenizer, splits)(
+    again = look_of(Classification.from_model_config(ClassificationConfig(), loaded.config), loaded, loaded_tokenizer, splits)(
         "validation"
     )[1]
     assert np.array_equal(again["chosen"], tuned["chosen"])
@@ -133,7 +134,7 @@ def test_thresholds_of_an_earlier_run_are_not_taken_over(tmp_path: Path) -> None
     model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     loaded, _ = load_model(ModelConfig(name=str(tmp_path)), task_of(), Splits(train=rows_of(MULTI)))
-    assert judgement.thresholds(loaded.config, torch.zeros(1, 3)).tolist() == [0.5] * 3
+    assert class_predictions.thresholds(loaded.config, torch.zeros(1, 3)).tolist() == [0.5] * 3
 
 
 def test_temperature_comes_before_thresholds() -> None:
@@ -141,7 +142,7 @@ def test_temperature_comes_before_thresholds() -> None:
     task, rows = task_of(suspicious_labels=0, temperature_scaling=True), rows_of(MULTI)
     splits = Splits(train=rows, validation=rows)
     look = look_of(task, model, tokenizer, splits)
-    task.finish(model, splits, look)
+    task.after_training(model, splits, look)
     tuned = look("validation")[1]
     probabilities = 1 / (1 + np.exp(-tuned["logits"].astype(np.float64)))
     assert np.array_equal(tuned["chosen"], probabilities >= np.array(model.config.thresholds))
@@ -152,6 +153,6 @@ def test_nothing_is_tuned_without_a_validation_split() -> None:
     before = [parameter.clone() for parameter in model.parameters()]
     task = task_of(suspicious_labels=0, temperature_scaling=True)
     splits = Splits(train=rows_of(MULTI))
-    assert task.finish(model, splits, look_of(task, model, tokenizer, splits)) == []
+    assert task.after_training(model, splits, look_of(task, model, tokenizer, splits)) == []
     assert not getattr(model.config, "thresholds", None)
     assert all(map(torch.equal, before, model.parameters()))

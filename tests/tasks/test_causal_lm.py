@@ -12,21 +12,15 @@ import pytest
 import torch
 from datasets import Dataset
 
-from hftk import choices
+from hftk import console
 from hftk.config import EvalConfig, InputError, ModelConfig, TrainConfig
-from hftk.evaluation import collect
-from hftk.model import load_model
-from hftk.task import Features, Splits
+from hftk.evaluation.evaluate import run_model
+from hftk.models.load import load_model
+from hftk.models.tokenizers import train_byte_bpe, train_characters
+from hftk.task import Features, Outputs, Splits
 from hftk.tasks.causal_lm import CausalLM, CausalLMConfig
-from hftk.tasks.decoders import (
-    IGNORED,
-    collate,
-    end_of_text,
-    next_token_logits,
-    start_of_text,
-)
+from hftk.tasks.decoder_inputs import IGNORED, collate, end_of_text, next_token_logits, start_of_text
 from hftk.tasks.tokenization import tokenize
-from hftk.tokenizers import train_byte_bpe, train_characters
 
 LENGTHS = (1, 3, 7, 8, 9, 16, 17, 30, 2, 5)  # shorter than, equal to and longer than blocks of 8, with and without the end
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
@@ -323,8 +317,8 @@ def test_the_evaluated_loss_does_not_depend_on_the_batch_size(models: dict[str, 
     features = task.encode(rows, gpt2_tokenizer, max_length=24, training=False)
     found = []
     for batch_size in (1, 3, 8):
-        outputs = collect(task, models[architecture], gpt2_tokenizer, features, batch_size=batch_size)
-        scores = task.scores(outputs, features, rows, gpt2_tokenizer, resamples=0, seed=0)
+        outputs = run_model(task, models[architecture], gpt2_tokenizer, features, batch_size=batch_size)
+        scores = task.scores(Outputs(arrays=outputs, features=features, rows=rows, tokenizer=gpt2_tokenizer, resamples=0, seed=0))
         by_name = {s.name: s.value for s in scores}
         found.append((task.eval_loss(outputs), *(by_name.pop(name) for name in ("loss", "perplexity", "bits_per_byte"))))
         assert not by_name
@@ -335,9 +329,9 @@ def test_the_evaluated_loss_does_not_depend_on_the_batch_size(models: dict[str, 
 def test_scores_are_those_of_the_sums_by_hand(models: dict[str, Any], gpt2_tokenizer: Any) -> None:
     task, rows = task_of(), rows_of("abc", "床前明月光", "")
     features = task.encode(rows, gpt2_tokenizer, max_length=BLOCK, training=False)
-    outputs = collect(task, models["gpt2"], gpt2_tokenizer, features, batch_size=2)
+    outputs = run_model(task, models["gpt2"], gpt2_tokenizer, features, batch_size=2)
     nats = sum(by_hand(models["gpt2"], features[i]["input_ids"].tolist(), features[i]["labels"].tolist()) for i in range(2))
-    scores = {s.name: s for s in task.scores(outputs, features, rows, gpt2_tokenizer, resamples=10, seed=0)}
+    scores = {s.name: s for s in task.scores(Outputs(arrays=outputs, features=features, rows=rows, tokenizer=gpt2_tokenizer, resamples=10, seed=0))}
     assert scores["loss"].value == pytest.approx(nats / 8, rel=1e-6)
     assert scores["bits_per_byte"].value == pytest.approx(nats / np.log(2) / (3 + 15), rel=1e-6)
     assert "context:8|stride:8" in scores["loss"].signature and scores["loss"].n == 2
@@ -350,11 +344,11 @@ def test_a_text_that_is_nothing_to_the_tokenizer_counts_for_nothing(models: dict
     silent.backend_tokenizer.normalizer = normalizers.Strip()
     task, rows = task_of(), rows_of("abc", "   ", "ab")
     features = task.encode(rows, silent, max_length=BLOCK, training=False)
-    outputs = collect(task, models["gpt2"], silent, features, batch_size=2)
-    with_blank = task.scores(outputs, features, rows, silent, resamples=0, seed=0)
+    outputs = run_model(task, models["gpt2"], silent, features, batch_size=2)
+    with_blank = task.scores(Outputs(arrays=outputs, features=features, rows=rows, tokenizer=silent, resamples=0, seed=0))
     without = rows_of("abc", "ab")
     features = task.encode(without, silent, max_length=BLOCK, training=False)
-    assert [s.value for s in with_blank] == [s.value for s in task.scores(outputs, features, without, silent, resamples=0, seed=0)]
+    assert [s.value for s in with_blank] == [s.value for s in task.scores(Outputs(arrays=outputs, features=features, rows=without, tokenizer=silent, resamples=0, seed=0))]
 
 
 # Baselines -----------------------------------------------------------------------------------------------------------
@@ -367,7 +361,7 @@ def test_baselines_are_judged_on_exactly_the_tokens_of_the_model(gpt2_tokenizer:
     task, splits = task_of(stride=stride), Splits(train=rows_of(*DOCUMENTS))
     rows = rows_of("", "abcabcabcabc", "zz", "床q")
     features = task.encode(rows, gpt2_tokenizer, max_length=BLOCK, training=False)
-    scores = task.baselines(splits, features, rows, gpt2_tokenizer, resamples=0, seed=0)
+    scores = task.baselines(splits, Outputs(features=features, rows=rows, tokenizer=gpt2_tokenizer, resamples=0, seed=0))
     found = {(s.when, s.name): s.value for s in scores}
     assert set(found) == {(f"baseline:{m}", n) for m in ("unigram", "bigram") for n in ("loss", "perplexity", "bits_per_byte")}
     train, held_out = tokenize(DOCUMENTS, gpt2_tokenizer), tokenize(list(rows["text"]), gpt2_tokenizer)
@@ -403,12 +397,12 @@ def test_of_a_stream_only_the_first_documents_train_tokenizer_and_baselines(
 ) -> None:
     monkeypatch.setattr("hftk.tasks.causal_lm.STREAM_SAMPLE", 2)
     task, splits, rows = task_of(), Splits(train=Stream(["ab", "cd", "ef"])), rows_of("abcd")
-    assert list(task.texts(splits)) == ["ab", "cd"]
+    assert list(task.tokenizer_texts(splits)) == ["ab", "cd"]
     features = task.encode(rows, gpt2_tokenizer, max_length=BLOCK, training=False)
-    found = task.baselines(splits, features, rows, gpt2_tokenizer, resamples=0, seed=0)
-    whole = task.baselines(Splits(train=rows_of("ab", "cd")), features, rows, gpt2_tokenizer, resamples=0, seed=0)
+    found = task.baselines(splits, Outputs(features=features, rows=rows, tokenizer=gpt2_tokenizer, resamples=0, seed=0))
+    whole = task.baselines(Splits(train=rows_of("ab", "cd")), Outputs(features=features, rows=rows, tokenizer=gpt2_tokenizer, resamples=0, seed=0))
     assert [s.value for s in found] == [s.value for s in whole]
-    assert [line for line in choices.noted() if "first 2 documents of the stream" in line] == choices.noted() and len(choices.noted()) == 2
+    assert [line for line in console.noted() if "first 2 documents of the stream" in line] == console.noted() and len(console.noted()) == 2
 
 
 # Samples -------------------------------------------------------------------------------------------------------------
@@ -416,7 +410,9 @@ def test_of_a_stream_only_the_first_documents_train_tokenizer_and_baselines(
 
 def test_samples_are_prompt_and_how_the_document_goes_on() -> None:
     task = CausalLM(CausalLMConfig(prompts=3))
-    shown = task.show(rows_of("  one two\nthree", "   ", "长" * 45, "not shown"), {})
+    shown = task.samples(
+        Outputs(features=None, rows=rows_of("  one two\nthree", "   ", "长" * 45, "not shown"), tokenizer=None)  # type: ignore[arg-type]
+    )
     assert shown == [{"prompt": "one two", "reference": "\nthree"}, {"prompt": "长" * 40, "reference": "长" * 5}]
 
 

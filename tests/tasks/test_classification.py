@@ -26,13 +26,14 @@ from made_classifiers import (
     task_of,
 )
 
-from hftk import choices
+from hftk import console
 from hftk.config import InputError, ModelConfig
 from hftk.data.load import load_splits
-from hftk.evaluation import collect
-from hftk.model import load_model, load_trained
-from hftk.task import Splits
-from hftk.tasks import judgement
+from hftk.evaluation.evaluate import run_model
+from hftk.models.load import load_model, load_trained
+from hftk.models.sizes import model_sizes
+from hftk.task import Outputs, Splits
+from hftk.tasks import class_predictions
 from hftk.tasks.classification import Classification, ClassificationConfig
 from hftk.tasks.labels import MULTI, REGRESSION, SINGLE, Labels, labels_of
 
@@ -56,7 +57,7 @@ def test_truncation_is_counted_and_said_and_max_length_holds_in_judging_too() ->
         assert features.lengths.tolist() == [min(5, n) for n in whole]
         assert features.facts["truncated_rows"] == sum(n > 5 for n in whole)
         assert features.facts["tokens_lost"] == sum(max(0, n - 5) for n in whole)
-    (said,) = choices.noted()
+    (said,) = console.noted()
     assert f"{sum(n > 5 for n in whole)} of 7 rows are longer than 5 tokens" in said
 
 
@@ -70,7 +71,7 @@ def test_rows_without_labels_are_encoded_for_prediction() -> None:
         outputs = {name: value.numpy() for name, value in task.outputs(model, batch).items()}
     features = task.encode(rows, tokenizer, max_length=64, training=False)
     task = Classification(ClassificationConfig(), Labels(problem_type=SINGLE, names=tuple(NAMES)))
-    said = task.predictions(outputs, features, rows, model)
+    said = task.predictions(Outputs(arrays=outputs, features=features, rows=rows, tokenizer=tokenizer, model_config=model.config))
     assert (
         [line["index"] for line in said] == [0, 1]
         and "reference" not in said[0]
@@ -80,7 +81,7 @@ def test_rows_without_labels_are_encoded_for_prediction() -> None:
 
 def test_a_tokenizer_made_on_the_spot_is_trained_on_both_texts_of_a_pair() -> None:
     rows = rows_of(SINGLE, pairs=[f"second {i}" for i in range(7)])
-    assert list(task_of().texts(Splits(train=rows))) == [*TEXTS, *(f"second {i}" for i in range(7))]
+    assert list(task_of().tokenizer_texts(Splits(train=rows))) == [*TEXTS, *(f"second {i}" for i in range(7))]
 
 
 # Models --------------------------------------------------------------------------------------------------------------
@@ -126,7 +127,7 @@ def test_names_and_kind_survive_saving_and_plain_transformers_reads_them(
     assert torch.equal(logits_of(model, batch), logits_of(loaded, batch))
     again, again_tokenizer = load_trained(str(tmp_path), auto_model="AutoModelForSequenceClassification")
     assert torch.equal(logits_of(model, batch), logits_of(again, batch_of(task_of(), again, again_tokenizer, rows)))
-    assert Classification.of_model(ClassificationConfig(), again.config).labels == labels
+    assert Classification.from_model_config(ClassificationConfig(), again.config).labels == labels
 
 
 def test_labels_of_loaded_weights_replace_those_of_the_checkpoint(tmp_path: Path) -> None:
@@ -145,12 +146,12 @@ def test_an_unknown_architecture_names_those_that_can_be_made() -> None:
     with pytest.raises(
         InputError, match=r"bert, distilbert, roberta, modernbert, not for robertta \(did you mean roberta\?\)"
     ):
-        task_of().sizes("robertta")
+        model_sizes("robertta", Classification.auto_model)
 
 
 @pytest.mark.parametrize("architecture", [name for name in FIELDS if name != "gpt2"])
 def test_every_size_makes_a_model_with_room_for_512_tokens(architecture: str) -> None:
-    from hftk.model import context_length, model_config
+    from hftk.models.load import context_length, model_config
 
     for size, (layers, heads, width) in {"tiny": (2, 2, 128), "base": (12, 12, 768)}.items():
         config = model_config(ModelConfig(size=size, architecture=architecture), task_of())
@@ -160,7 +161,7 @@ def test_every_size_makes_a_model_with_room_for_512_tokens(architecture: str) ->
 
 @pytest.mark.parametrize("architecture", [name for name in FIELDS if name != "gpt2"])
 def test_a_text_of_the_whole_context_fits(architecture: str) -> None:
-    from hftk.model import context_length
+    from hftk.models.load import context_length
 
     model, tokenizer = made(architecture)
     rows = rows_of(SINGLE, [0], ["good " * 1000])
@@ -178,9 +179,9 @@ def test_predictions_are_in_data_order_one_per_row(kind: str) -> None:
     model, tokenizer = made("bert", kind)
     task, rows = task_of(), rows_of(kind)
     features = task.encode(rows, tokenizer, max_length=64, training=False)
-    outputs = collect(task, model, tokenizer, features, batch_size=2)
+    outputs = run_model(task, model, tokenizer, features, batch_size=2)
     alone = torch.cat([logits_of(model, batch_of(task, model, tokenizer, rows, [i])) for i in range(7)]).double()
-    said = task.predictions(outputs, features, rows, model)
+    said = task.predictions(Outputs(arrays=outputs, features=features, rows=rows, tokenizer=tokenizer, model_config=model.config))
     assert [line["index"] for line in said] == list(range(7))
     if kind == SINGLE:
         assert [line["prediction"] for line in said] == [NAMES[i] for i in alone.argmax(1)]
@@ -208,7 +209,7 @@ def test_the_loss_of_a_split_is_the_mean_over_its_decisions_for_every_batch_size
     with torch.no_grad():
         total, items = task.loss(model, batch_of(task, model, tokenizer, rows))["decisions"]
     for size in (1, 3, 100):
-        outputs = collect(task, model, tokenizer, features, batch_size=size)
+        outputs = run_model(task, model, tokenizer, features, batch_size=size)
         assert task.eval_loss(outputs) == pytest.approx(float(total / items), rel=1e-5)
 
 
@@ -217,9 +218,9 @@ def test_scores_have_the_names_by_which_the_best_weights_may_be_chosen(kind: str
     model, tokenizer = made("bert", kind)
     task, rows = task_of(), rows_of(kind)
     features = task.encode(rows, tokenizer, max_length=64, training=False)
-    outputs = collect(task, model, tokenizer, features, batch_size=4)
-    scores = {score.name: score.value for score in task.scores(outputs, features, rows, tokenizer, resamples=0, seed=0)}
-    assert set(judgement.SCORES[kind]) <= set(scores) and set(judgement.SCORES[kind]) <= set(task.score_names)
+    outputs = run_model(task, model, tokenizer, features, batch_size=4)
+    scores = {score.name: score.value for score in task.scores(Outputs(arrays=outputs, features=features, rows=rows, tokenizer=tokenizer, resamples=0, seed=0))}
+    assert set(class_predictions.SCORES[kind]) <= set(scores) and set(class_predictions.SCORES[kind]) <= set(task.score_names)
     if kind == SINGLE:
         assert scores["accuracy"] == pytest.approx(np.mean(outputs["logits"].argmax(1) == CLASSES))
     elif kind == REGRESSION:
@@ -233,12 +234,12 @@ def test_sections_and_samples_are_plain_data(kind: str) -> None:
     model, tokenizer = made("bert", kind)
     task, rows = task_of(), rows_of(kind)
     features = task.encode(rows, tokenizer, max_length=64, training=False)
-    outputs = collect(task, model, tokenizer, features, batch_size=4)
-    sections = task.analysis(outputs, features, rows, resamples=20, seed=0)
-    shown = task.show(rows, outputs)
+    outputs = run_model(task, model, tokenizer, features, batch_size=4)
+    sections = task.analysis(Outputs(arrays=outputs, features=features, rows=rows, tokenizer=None, resamples=20, seed=0))
+    shown = task.samples(Outputs(arrays=outputs, features=features, rows=rows, tokenizer=tokenizer))
     assert json.loads(json.dumps([sections, shown])) == [sections, shown]
     assert [line["text"] for line in shown] == TEXTS[:5]
-    said = task.predictions(outputs, features, rows, model)
+    said = task.predictions(Outputs(arrays=outputs, features=features, rows=rows, tokenizer=tokenizer, model_config=model.config))
     wrong = sum(line["prediction"] != line["reference"] for line in said)
     last = sections[-1]
     if kind == REGRESSION:
@@ -260,10 +261,10 @@ def test_one_label_that_may_be_absent_is_judged_as_several() -> None:
     task = task_of(suspicious_labels=0)
     model, tokenizer = load_model(config, task, Splits(train=rows))
     features = task.encode(rows, tokenizer, max_length=64, training=True)
-    outputs = collect(task, model.eval(), tokenizer, features, batch_size=4)
+    outputs = run_model(task, model.eval(), tokenizer, features, batch_size=4)
     assert outputs["logits"].shape == outputs["chosen"].shape == (7, 1)
-    assert task.scores(outputs, features, rows, tokenizer, resamples=0, seed=0)
-    assert {s.when for s in task.baselines(Splits(train=rows), features, rows, tokenizer, resamples=0, seed=0)} == {"baseline:majority", "baseline:tfidf"}  # fmt: skip
+    assert task.scores(Outputs(arrays=outputs, features=features, rows=rows, tokenizer=tokenizer, resamples=0, seed=0))
+    assert {s.when for s in task.baselines(Splits(train=rows), Outputs(features=features, rows=rows, tokenizer=tokenizer, resamples=0, seed=0))} == {"baseline:majority", "baseline:tfidf"}  # fmt: skip
     labels = labels_of(
         type(
             "",
@@ -286,7 +287,7 @@ def test_a_new_head_for_regression_starts_at_the_mean_of_the_labels_and_a_traine
     splits = load_splits(config.data, task, {"train": rows})
     model, tokenizer = load_model(config.model, task, splits)
     features = task.encode(splits.train, tokenizer, max_length=16, training=False)
-    logits = collect(task, model, tokenizer, features, batch_size=8)["logits"]
+    logits = run_model(task, model, tokenizer, features, batch_size=8)["logits"]
     assert abs(logits.mean() - 2020) < 30 and logits.std() > 0
     model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)

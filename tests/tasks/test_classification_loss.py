@@ -23,7 +23,7 @@ from made_classifiers import (
 )
 from torch.nn import functional
 
-from hftk.tasks import judgement
+from hftk.tasks import class_predictions
 from hftk.tasks.classification import Classification
 from hftk.tasks.labels import MULTI, REGRESSION, SINGLE, Labels
 
@@ -88,11 +88,11 @@ def test_class_weights_of_several_labels_are_torchs_pos_weight() -> None:
 
 def test_a_class_without_rows_takes_no_part_in_the_weights() -> None:
     labels = Labels(problem_type=SINGLE, names=("a", "b", "c"))
-    assert judgement.balanced_weights(np.array([0, 0, 0, 2]), labels).tolist() == pytest.approx(
+    assert class_predictions.balanced_weights(np.array([0, 0, 0, 2]), labels).tolist() == pytest.approx(
         [2 / 3, 2 / 3, 2 / 3, 2.0]
     )
     several = Labels(problem_type=MULTI, names=("a", "b"))
-    assert judgement.balanced_weights(np.array([[1.0, 0], [0, 0], [0, 0]]), several).tolist() == [
+    assert class_predictions.balanced_weights(np.array([[1.0, 0], [0, 0], [0, 0]]), several).tolist() == [
         [2, 1],
         [1, 1],
         [1, 1],
@@ -182,7 +182,7 @@ def test_only_training_is_weighted_and_smoothed() -> None:
 def test_a_new_head_for_several_labels_starts_at_their_frequencies() -> None:
     from transformers import BertConfig, BertForSequenceClassification
 
-    from hftk.heads import start_at_frequencies
+    from hftk.models.heads import start_at_frequencies
 
     config = BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, vocab_size=9, num_labels=3)
     model = BertForSequenceClassification(config)

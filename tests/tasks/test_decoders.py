@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from hftk.config import InputError
+from hftk.models.tokenizers import train_byte_bpe, train_characters
 from hftk.tasks.causal_lm import CausalLM, CausalLMConfig
-from hftk.tasks.decoders import IGNORED, check_attention, collate, join, opening
+from hftk.tasks.decoder_inputs import IGNORED, check_attention, collate, join, opening
 from hftk.tasks.tokenization import tokenize
-from hftk.tokenizers import train_byte_bpe, train_characters
 
 TEXTS = ["", "a", "abcabcabc", "thequickbrownfoxjumpsoverthelazydog"]
 

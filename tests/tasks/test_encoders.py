@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from hftk.config import InputError
-from hftk.tasks.encoders import encode_texts, pad, places_of, template_of
+from hftk.models.tokenizers import train_characters, train_wordpiece
+from hftk.tasks.encoder_inputs import encode_texts, pad, places_of, template_of
 from hftk.tasks.tokenization import tokenize
-from hftk.tokenizers import train_characters, train_wordpiece
 
 ENGLISH = "The quick brown fox jumps over the lazy dog, and the dog sleeps on. Naïve café!"
 CHINESE = "床前明月光，疑是地上霜。举头望明月，低头思故乡。"

@@ -13,11 +13,11 @@ import torch
 from made_pairs import CONTEXT, make_config, rows_of
 
 import hftk
-from hftk import evaluation
 from hftk.config import EvalConfig, GenerationSettings, InputError, override
-from hftk.generation import Generated
+from hftk.evaluation import evaluate
+from hftk.generation.generate import Generated
 from hftk.task import Splits
-from hftk.trainer import ExactTrainer
+from hftk.training.trainer import ExactTrainer
 
 ROWS = 6
 TRAIN = {"max_steps": 12, "eval_steps": 3, "optimizer": "adamw", "learning_rate": 5e-3}
@@ -72,7 +72,7 @@ def test_generation_leaves_no_trace_in_the_training(asked: dict[str, Any], tmp_p
 
 def test_scores_that_draw_leave_no_trace_either(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Some libraries draw from Python's random state as they are imported, which may be at the first evaluation."""
-    scores, drawn = evaluation.scores_of_text, []
+    scores, drawn = evaluate.generation_scores, []
 
     def drawing(*args: Any, **kwargs: Any) -> Any:
         drawn.append((random.random(), np.random.random(), torch.rand(1)))
@@ -83,7 +83,7 @@ def test_scores_that_draw_leave_no_trace_either(tmp_path: Path, monkeypatch: pyt
         trained, _ = made_pairs.fit(config_of(tmp_path / folder, model={"dropout": 0.3}), splits())
         saved = torch.load(*(tmp_path / folder).rglob("rng_state*.pth"), weights_only=False)  # written here
         states.append((saved["python"], str(saved["numpy"]), saved["cpu"].tolist(), [w.tolist() for w in trained.model.parameters()]))
-        monkeypatch.setattr("hftk.trainer.scores_of_text", drawing)
+        monkeypatch.setattr("hftk.training.trainer.generation_scores", drawing)
     assert len(drawn) == 4 and states[0] == states[1]
 
 
@@ -96,12 +96,12 @@ def test_between_steps_the_likeliest_tokens_are_taken_whatever_is_asked_for_the_
 
     config = config_of("unused", generation={"num_beams": 4, "length_penalty": 2.0, "max_new_tokens": 9, "no_repeat_ngram_size": 3})
     task, model, tokenizer = made_pairs.load(config, splits())
-    monkeypatch.setattr(evaluation, "generate", spy)
+    monkeypatch.setattr(evaluate, "generate", spy)
     rows = rows_of(5)
     features = task.encode(rows, tokenizer, max_length=CONTEXT, training=False)
-    outputs = evaluation.collect(task, model, tokenizer, features, batch_size=2)
+    outputs = evaluate.run_model(task, model, tokenizer, features, batch_size=2)
     for count, n in ((3, 3), (5, 5), (100, 5)):
-        scores = evaluation.scores_of_text(task, model, tokenizer, rows, features, outputs, count=count, max_length=CONTEXT)
+        scores = evaluate.generation_scores(task, model, tokenizer, rows, features, outputs, count=count, max_length=CONTEXT)
         assert {score.n for score in scores} == {n}
     assert seen == [GenerationSettings(max_new_tokens=9, no_repeat_ngram_size=3)] * 3
 

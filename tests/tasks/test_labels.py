@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from hftk import choices
+from hftk import console
 from hftk.config import DataConfig, InputError, TrainConfig
 from hftk.data.load import load_splits
 from hftk.task import Splits
+from hftk.tasks.class_predictions import labels_in
 from hftk.tasks.classification import Classification, ClassificationConfig
-from hftk.tasks.judgement import labels_in
 from hftk.tasks.labels import MULTI, REGRESSION, SINGLE, LabelColumn, class_name, find_labels, labels_of
 
 Given = dict[str, list[Any]]
@@ -143,7 +143,7 @@ def test_the_problem_type_and_its_reason_are_printed_and_rows_counted(
 ) -> None:
     splits = load(tmp_path, {"train": ["a", "b", "a"], "validation": ["b"], "test": ["a", "a"]})
     assert "problem_type: single_label_classification: each row has one label, a text" in capsys.readouterr().out
-    assert any(line.startswith("problem_type") for line in choices.noted())
+    assert any(line.startswith("problem_type") for line in console.noted())
     counts = {"train": {"a": 2, "b": 1}, "validation": {"a": 0, "b": 1}, "test": {"a": 2, "b": 0}}
     assert splits.facts["labels"]["rows"] == counts and splits.facts["labels"]["classes"] == 2
     assert json.loads(json.dumps(splits.facts))["labels"] == splits.facts["labels"]
@@ -432,7 +432,7 @@ def test_with_a_separator_an_empty_cell_is_a_row_without_labels(tmp_path: Path) 
 def test_a_test_split_without_any_label_is_left_out(tmp_path: Path) -> None:
     splits = load(tmp_path, {"train": ["a", "b", "a", "b"], "validation": ["a"], "test": [None, None]})
     assert splits.test is None and len(splits.validation or ()) == 1
-    assert any("the test split is left out: none of its 2 rows has a label" in line for line in choices.noted())
+    assert any("the test split is left out: none of its 2 rows has a label" in line for line in console.noted())
 
 
 def test_rare_classes_stay_in_training_when_the_split_is_by_fractions(tmp_path: Path) -> None:

@@ -9,11 +9,11 @@ import pytest
 import torch
 from made_classifiers import NAMES, TEXTS, batch_of, logits_of, rows_of, task_of
 
-from hftk import choices
+from hftk import console
 from hftk.config import InputError
-from hftk.evaluation import collect
-from hftk.tasks.encoders import fixed_width, takes
-from hftk.tokenizers import train_wordpiece
+from hftk.evaluation.evaluate import run_model
+from hftk.models.tokenizers import train_wordpiece
+from hftk.tasks.encoder_inputs import fixed_width, takes
 
 SMALL = {"num_hidden_layers": 2, "hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 24}
 WITHOUT_TYPES: dict[str, dict[str, Any]] = {
@@ -71,14 +71,14 @@ def test_without_a_mask_every_row_has_the_length_that_was_asked_for_or_the_model
     task = task_of({"max_length": asked} if asked else None)
     batch = batch_of(task, model, tokenizer, rows_of("single_label_classification"), [0])
     assert batch["input_ids"].shape == (1, min(asked or 48, 48))
-    assert [line for line in choices.noted() if "takes no attention mask" in line]
+    assert [line for line in console.noted() if "takes no attention mask" in line]
 
 
 def test_without_a_mask_no_score_depends_on_the_batch_size() -> None:
     model, tokenizer = build("fnet")
     task, rows = task_of(), rows_of("single_label_classification")
     features = task.encode(rows, tokenizer, max_length=48, training=False)
-    one, many = (collect(task, model, tokenizer, features, batch_size=n)["logits"] for n in (1, 64))
+    one, many = (run_model(task, model, tokenizer, features, batch_size=n)["logits"] for n in (1, 64))
     assert abs(one - many).max() < 1e-5
 
 

@@ -13,12 +13,12 @@ from datasets import Dataset
 from made_pairs import CONTEXT, make_config, rows_of
 
 import hftk
-from hftk.choices import forget, noted
 from hftk.config import InputError
-from hftk.model import load_trained
+from hftk.console import forget, noted
+from hftk.models.load import load_trained
+from hftk.models.tokenizers import train_byte_bpe
 from hftk.task import Splits
-from hftk.tasks.prompted import Prompted, fit_prompts, frame_of
-from hftk.tokenizers import train_byte_bpe
+from hftk.tasks.prompts import PromptedDecoder, fit_prompts, frame_of
 
 CLOSE = 1e-5
 KINDS = ("gpt2", "llama", "opt")
@@ -157,7 +157,7 @@ def test_a_chat_template_is_used_where_there_is_one_and_its_end_of_turn_ends_the
 def test_a_start_token_that_tokenizer_and_chat_template_both_put_there_stands_once() -> None:
     tokenizer = byte_tokenizer(chat=True, start=True)
     tokenizer.chat_template = "{{ bos_token }}" + CHAT
-    way = Prompted(template="", said="{source}", chat=True)
+    way = PromptedDecoder(template="", chat_prompt="{source}", chat=True)
     columns, _ = way.encode(["abc"], ["d"], tokenizer, 256)
     assert tokenizer.decode(columns["input_ids"][0]) == "<s><|user|>abc<|end|><|assistant|>"
 
@@ -247,13 +247,13 @@ def test_outputs_are_those_of_transformers_alone_in_data_order(loaded: Any) -> N
 
 
 def test_generation_reads_the_very_prompts_that_the_loss_does(loaded: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from hftk import generation
+    from hftk.generation import generate
 
     task, model, tokenizer = loaded
     rows = Dataset.from_dict({"source": ["abcd " * 40, "a", "größe" * 20], "target": ["b", "c", "d"]})
     read: dict[int, Any] = {}
-    original = generation._run
-    monkeypatch.setattr(generation, "_run", lambda job, batch: (read.update({i: job.inputs[i] for i in batch}), original(job, batch))[1])
+    original = generate._run
+    monkeypatch.setattr(generate, "_run", lambda job, batch: (read.update({i: job.inputs[i] for i in batch}), original(job, batch))[1])
     hftk.evaluate(task, model, tokenizer, ("test", rows), task.config.eval)
     features = task.encode(rows, tokenizer, max_length=CONTEXT, training=False)
     assert [read[i] for i in range(3)] == [ids.tolist() for ids in features.columns["input_ids"]]
@@ -280,7 +280,7 @@ def test_a_decoder_learns_a_toy_by_its_prompt_and_keeps_it_when_saved(tmp_path: 
     judged = hftk.evaluate(task, trained.model, trained.tokenizer, ("test", rows), config.eval)
     assert judged is not None and [line["prediction"] for line in judged.predictions] == rows["target"][:]
     model, tokenizer = load_trained(str(tmp_path / "out"))
-    again = hftk.evaluate(type(task).of_model(config, model.config), model, tokenizer, ("test", rows), config.eval)
+    again = hftk.evaluate(type(task).from_model_config(config, model.config), model, tokenizer, ("test", rows), config.eval)
     assert again is not None and again.predictions == judged.predictions
 
 

@@ -14,13 +14,15 @@ from datasets import Dataset
 from made_pairs import ARCHITECTURES, CONTEXT, make_config, rows_of
 
 import hftk
-from hftk import evaluation, generation
-from hftk.choices import noted
 from hftk.config import GenerationSettings, InputError
-from hftk.model import check_model, load_trained
+from hftk.console import noted
+from hftk.evaluation import evaluate
+from hftk.generation import generate
+from hftk.models.load import check_model, load_trained
+from hftk.models.sizes import model_sizes
+from hftk.models.tokenizers import train_byte_bpe
 from hftk.task import Splits
-from hftk.tasks import encoder_decoders, seq2seq
-from hftk.tokenizers import train_byte_bpe
+from hftk.tasks import encoder_decoder_inputs, seq2seq
 
 CLOSE = 1e-5
 pytestmark = pytest.mark.usefixtures("tiny_runs")
@@ -98,7 +100,7 @@ def test_a_model_without_a_rule_of_its_own_gets_its_start_token() -> None:
     labels = torch.tensor([[5, 6, 1], [7, 1, -100]])
     for start, first in ((9, 9), (None, 0)):
         model = SimpleNamespace(config=SimpleNamespace(decoder_start_token_id=start))
-        assert encoder_decoders.shift_right(model, labels, 0).tolist() == [[first, 5, 6], [first, 7, 1]]
+        assert encoder_decoder_inputs.shift_right(model, labels, 0).tolist() == [[first, 5, 6], [first, 7, 1]]
 
 
 def test_padding_does_not_change_the_loss(loaded: Any) -> None:
@@ -214,10 +216,10 @@ def test_outputs_stay_inside_the_positions_of_the_decoder(bart: str) -> None:
 def test_a_tokenizer_that_ends_no_text_is_given_an_end_for_targets() -> None:
     tokenizer = train_byte_bpe(["abc"], 257)
     assert tokenizer("abc")["input_ids"][-1] != tokenizer.eos_token_id
-    assert [ids.tolist()[-1] for ids in encoder_decoders.target_ids(["abc", ""], tokenizer)] == [tokenizer.eos_token_id] * 2
+    assert [ids.tolist()[-1] for ids in encoder_decoder_inputs.target_ids(["abc", ""], tokenizer)] == [tokenizer.eos_token_id] * 2
     framed = train_byte_bpe(["abc"], 300, frame="t5")
-    assert [ids.tolist() for ids in encoder_decoders.target_ids(["b"], framed)] == [framed("b")["input_ids"]]
-    assert encoder_decoders.target_ids([], framed) == []
+    assert [ids.tolist() for ids in encoder_decoder_inputs.target_ids(["b"], framed)] == [framed("b")["input_ids"]]
+    assert encoder_decoder_inputs.target_ids([], framed) == []
 
 
 # Models made on the spot --------------------------------------------------------------------------------------------------
@@ -253,9 +255,9 @@ def test_rows_of_a_step_are_alike_or_drawn_at_random(tmp_path: Path, grouped: bo
 def test_sizes_are_known_for_two_architectures_and_others_are_refused() -> None:
     task = made_pairs.task_of(make_config("unused", "t5"))
     for architecture in ("t5", "marian"):
-        assert set(task.sizes(architecture)) == {"tiny", "mini", "small", "base"}
+        assert set(model_sizes(architecture, task.auto_model)) == {"tiny", "mini", "small", "base"}
     with pytest.raises(InputError, match=r"not for marina \(did you mean marian\?\)"):
-        task.sizes("marina")
+        model_sizes("marina", task.auto_model)
 
 
 def test_wordpiece_which_ends_no_text_is_refused_before_anything_is_read() -> None:
@@ -332,7 +334,7 @@ def test_there_is_one_output_for_each_row_in_data_order(loaded: Any, rows_at_a_t
     settings = task.generation(model)
     expected = [alone(loaded, text, settings.max_new_tokens) for text in rows["source"]]
     assert len(set(expected)) > 1, "else the order shows nowhere"
-    found = generation.generate(model, tokenizer, task.sources(rows), settings, batch_size=rows_at_a_time)
+    found = generate.generate(model, tokenizer, task.sources(rows), settings, batch_size=rows_at_a_time)
     assert [g.text for g in found] == expected
     if rows_at_a_time == 8:
         judged = judge(loaded, rows)
@@ -354,8 +356,8 @@ def test_rows_dealt_to_two_processes_come_back_in_data_order(
 
     monkeypatch.setattr(torch.distributed, "all_gather_object", gather)
     for process in (0, 1):
-        monkeypatch.setattr(evaluation, "_place", lambda process=process: (process, 2))
-        found = evaluation._generate(task, model, tokenizer, rows, CONTEXT, tmp_path)
+        monkeypatch.setattr(evaluate, "rank_and_world_size", lambda process=process: (process, 2))
+        found = evaluate._generate(task, model, tokenizer, rows, CONTEXT, tmp_path)
     assert found == expected and len(parts[0]) == (count + 1) // 2
     assert sorted(path.name for path in tmp_path.iterdir()) == [".generated.jsonl0", ".generated.jsonl1"]
 
@@ -371,8 +373,8 @@ def test_generation_reads_as_much_of_a_source_as_the_loss_does(loaded: Any, monk
     task, _, tokenizer = loaded
     rows = Dataset.from_dict({"source": ["abcdbcdbd" * 3, "ab"], "target": ["b", "b"]})
     read: list[Any] = []
-    original = generation._run
-    monkeypatch.setattr(generation, "_run", lambda job, batch: (read.extend(job.inputs), original(job, batch))[1])
+    original = generate._run
+    monkeypatch.setattr(generate, "_run", lambda job, batch: (read.extend(job.inputs), original(job, batch))[1])
     judged = judge(loaded, rows, max_length=10)
     features = task.encode(rows, tokenizer, max_length=10, training=False)
     assert read == [ids.tolist() for ids in features.columns["input_ids"]] and len(read[0]) == 10
@@ -386,7 +388,7 @@ class Killed(Exception):
 def runs_of_generation(monkeypatch: pytest.MonkeyPatch, killed_after: int | None = None) -> list[list[int]]:
     """Batches that are generated from now on; the process dies after so many."""
     seen: list[list[int]] = []
-    original = generation._run
+    original = generate._run
 
     def run(job: Any, batch: list[int]) -> Any:
         if len(seen) == killed_after:
@@ -394,7 +396,7 @@ def runs_of_generation(monkeypatch: pytest.MonkeyPatch, killed_after: int | None
         seen.append(batch)
         return original(job, batch)
 
-    monkeypatch.setattr(generation, "_run", run)
+    monkeypatch.setattr(generate, "_run", run)
     return seen
 
 
@@ -402,7 +404,7 @@ def test_generation_that_was_interrupted_goes_on_and_leaves_nothing_behind(
     loaded: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = rows_of(17, seed=4)
-    monkeypatch.setattr(generation, "TOKENS_PER_BATCH", 300)
+    monkeypatch.setattr(generate, "TOKENS_PER_BATCH", 300)
     judge(loaded, rows, output=tmp_path / "whole")
     with monkeypatch.context() as patch, pytest.raises(Killed):
         runs_of_generation(patch, killed_after=2)
@@ -431,7 +433,7 @@ def test_outputs_are_kept_until_the_predictions_are_written(
         raise Killed
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr("hftk.evaluation.write_atomically", fail)
+        patch.setattr("hftk.evaluation.evaluate.write_atomically", fail)
         judge(loaded, rows, output=tmp_path)
     with monkeypatch.context() as patch:
         again = runs_of_generation(patch)
@@ -442,7 +444,7 @@ def test_outputs_are_kept_until_the_predictions_are_written(
 def test_outputs_of_other_weights_are_not_taken_over(loaded: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _, model, _ = loaded
     rows = rows_of(9, seed=5)
-    monkeypatch.setattr(generation, "TOKENS_PER_BATCH", 300)
+    monkeypatch.setattr(generate, "TOKENS_PER_BATCH", 300)
     with monkeypatch.context() as patch, pytest.raises(Killed):
         runs_of_generation(patch, killed_after=1)
         judge(loaded, rows, output=tmp_path)

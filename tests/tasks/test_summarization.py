@@ -8,7 +8,7 @@ import pytest
 from datasets import Dataset
 
 import hftk
-from hftk.task import Splits
+from hftk.task import Outputs, Splits
 from hftk.tasks.summarization import split_sentences
 
 
@@ -40,7 +40,7 @@ def test_the_baselines_are_the_first_sentence_the_first_three_and_the_longest() 
     assert task_of().systems(rows) == {
         "lead_1": ["A b.", "Only one"], "lead_3": ["A b. C d e f. G.", "Only one"], "longest_sentence": ["C d e f.", "Only one"],
     }  # fmt: skip
-    scores = task_of().baselines(Splits(train=rows), None, rows, None, resamples=20, seed=0)  # type: ignore[arg-type]
+    scores = task_of().baselines(Splits(train=rows), Outputs(features=None, rows=rows, tokenizer=None, resamples=20, seed=0))  # type: ignore[arg-type]
     assert {score.when for score in scores} == {"baseline:lead_1", "baseline:lead_3", "baseline:longest_sentence"}
     value = {(score.when, score.name): score.value for score in scores}
     # lead_1: row 1 perfect; row 2 has one word of two: F1 2/3

@@ -10,13 +10,13 @@ import pytest
 from datasets import ClassLabel, Dataset, List, Value
 from datasets import Features as Types
 
-from hftk import choices
+from hftk import console
 from hftk.config import ModelConfig
-from hftk.model import load_model
-from hftk.task import Splits
-from hftk.tasks import suspicion, tfidf
+from hftk.models.load import load_model
+from hftk.task import Outputs, Splits
+from hftk.tasks import label_errors, tfidf
+from hftk.tasks.class_predictions import Answers, labels_in, scores, truth
 from hftk.tasks.classification import Classification, ClassificationConfig
-from hftk.tasks.judgement import Answers, labels_in, scores, truth
 from hftk.tasks.labels import MULTI, REGRESSION, SINGLE
 from hftk.tasks.tfidf import Majority, TfIdf, cross_validate, fit_tfidf
 
@@ -168,13 +168,13 @@ def test_large_sets_are_thinned_and_that_is_said(monkeypatch: pytest.MonkeyPatch
     rows = animals(300)
     by_class = rows.select(np.argsort(rows["label"], kind="stable"))  # the first 90 rows are cats
     found = values(fit_tfidf(Splits(train=by_class)).answer(rows), rows)
-    assert found["accuracy"] > 0.9 and "fitted on 90 of 300 training rows, drawn at random" in choices.noted()[-1]
+    assert found["accuracy"] > 0.9 and "fitted on 90 of 300 training rows, drawn at random" in console.noted()[-1]
 
 
 def test_the_task_names_its_baselines_and_gives_intervals() -> None:
     train, test = animals(90), animals(40, seed=1)
     task = Classification(ClassificationConfig())
-    found = task.baselines(Splits(train=train), None, test, None, resamples=50, seed=0)  # type: ignore[arg-type]
+    found = task.baselines(Splits(train=train), Outputs(features=None, rows=test, tokenizer=None, resamples=50, seed=0))  # type: ignore[arg-type]
     accuracy = {score.when: score for score in found if score.name == "accuracy"}
     assert set(accuracy) == {"baseline:majority", "baseline:tfidf"}
     share = np.mean(truth(test, labels_in(test)) == np.bincount(truth(train, labels_in(train))).argmax())
@@ -238,7 +238,7 @@ def test_planted_wrong_labels_are_found_and_stand_first() -> None:
         assert split == "train" and indices is None  # few enough rows: all
         return rows, {"logits": logits_for(right)}
 
-    (section,) = suspicion.find(Splits(train=rows), look, most=20)
+    (section,) = label_errors.find_label_errors(Splits(train=rows), look, most=20)
     lines = section["rows"]
     assert {line["row"] for line in lines[:5]} == set(planted) and section["split"] == "train"
     for line in lines[:5]:
@@ -251,7 +251,7 @@ def test_planted_wrong_labels_are_found_and_stand_first() -> None:
         assert line["text"] == clean["text"][line["row"]] and line["probability_of_label"] < 0.5
     doubts = [line["probability_of_label"] for line in lines]
     assert doubts == sorted(doubts)
-    (short,) = suspicion.find(Splits(train=rows), look, most=2)
+    (short,) = label_errors.find_label_errors(Splits(train=rows), look, most=2)
     assert len(short["rows"]) == 2 and short["note"].startswith(f"{len(lines)} of 200")
 
 
@@ -259,16 +259,16 @@ def test_one_opinion_alone_makes_no_suspicion() -> None:
     clean = animals(200)
     rows = flip(clean, [3, 50])
     given = truth(rows, labels_in(rows))
-    assert not suspicion.find(Splits(train=rows), lambda *_: (rows, {"logits": logits_for(given)}), most=20)[0]["rows"]
+    assert not label_errors.find_label_errors(Splits(train=rows), lambda *_: (rows, {"logits": logits_for(given)}), most=20)[0]["rows"]
     clean_truth = truth(clean, labels_in(clean))
     off = (clean_truth + 1) % 3  # the model believes nothing, the words are right
-    sections = suspicion.find(Splits(train=clean), lambda *_: (clean, {"logits": logits_for(off)}), most=20)
+    sections = label_errors.find_label_errors(Splits(train=clean), lambda *_: (clean, {"logits": logits_for(off)}), most=20)
     assert len(sections[0]["rows"]) < 5
 
 
 def test_the_label_proposed_is_never_the_one_that_is_doubted() -> None:
     own, other = np.array([[0.45, 0.55, 0.0]]), np.array([[0.45, 0.0, 0.55]])
-    belief, label = suspicion._single(np.array([0]), own, other)
+    belief, label = label_errors._single(np.array([0]), own, other)
     assert belief.tolist() == pytest.approx([0.45]) and label[0] != 0
 
 
@@ -276,7 +276,7 @@ def test_of_several_labels_the_least_believed_decision_is_told() -> None:
     true = np.array([[1.0, 0, 0], [1, 0, 0], [1, 0, 0], [0, 1, 0]])
     own = np.array([[0.1, 0.2, 0.1], [0.9, 0.8, 0.1], [0.9, 0.8, 0.1], [0.3, 0.7, 0.1]])
     other = np.array([[0.3, 0.1, 0.1], [0.9, 0.9, 0.1], [0.9, 0.2, 0.1], [0.4, 0.7, 0.1]])
-    belief, label, probability = suspicion._several(true, own, other, None)
+    belief, label, probability = label_errors._several(true, own, other, None)
     assert belief.tolist() == pytest.approx([0.2, 0.15, np.inf, np.inf]) and label[:2].tolist() == [0, 1]
     assert probability[:2].tolist() == pytest.approx([0.2, 0.15])
 
@@ -285,9 +285,9 @@ def test_decisions_about_several_labels_go_by_tuned_thresholds() -> None:
     true = np.array([[1.0], [0], [1], [1], [0], [0], [0]])
     own = np.array([[0.1], [0.3], [0.3], [0.3], [0.05], [0.05], [0.05]])  # a rare label: the model never reaches 0.5
     other = np.array([[0.1], [0.4], [0.45], [0.38], [0.1], [0.1], [0.1]])  # best F1 with a threshold below 0.38
-    belief, _, probability = suspicion._several(true, own, other, None)
+    belief, _, probability = label_errors._several(true, own, other, None)
     assert np.isfinite(belief).tolist() == [True, False, False, False, False, False, False]
-    belief, label, probability = suspicion._several(true, own, other, [0.2])
+    belief, label, probability = label_errors._several(true, own, other, [0.2])
     assert np.isfinite(belief).tolist() == [True, True, False, False, False, False, False] and label.tolist() == [0] * 7
     assert probability[:2].tolist() == pytest.approx([0.1, 0.65])  # of the decision: present, and absent
     assert (belief[:2] < 0.5).all()
@@ -297,9 +297,9 @@ def test_a_doubt_about_several_labels_needs_to_be_as_sure_as_of_rows_labelled_so
     true = np.array([[1.0], [1], [0], [0], [0]])
     for probability, doubted in ((0.79, False), (0.81, True)):
         opinion = np.array([[0.7], [0.9], [probability], [0.1], [0.1]])  # the mean of those that have it is 0.8
-        belief, _, _ = suspicion._several(true, opinion, opinion, None)
+        belief, _, _ = label_errors._several(true, opinion, opinion, None)
         assert np.isfinite(belief).tolist() == [False, False, doubted, False, False]
-    never = suspicion._several(np.zeros((3, 1)), np.full((3, 1), 0.9), np.full((3, 1), 0.9), None)
+    never = label_errors._several(np.zeros((3, 1)), np.full((3, 1), 0.9), np.full((3, 1), 0.9), None)
     assert not np.isfinite(never[0]).any()  # nothing says how sure one is of a label that no row has
 
 
@@ -309,7 +309,7 @@ def test_a_probability_is_centred_at_its_threshold_and_keeps_its_order(threshold
         np.append(np.random.default_rng(0).random(200), [0.0, threshold, np.nextafter(threshold, 0), 1.0])
     )[:, None]
     probabilities = probabilities.clip(0, 1)
-    found = suspicion._centred(probabilities, np.array([threshold]))
+    found = label_errors._centred(probabilities, np.array([threshold]))
     assert (np.diff(found[:, 0]) >= 0).all() and (found >= 0).all() and (found <= 1).all()
     assert ((found >= 0.5) == (probabilities >= threshold)).all()
 
@@ -323,8 +323,8 @@ def test_planted_missing_labels_of_several_are_found() -> None:
     rows = rows_of(texts, given)
     present = np.array([[i in row for i in range(3)] for row in sets])
     outputs = {"logits": np.where(present, 3.0, -3.0), "chosen": present}
-    (section,) = suspicion.find(Splits(train=rows), lambda *_: (rows, outputs), most=20)
-    (tuned,) = suspicion.find(Splits(train=rows), lambda *_: (rows, outputs), most=20, thresholds=[0.1, 0.9, 0.5])
+    (section,) = label_errors.find_label_errors(Splits(train=rows), lambda *_: (rows, outputs), most=20)
+    (tuned,) = label_errors.find_label_errors(Splits(train=rows), lambda *_: (rows, outputs), most=20, thresholds=[0.1, 0.9, 0.5])
     assert tuned["rows"][0]["row"] == first
     line = section["rows"][0]
     assert (
@@ -336,7 +336,7 @@ def test_numbers_have_no_suspicious_labels() -> None:
     def look(split: str, indices: Any = None) -> Any:
         raise AssertionError("no forward pass is needed")
 
-    assert suspicion.find(Splits(train=rows_of(["a"], [0.5])), look, most=20) == []
+    assert label_errors.find_label_errors(Splits(train=rows_of(["a"], [0.5])), look, most=20) == []
 
 
 def test_finish_looks_for_suspicious_labels_unless_told_not_to() -> None:
@@ -344,10 +344,10 @@ def test_finish_looks_for_suspicious_labels_unless_told_not_to() -> None:
     task = Classification(ClassificationConfig(suspicious_labels=0))
     fields = {"num_hidden_layers": 1, "hidden_size": 16, "num_attention_heads": 1, "intermediate_size": 16}
     model, _ = load_model(ModelConfig(size="tiny", config=fields, vocab_size=100), task, Splits(train=rows))
-    assert task.finish(model, Splits(train=rows), lambda *_: None) == []  # type: ignore[arg-type, return-value]
+    assert task.after_training(model, Splits(train=rows), lambda *_: None) == []  # type: ignore[arg-type, return-value]
     task = Classification(ClassificationConfig())
     right = truth(rows, labels_in(rows))
-    sections = task.finish(model, Splits(train=rows), lambda *_: (rows, {"logits": logits_for(right)}))
+    sections = task.after_training(model, Splits(train=rows), lambda *_: (rows, {"logits": logits_for(right)}))
     assert [section["title"] for section in sections] == ["Suspicious labels"] and not sections[0]["rows"]
 
 
@@ -362,7 +362,7 @@ def test_conflicting_labels_are_shown_with_split_and_row() -> None:
         "places": [["train", "train.csv", 3], ["test", "test.csv", 7]],
     }  # fmt: skip
     facts = {"conflicts": {"train": {"rows": 0, "examples": []}, "train and test": {"rows": 1, "examples": [pair]}}}
-    (section,) = suspicion.find_conflicts(Splits(train=animals(3), facts=facts))
+    (section,) = label_errors.find_conflicts(Splits(train=animals(3), facts=facts))
     assert section["rows"] == [
         {
             "text": "a",
@@ -373,14 +373,15 @@ def test_conflicting_labels_are_shown_with_split_and_row() -> None:
         }
     ]
     assert "another label: 1 in train and test." in section["note"]
-    assert suspicion.find_conflicts(Splits(train=animals(3))) == []
+    assert label_errors.find_conflicts(Splits(train=animals(3))) == []
 
 
 def test_a_training_split_of_one_class_has_a_baseline_that_answers_it() -> None:
     train, test = rows_of(["cat purr", "cat mew"], [1, 1]), animals(6)
     scores = Classification(ClassificationConfig()).baselines(
-        Splits(train=train), None, test, None, resamples=0, seed=0
-    )  # type: ignore[arg-type]
+        Splits(train=train),
+        Outputs(features=None, rows=test, tokenizer=None, resamples=0, seed=0),  # type: ignore[arg-type]
+    )
     accuracy = {score.when: score.value for score in scores if score.name == "accuracy"}
     assert accuracy["baseline:tfidf"] == accuracy["baseline:majority"] == np.mean(np.array(test["label"]) == 1)
 

@@ -12,7 +12,7 @@ from made_pairs import make_config, rows_of
 
 import hftk
 from hftk.config import InputError
-from hftk.task import Splits
+from hftk.task import Outputs, Splits
 
 CODES = {"en_XX": 11, "de_DE": 12, "zh_CN": 13}
 
@@ -156,7 +156,7 @@ def test_copying_the_source_is_the_baseline() -> None:
     rows = Dataset.from_dict({"source": ["Peter", "42"], "target": ["Peter", "43"]})
     task = task_of(target_language="de")
     assert task.systems(rows) == {"copy": ["Peter", "42"]}
-    scores = task.baselines(Splits(train=rows), None, rows, None, resamples=0, seed=0)  # type: ignore[arg-type]
+    scores = task.baselines(Splits(train=rows), Outputs(features=None, rows=rows, tokenizer=None, resamples=0, seed=0))  # type: ignore[arg-type]
     assert {score.when for score in scores} == {"baseline:copy"} and [s.name for s in scores] == ["bleu", "chrf++", "ter"]
     assert {score.name: score.value for score in scores}["ter"] == 50.0
 

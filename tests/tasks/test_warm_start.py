@@ -13,11 +13,11 @@ from datasets import Dataset
 from made_pairs import CONTEXT, make_config, rows_of
 
 import hftk
-from hftk.choices import forget, noted
 from hftk.config import InputError
-from hftk.model import check_model, context_length
+from hftk.console import forget, noted
+from hftk.models.load import check_model, context_length
+from hftk.models.tokenizers import join_wordpieces, train_characters, train_wordpiece
 from hftk.task import Splits
-from hftk.tokenizers import join_wordpieces, train_characters, train_wordpiece
 
 CLOSE = 1e-5
 SIZE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}

@@ -1,0 +1,1 @@
+"""Loss, logits or generation on a split -> scores, predictions, analysis."""

@@ -1,1 +1,0 @@
-"""Whole models in the formats of other programs: GGUF (llama.cpp) and ONNX (onnxruntime)."""

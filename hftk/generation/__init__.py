@@ -1,0 +1,1 @@
+"""Text from prompts: batched, sorted by length, one output per prompt in data order."""

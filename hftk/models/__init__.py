@@ -1,0 +1,1 @@
+"""Config and data -> model and tokenizer: weights, sizes, heads, adapters, quantization, export."""

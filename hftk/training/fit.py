@@ -1,0 +1,241 @@
+"""Train a model on a split, judge it on the way, and save it."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from hftk.config import InputError, Problem, RunConfig
+from hftk.console import note, noted
+from hftk.evaluation.evaluate import first_rows, run_model
+from hftk.features import encode
+from hftk.features.batches import BatchSize, EpochPlan, StreamPlan
+from hftk.features.loader import StepLoader
+from hftk.features.streams import encode_round_robin
+from hftk.generation.defaults import replace_defaults
+from hftk.launch import StopRequested, graceful, launcher, on_main, strategies
+from hftk.launch.machines import bring
+from hftk.models import adapters, device_map, sharded
+from hftk.models.load import default_length
+from hftk.planning import out_of_memory
+from hftk.planning.measured import held_against_plan, memory_level
+from hftk.task import Features, Splits, Task
+from hftk.training import checkpoints
+from hftk.training.checkpoint_writer import STATE, STREAM_KEYS
+from hftk.training.memory import forget_peak, peak_memory
+from hftk.training.resume import _check_same_run, _clear_checkpoints, fingerprint
+from hftk.training.trained import Trained, _model_facts, save_trained
+from hftk.training.trainer import ExactTrainer, Judged, make_arguments
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+STREAM_ROWS = 2000
+"""Rows of a stream that are encoded, shuffled and grouped together."""
+
+
+
+
+def fit(
+    task: Task, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, splits: Splits, config: RunConfig,
+    *, on_checkpoint: Callable[[Path], None] | None = None,
+) -> Trained:  # fmt: skip
+    """Train ``model`` (in place) on ``splits.train`` and save it with its tokenizer in ``config.output``.
+
+    The validation split, where there is one, is judged between steps. With ``config.resume`` the run continues from a
+    checkpoint of the same run, on the CPU bit for bit as if it had never stopped. All processes call this.
+    ``on_checkpoint`` is called on the main process with the folder of each checkpoint that is whole; it must not raise nor take long.
+
+    Raises:
+        InputError: settings that do not fit the data or the checkpoint.
+        StopRequested: SIGTERM or SIGINT; a checkpoint was saved first.
+        DiskError: a checkpoint or the trained model could not be written; the message says what is kept, and where.
+        TrainingDiverged: a loss or gradient is no finite number; the message holds a diagnosis, the last checkpoint is kept.
+        OutOfMemory: the message holds the plan's numbers and settings that would fit.
+    """
+    task = task.with_config(config)
+    _check_validation(splits, config)
+    launcher.give_back_memory()
+    peak_before = forget_peak()
+    level = memory_level(model)
+    if config.resume == "never":
+        on_main(_clear_checkpoints, config)
+    checkpoint, told = on_main(checkpoints.choose, config.resume, config.output)
+    checkpoint = bring(checkpoint)
+    for line in told:
+        note(line)
+    state = json.loads((checkpoint / STATE).read_text(encoding="utf-8")) if checkpoint else {}
+    if model.can_generate():
+        replace_defaults(model, tokenizer, task.generation(model))
+    max_length = config.train.max_length or default_length(model.config)
+    keys = (checkpoint / STREAM_KEYS).read_bytes() if checkpoint and (checkpoint / STREAM_KEYS).exists() else b""
+    plan, facts = _plan(task, tokenizer, splits, config, max_length, keys)
+    run = fingerprint(task, plan, config, model)
+    _check_same_run(state, run)
+    if isinstance(plan, StreamPlan):
+        plan.go_on = state.get("stream")
+    arguments = make_arguments(config, plan)
+    loader = StepLoader(
+        plan, task.collator(tokenizer, model, training=True), process=arguments.process_index, processes=arguments.world_size,
+        max_rows=config.train.per_device_batch_size, max_tokens=config.train.max_tokens_per_batch,
+    )  # fmt: skip
+    trainer = ExactTrainer(
+        task, model, tokenizer, arguments, config, loader, _judged(task, model, tokenizer, splits, config), run, state
+    )
+    trainer.on_checkpoint, trainer.stream = on_checkpoint, splits.stream
+    trainer.choose_precision(config, state.get("precision"))
+    if checkpoint:
+        note(f"continuing from {checkpoint} ({checkpoints.step_of(checkpoint)} of {plan.total_steps} steps done)")
+    on_main(out_of_memory.foretell, config, task, model, trainer.precision)
+    with graceful(), out_of_memory.explained(config, task, model, trainer.precision):
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    if trainer.stopped:
+        raise StopRequested(f"after step {trainer.state.global_step} of {plan.total_steps}")
+    best = trainer.best_step()
+    if trainer.restore_best and best is not None and best != trainer.state.global_step:
+        trainer.load_weights(best)
+        note(f"weights of step {best} restored: its {trainer.metric} on the validation split was the best")
+    unwrapped = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+    device_map.mend(unwrapped)
+    trainer.accelerator.wait_for_everyone()
+    analysis = _finish(task, unwrapped, tokenizer, splits, config)
+    weights = sharded.gather(unwrapped, trained=adapters.is_adapter(unwrapped))
+    on_main(save_trained, unwrapped, tokenizer, Path(config.output), weights)
+    del weights
+    peak = peak_memory()
+    plan_held = on_main(
+        held_against_plan, config, task, unwrapped, precision=trainer.precision, devices=arguments.world_size, level=level,
+        peak=peak, seconds=trainer.seconds["train"], history=trainer.history, sharding=strategies.sharding(arguments.world_size),
+    )  # fmt: skip
+    return Trained(
+        model=unwrapped,
+        tokenizer=tokenizer,
+        history=trainer.history,
+        seconds={k: round(v, 3) for k, v in trainer.seconds.items()},
+        tokens_per_second=trainer.tokens / trainer.seconds["train"] if trainer.seconds["train"] else None,
+        peak_memory_bytes=max(peak_before, peak),
+        model_facts=_model_facts(unwrapped, tokenizer, config),
+        choices=noted(),
+        data_facts=facts | ({"skipped_steps": trainer.guard.skipped} if trainer.guard.skipped else {}),
+        analysis=analysis,
+        stopped_early=trainer.state.global_step < plan.total_steps,
+        plan=plan_held,
+        trackers=trainer.trackers,
+    )
+
+
+def _judged(
+    task: Task, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, splits: Splits, config: RunConfig
+) -> Judged | None:
+    """The validation split, encoded once."""
+    if splits.validation is None:
+        return None
+    rows = first_rows(splits.validation, config.eval.max_rows)
+    max_length = default_length(model.config)
+    features = encode(task, rows, tokenizer, max_length=max_length, training=False)
+    return Judged(rows=rows, features=features, max_length=max_length)
+
+
+def _finish(
+    task: Task, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, splits: Splits, config: RunConfig
+) -> list[dict[str, Any]]:
+    """Let the task make its choices after training; ``predict_rows`` runs the trained model on a split, when it is asked to."""
+
+    def predict_rows(split: str, indices: Sequence[int] | None = None) -> tuple[Any, dict[str, np.ndarray]]:
+        rows = getattr(splits, split)
+        rows = rows if indices is None else rows.select(indices)
+        features = encode(task, rows, tokenizer, max_length=default_length(model.config), training=False)
+        outputs = run_model(task, model, tokenizer, features, batch_size=config.eval.batch_size, title=f"looking at {split} rows")  # fmt: skip
+        return rows, outputs
+
+    return task.after_training(model, splits, predict_rows)
+
+
+
+
+def _plan(
+    task: Task, tokenizer: PreTrainedTokenizerBase, splits: Splits, config: RunConfig, max_length: int, keys: bytes
+) -> tuple[EpochPlan | StreamPlan, dict[str, Any]]:
+    """Encode the training split and lay out the optimizer steps. ``keys`` is what a checkpoint kept of the rows of a stream."""
+    train, processes = config.train, int(os.environ.get("WORLD_SIZE", "1"))
+    if train.max_tokens_per_batch is not None and train.max_tokens_per_batch < max_length:
+        raise InputError(
+            Problem(
+                setting="train.max_tokens_per_batch",
+                message=f"expected at least one row of --train.max_length {max_length} tokens, found {train.max_tokens_per_batch}",
+            )
+        )
+    size = BatchSize(rows=train.global_batch_size, tokens=train.global_batch_tokens)
+    if size == BatchSize():
+        size = BatchSize(rows=train.per_device_batch_size * processes)
+    epochs = train.epochs if train.max_steps is None and train.epochs is not None else None
+    max_steps = train.max_steps
+    if epochs is None and max_steps is None:
+        epochs = 3.0
+        note("train.epochs: 3, since neither epochs nor max_steps is set")
+    if config.data.streaming:
+        assert max_steps is not None
+
+        def chunks(epoch: int, begin: Mapping[str, Any] | None = None) -> Iterator[Features]:
+            batches: Iterator[tuple[Any, Any]]
+            if splits.stream is None:
+                batches = ((None, rows) for rows in splits.train.batch(STREAM_ROWS))
+            else:
+                batches = splits.stream.batches(STREAM_ROWS, begin, keys if begin else b"")
+            first = begin["counts"]["rows"] + begin["rows_before"] if begin else 0
+            yield from encode_round_robin(_numbered(batches, first), encoded)
+
+        def encoded(chunk: tuple[int, Any, Any]) -> Features:
+            before, here, rows = chunk
+            features = task.encode(rows, tokenizer, max_length=max_length, training=True)
+            return replace(features, rows=features.rows + before, begin=here)
+
+        return StreamPlan(chunks, size, seed=train.seed, max_steps=max_steps, group_by_length=train.group_by_length), {"streaming": True}
+    features = encode(task, splits.train, tokenizer, max_length=max_length, training=True)
+    if not len(features):
+        raise InputError(Problem(setting="data.train", message="no training row is left after encoding"))
+    return EpochPlan(features, size, seed=train.seed, epochs=epochs, max_steps=max_steps, group_by_length=train.group_by_length), features.facts
+
+
+def _numbered(batches: Iterable[tuple[Any, Any]], first: int) -> Iterator[tuple[int, Any, Any]]:
+    """Rows of the stream before each batch, the first of them being number ``first``; where it begins; the batch."""
+    for here, rows in batches:
+        yield first, here, rows
+        first += len(next(iter(rows.values())))
+
+
+
+
+
+
+
+
+def _check_validation(splits: Splits, config: RunConfig) -> None:
+    """Some settings act on evaluations during training, which need a validation split."""
+    train = config.train
+    if train.restore_best and splits.validation is None:
+        note("train.restore_best does nothing: there is no validation split (add --data.validation_fraction 0.05)")
+    acting = {"early_stopping": train.early_stopping > 0, "schedule": train.schedule == "reduce_on_plateau"}
+    problems = [
+        Problem(
+            setting=f"train.{name}",
+            message=f"{getattr(train, name)} goes by the loss on a validation split, and the data have none",
+            fix="add --data.validation FILE, or --data.validation_fraction 0.05",
+        )
+        for name, acts in acting.items()
+        if acts
+    ]
+    if problems and splits.validation is None:
+        raise InputError(*problems)
+
+
+
+
+
+
