@@ -30,16 +30,23 @@ def replace_defaults(model: Any, tokenizer: PreTrainedTokenizerBase, settings: G
     carried = {
         name: value
         for name, value in own.to_diff_dict().items()
-        if not name.startswith(("_", "output_")) and not name.endswith(("_token_id", "_tokens", "_ids")) and name not in _NOT_NOTED
+        if not name.startswith(("_", "output_"))
+        and not name.endswith(("_token_id", "_tokens", "_ids"))
+        and name not in _NOT_NOTED
     }
-    replaced = {name: value for name, value in carried.items() if value is not None and getattr(new, name, None) != value}
+    replaced = {
+        name: value
+        for name, value in carried.items()
+        if value is not None and getattr(new, name, None) != value
+    }
     if replaced:
         said = ", ".join(f"{name} {value}" for name, value in replaced.items())
         known = {field.name for field in fields(GenerationSettings)}
-        flags = " ".join(f"--generation.{name} {str(value).lower()}" for name, value in replaced.items() if name in known)
+        flags = " ".join(
+            f"--generation.{name} {str(value).lower()}" for name, value in replaced.items() if name in known
+        )
         hint = f"; to use them: {flags}" if flags else ""
         note(f"generation: the base model's {said} are replaced by the run's --generation settings{hint}")
     kept = {name: value for name, value in vars(own).items() if name.startswith("_")}
     vars(own).clear()  # in place: a PEFT model shares this object with the model that it wraps
     vars(own).update({**vars(new), **kept})
-

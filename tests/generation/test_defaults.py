@@ -17,7 +17,13 @@ from hftk.generation.generate import generate
 from hftk.models.tokenizers import train_byte_bpe
 
 TEXTS = ["A man rides a bike.", "Ein Hund läuft über die grüne Wiese.", "一个男人骑着自行车。"]
-CARRIED = {"min_length": 12, "num_beams": 4, "no_repeat_ngram_size": 1, "length_penalty": 2.0, "max_length": 14}
+CARRIED = {
+    "min_length": 12,
+    "num_beams": 4,
+    "no_repeat_ngram_size": 1,
+    "length_penalty": 2.0,
+    "max_length": 14,
+}
 
 
 @pytest.mark.parametrize(
@@ -29,7 +35,9 @@ CARRIED = {"min_length": 12, "num_beams": 4, "no_repeat_ngram_size": 1, "length_
     ids=["greedy", "beams"],
 )
 @pytest.mark.parametrize("kind", ["t5", "bart", "gpt2"])
-def test_the_saved_folder_writes_what_was_evaluated(kind: str, settings: GenerationSettings, tmp_path: Path) -> None:
+def test_the_saved_folder_writes_what_was_evaluated(
+    kind: str, settings: GenerationSettings, tmp_path: Path
+) -> None:
     tokenizer: Any = train_byte_bpe(TEXTS * 3, 300)
     model: Any = make(kind, vocabulary=len(tokenizer), end=tokenizer.eos_token_id)
     model.generation_config.update(**CARRIED)
@@ -51,7 +59,9 @@ def test_sampling_is_saved_too_and_nothing_is_noted_where_nothing_is_carried(tmp
     tokenizer: Any = train_byte_bpe(TEXTS * 3, 300)
     model: Any = make("gpt2", vocabulary=len(tokenizer), end=tokenizer.eos_token_id)
     with heard() as lines:
-        replace_defaults(model, tokenizer, GenerationSettings(do_sample=True, temperature=0.7, max_new_tokens=5))
+        replace_defaults(
+            model, tokenizer, GenerationSettings(do_sample=True, temperature=0.7, max_new_tokens=5)
+        )
     model.save_pretrained(tmp_path)
     saved = AutoModelForCausalLM.from_pretrained(tmp_path).generation_config
     assert (saved.do_sample, saved.temperature, saved.top_k, saved.max_new_tokens) == (True, 0.7, 0, 5)
