@@ -131,10 +131,11 @@ def predict(given: Namespace) -> int:
 
     task = task_of(given.dir) if text_to_text else None
     model, tokenizer = load(given.dir, (task or task_class).auto_model, given.device_map)
-    if not given.max_new_tokens:
-        derived = getattr(model.generation_config, "max_new_tokens", None) if text_to_text else None
-        settings = replace(settings, max_new_tokens=derived or GenerationSettings.max_new_tokens)
-        settings = settings if derived else _fit_context(settings, model)
+    if task:  # as the run was evaluated, unless a flag says otherwise
+        flags = {name: value for name, value in values.items() if value is not None and (name, value) != ("max_new_tokens", 0)}
+        settings = replace(task.generation(model), **flags)
+    elif not given.max_new_tokens:
+        settings = _fit_context(replace(settings, max_new_tokens=GenerationSettings.max_new_tokens), model)
     asked = prompts
     finish: Callable[[Generated], Generated] = _unchanged
     if task:

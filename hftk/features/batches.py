@@ -36,7 +36,9 @@ class BatchSize:
 
     def steps(self, lengths: np.ndarray) -> float:
         """How many steps rows of these ``lengths`` (in tokens) fill."""
-        return len(lengths) / self.rows if self.rows is not None else float(lengths.sum()) / (self.tokens or 1)
+        return (
+            len(lengths) / self.rows if self.rows is not None else float(lengths.sum()) / (self.tokens or 1)
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,7 +162,7 @@ def fill_batches(order: np.ndarray, lengths: np.ndarray, max_rows: int, max_toke
     return pieces
 
 
-class Plan:
+class EpochPlan:
     """The optimizer steps of a whole run over ``features``, from the seed alone.
 
     Exactly one of ``epochs`` (fractions allowed) and ``max_steps`` is given. ``total_steps`` is the length of the run.
@@ -177,7 +179,9 @@ class Plan:
             raise InputError(Problem(setting="data.train", message="expected rows to train on, found none"))
         if size.steps(features.lengths) < 1:
             asked = f"global_batch_size {size.rows}" if size.rows else f"global_batch_tokens {size.tokens}"
-            note(f"train.{asked} is more than the training split: each step is one pass over {len(features)} rows")
+            note(
+                f"train.{asked} is more than the training split: each step is one pass over {len(features)} rows"
+            )
         self._features, self.size, self._seed, self._group = features, size, seed, group_by_length
         self.steps_per_epoch = len(self._epoch(0))
         if max_steps is not None:
@@ -186,13 +190,17 @@ class Plan:
             assert epochs is not None
             whole = int(epochs)
             steps = (
-                sum(len(self._epoch(e)) for e in range(whole)) if size.rows is None else whole * self.steps_per_epoch
+                sum(len(self._epoch(e)) for e in range(whole))
+                if size.rows is None
+                else whole * self.steps_per_epoch
             )
             rest = epochs - whole
             self.total_steps = max(1, steps + (round(rest * len(self._epoch(whole))) if rest else 0))
 
     def _epoch(self, epoch: int) -> list[np.ndarray]:
-        return plan_epoch(self._features.padded, self.size, seed=self._seed, epoch=epoch, group_by_length=self._group)
+        return plan_epoch(
+            self._features.padded, self.size, seed=self._seed, epoch=epoch, group_by_length=self._group
+        )
 
     def steps(self, start: int = 0) -> Iterator[Step]:
         """Steps ``start`` to the end, without touching any data of the earlier ones."""
@@ -259,7 +267,9 @@ class StreamPlan:
                     Problem(setting="data.train", message=f"expected rows to train on, found none in pass {epoch} over the stream")
                 )  # fmt: skip
             if epoch == 1 and start <= done:
-                note(f"the stream holds {done} steps: it is read again, for train.max_steps {self.total_steps}")
+                note(
+                    f"the stream holds {done} steps: it is read again, for train.max_steps {self.total_steps}"
+                )
 
 
 def _pools(chunks: Iterator[Features], size: BatchSize) -> Iterator[Features]:
@@ -282,13 +292,11 @@ def _join(parts: list[Features]) -> Features:
         return parts[0]
     sides = [part.sides for part in parts if part.sides is not None]
     return Features(
-        columns={name: [entry for part in parts for entry in part.columns[name]] for name in parts[0].columns},
+        columns={
+            name: [entry for part in parts for entry in part.columns[name]] for name in parts[0].columns
+        },
         rows=np.concatenate([part.rows for part in parts]),
         lengths=np.concatenate([part.lengths for part in parts]),
         sides=np.concatenate(sides) if sides else None,
         begin=parts[0].begin,
     )
-
-
-
-

@@ -1,7 +1,6 @@
-"""Encoded splits on disk: one folder each, written under another name and renamed, mapped into memory when read.
+"""Encoded splits on disk: one safetensors file each, renamed into place when it is whole, mapped into memory when read.
 
-A folder that exists is whole, or it is recognized as cut or altered and made anew. Runs that write the same one at the same time
-do not disturb each other: the first to finish wins. What nobody has used for longest goes when the cache has become too large.
+A file that is cut or altered is recognized and encoded again. Of runs that write the same file at the same time the last one wins.
 """
 
 from __future__ import annotations
@@ -10,10 +9,9 @@ import contextlib
 import hashlib
 import json
 import os
-import shutil
-import socket
-import threading
+import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +20,8 @@ import numpy as np
 from hftk.features.ragged import Ragged
 from hftk.task import Features
 
-FACTS = "features.json"
-MOST_BYTES = 50 * 2**30
-"""Size beyond which a cache loses what was not used for longest."""
-IN_USE_SECONDS = 2 * 86400.0
-"""What was used in the last two days is never removed: a run on another machine may read it."""
-TOUCH_SECONDS = 3600.0
-"""How often a run says that it still uses what it has read."""
-_PARTIAL = ".partial-"
-_used: set[Path] = set()
+KEPT_SECONDS = 30 * 86400.0
+"""Files that no run has read for this long are removed when another is written."""
 
 
 def folder_of(setting: str) -> Path | None:
@@ -45,143 +36,93 @@ def folder_of(setting: str) -> Path | None:
 
 
 def write(path: Path, features: Features, lines: list[str]) -> bool:
-    """Keeps compact ``features``, and the ``lines`` that were noted while they were made, in the folder ``path``.
+    """Write compact ``features``, and the ``lines`` that were noted while they were encoded, to the file ``path``.
 
-    False where their facts cannot be kept. Raises OSError where the disk refuses; nothing is left of them then.
+    False where JSON cannot hold their facts. Raises OSError where the disk refuses; nothing is left of them then.
     """
+    from safetensors.numpy import save_file
+
     try:
         facts = json.dumps(features.facts)
     except (TypeError, ValueError):
         return False
     if json.loads(facts) != features.facts:
         return False
+    arrays = {"rows": features.rows, "lengths": features.lengths}
+    if features.sides is not None:
+        arrays["sides"] = features.sides
+    kinds: dict[str, str] = {}
+    for name, column in features.columns.items():
+        if isinstance(column, Ragged):
+            first, last = column.offsets[0], column.offsets[-1]
+            arrays[f"column {name}"] = column.values[first:last]
+            arrays[f"offsets {name}"] = column.offsets - first
+            kinds[name] = "lists" if column.as_lists else "ragged"
+        else:
+            arrays[f"column {name}"] = np.asarray(column)
+            kinds[name] = "array"
+    arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    head = json.dumps({"columns": kinds, "facts": features.facts, "lines": lines})
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{_PARTIAL}{path.name}-{socket.gethostname()}-{os.getpid()}")
-    try:
-        partial.mkdir()
-        kinds: dict[str, str] = {}
-        arrays = {"rows": features.rows, "lengths": features.lengths}
-        if features.sides is not None:
-            arrays["sides"] = features.sides
-        for number, (name, column) in enumerate(features.columns.items()):
-            ragged = column if isinstance(column, Ragged) else None
-            kinds[name] = "array" if ragged is None else "lists" if ragged.as_lists else "ragged"
-            arrays[f"{number}"] = (
-                np.asarray(column) if ragged is None else ragged.values[ragged.offsets[0] : ragged.offsets[-1]]
-            )
-            if ragged is not None:
-                arrays[f"{number}-offsets"] = ragged.offsets - ragged.offsets[0]
-        files = {name: _save(partial / f"{name}.npy", array) for name, array in arrays.items()}
-        content = {"columns": kinds, "facts": features.facts, "lines": lines, "files": files}
-        with (partial / FACTS).open("w", encoding="utf-8") as file:
-            json.dump(content, file, ensure_ascii=False)
-            file.flush()
+    with tempfile.TemporaryDirectory(
+        dir=path.parent, prefix=".partial-", ignore_cleanup_errors=True
+    ) as folder:
+        partial = Path(folder) / path.name
+        save_file(arrays, partial, metadata={"head": head, "digest": _digest(head, arrays)})
+        with partial.open("rb") as file:
             os.fsync(file.fileno())
-        _put(partial, path)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    _tidy(path.parent)
+        os.replace(partial, path)
+    _remove_unused(path.parent)
     return True
 
 
 def read(path: Path, *, verify: bool = True) -> tuple[Features, list[str]] | None:
-    """What :func:`write` kept, mapped into memory, or None where there is nothing whole.
+    """What :func:`write` kept, mapped into memory; None where there is no whole file.
 
-    Without ``verify`` the sizes of the files are compared alone, not their contents: where another process of this machine has
-    just done it.
+    Without ``verify`` the contents are not compared with their digest: another process has just done it.
     """
+    from safetensors import SafetensorError, safe_open
+
     try:
-        content = json.loads((path / FACTS).read_text(encoding="utf-8"))
-        arrays = {}
-        for name, (size, digest) in content["files"].items():
-            file = path / f"{name}.npy"
-            if file.stat().st_size != size or (verify and _digest(file) != digest):
-                return None
-            # Copy on write: torch takes no read-only arrays, and nothing reaches the file.
-            arrays[name] = np.asarray(np.load(file, mmap_mode="c" if size > 256 else None))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        with safe_open(path, framework="pt") as file:  # of torch: numpy's arrays would be copies
+            arrays = {name: file.get_tensor(name).numpy() for name in file.keys()}  # noqa: SIM118
+            metadata = file.metadata()
+        if verify and metadata["digest"] != _digest(metadata["head"], arrays):
+            return None
+        head = json.loads(metadata["head"])
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError):
         return None
-    _use(path)
+    with contextlib.suppress(OSError):
+        os.utime(path)
     columns: dict[str, Any] = {}
-    for number, (name, kind) in enumerate(content["columns"].items()):
-        values = arrays[f"{number}"]
-        columns[name] = values if kind == "array" else Ragged(values, arrays[f"{number}-offsets"], kind == "lists")
-    sides = arrays.get("sides")
+    for name, kind in head["columns"].items():
+        values = arrays[f"column {name}"]
+        columns[name] = (
+            values if kind == "array" else Ragged(values, arrays[f"offsets {name}"], kind == "lists")
+        )
     features = Features(
-        columns=columns, rows=arrays["rows"], lengths=arrays["lengths"], sides=sides, facts=content["facts"]
+        columns=columns,
+        rows=arrays["rows"],
+        lengths=arrays["lengths"],
+        sides=arrays.get("sides"),
+        facts=head["facts"],
     )
-    return features, content["lines"]
+    return features, head["lines"]
 
 
-def _save(path: Path, array: np.ndarray) -> tuple[int, str]:
-    """Size and digest of the file that holds the array."""
-    with path.open("wb") as file:
-        np.save(file, array, allow_pickle=False)
-        file.flush()
-        os.fsync(file.fileno())
-    return path.stat().st_size, _digest(path)
-
-
-def _digest(path: Path) -> str:
-    digest = hashlib.blake2b(digest_size=16)
-    with path.open("rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
+def _digest(head: str, arrays: Mapping[str, np.ndarray]) -> str:
+    digest = hashlib.blake2b(head.encode(), digest_size=16)
+    for name in sorted(arrays):
+        digest.update(f"{name} {arrays[name].dtype} {arrays[name].shape}".encode())
+        digest.update(memoryview(arrays[name].reshape(-1).view(np.uint8)))
     return digest.hexdigest()
 
 
-def _put(partial: Path, path: Path) -> None:
-    """Renames into place, unless another run was first; what is there and not whole makes room."""
-    for _ in range(3):
-        try:
-            os.rename(partial, path)
-            return
-        except OSError:
-            if not path.exists():
-                raise
-            if read(path) is not None:
-                return
-            broken = path.with_name(f"{_PARTIAL}broken-{path.name}-{os.getpid()}")
-            with contextlib.suppress(OSError):
-                os.rename(path, broken)
-            shutil.rmtree(broken, ignore_errors=True)
+def _remove_unused(cache: Path) -> None:
+    """Remove files that no run has read for :data:`KEPT_SECONDS`, and what killed runs left half written."""
+    import shutil
 
-
-def _tidy(cache: Path) -> None:
-    """Removes what killed runs left half written, and the least recently used beyond :data:`MOST_BYTES`."""
-    now = time.time()
-    found = []
-    for folder in cache.iterdir():
+    for path in cache.iterdir():
         with contextlib.suppress(OSError):
-            if folder.name.startswith(_PARTIAL):
-                if now - folder.stat().st_mtime > IN_USE_SECONDS:
-                    shutil.rmtree(folder, ignore_errors=True)
-            elif (folder / FACTS).exists():
-                size = sum(file.stat().st_size for file in folder.iterdir())
-                found.append(((folder / FACTS).stat().st_mtime, size, folder))
-    total = sum(size for _, size, _ in found)
-    for used, size, folder in sorted(found, key=lambda entry: entry[0]):
-        if total <= MOST_BYTES or now - used < IN_USE_SECONDS:
-            break
-        gone = folder.with_name(f"{_PARTIAL}removed-{folder.name}-{os.getpid()}")
-        with contextlib.suppress(OSError):
-            os.rename(folder, gone)  # at once, so that no reader meets half of it
-            shutil.rmtree(gone, ignore_errors=True)
-            total -= size
-
-
-def _use(path: Path) -> None:
-    """Marks what is read as used, now and for as long as this process runs."""
-    if not _used:
-        threading.Thread(target=_touch_often, daemon=True, name="features-in-use").start()
-    _used.add(path)
-    with contextlib.suppress(OSError):
-        os.utime(path / FACTS)
-
-
-def _touch_often() -> None:
-    while True:
-        time.sleep(TOUCH_SECONDS)
-        for path in list(_used):
-            with contextlib.suppress(OSError):
-                os.utime(path / FACTS)
+            if time.time() - path.stat().st_mtime > KEPT_SECONDS:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()

@@ -1,5 +1,5 @@
-"""A name for the features of a split that follows from everything they depend on: another text, tokenizer, setting or version of a
-library or of this code gives another name, so that what lies under a name is never stale."""
+"""Fingerprint of the features of a split: it changes with the texts, the tokenizer, the settings, the versions of libraries and this
+code, so that a cached file is never stale."""
 
 from __future__ import annotations
 
@@ -32,20 +32,20 @@ PACKAGES = (
 )
 """Packages whose code has a part in encoding."""
 _ROWS = 10_000
-_NO_MATTER = frozenset({"name_or_path", "deprecation_warnings", "verbose", "_tokenizer", "init_kwargs"})
-"""Attributes of a tokenizer that change no token, or are looked at in another way."""
+_IGNORED = frozenset({"name_or_path", "deprecation_warnings", "verbose", "_tokenizer", "init_kwargs"})
+"""Attributes of a tokenizer that change no token, or are handled separately."""
 
 
 def make_key(
     task: Task, rows: Rows, tokenizer: PreTrainedTokenizerBase, *, max_length: int, training: bool
 ) -> str | None:
-    """A name for a folder, or None where not everything that matters can be told."""
+    """Return the fingerprint, or None where not everything that encoding depends on is known."""
     settings = getattr(task, "encoded_by", None)
     if settings is None or not type(task).__module__.startswith("hftk.") or not hasattr(rows, "with_format"):
         return None
-    told = _plain({"task": task.name, "class": type(task).__qualname__, **settings()})
-    spoken = _tokenizer(tokenizer)
-    if told is None or spoken is None:
+    by_task = _json({"task": task.name, "class": type(task).__qualname__, **settings()})
+    by_tokenizer = _tokenizer(tokenizer)
+    if by_task is None or by_tokenizer is None:
         return None
     call = {
         "max_length": max_length,
@@ -55,7 +55,7 @@ def make_key(
         "code": _code(),
     }
     digest = hashlib.blake2b(digest_size=16)
-    for part in (json.dumps(call, sort_keys=True), told, spoken, _rows(rows)):
+    for part in (json.dumps(call, sort_keys=True), by_task, by_tokenizer, _rows(rows)):
         digest.update(hashlib.blake2b(part.encode("utf-8", "surrogatepass")).digest())
     return digest.hexdigest()
 
@@ -86,17 +86,17 @@ def _rows(rows: Any) -> str:
 
 
 def _tokenizer(tokenizer: PreTrainedTokenizerBase) -> str | None:
-    """All that decides how a tokenizer of transformers cuts a text, as text."""
+    """Everything that decides how a tokenizer of transformers encodes a text, as JSON; None for other tokenizers."""
     if not type(tokenizer).__module__.startswith("transformers."):
         return None
-    state = {name: value for name, value in vars(tokenizer).items() if name not in _NO_MATTER}
+    state = {name: value for name, value in vars(tokenizer).items() if name not in _IGNORED}
     parts: dict[str, Any] = {
         "class": type(tokenizer).__qualname__,
         "special": {k: str(v) for k, v in tokenizer.special_tokens_map.items()},
     }
-    parts["state"] = {name: _plain(value) for name, value in state.items() if _plain(value) is not None}
+    parts["state"] = {name: _json(value) for name, value in state.items() if _json(value) is not None}
     parts["settings"] = {
-        n: _plain(v) for n, v in tokenizer.init_kwargs.items() if n not in _NO_MATTER and not n.endswith("_file")
+        n: _json(v) for n, v in tokenizer.init_kwargs.items() if n not in _IGNORED and not n.endswith("_file")
     }
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None:
@@ -108,12 +108,14 @@ def _tokenizer(tokenizer: PreTrainedTokenizerBase) -> str | None:
             tokenizer.save_vocabulary(folder)
             files = sorted(Path(folder).iterdir())
             parts["files"] = {path.name: hashlib.blake2b(path.read_bytes()).hexdigest() for path in files}
-        parts["added"] = {str(number): repr(token) for number, token in tokenizer.added_tokens_decoder.items()}
+        parts["added"] = {
+            str(number): repr(token) for number, token in tokenizer.added_tokens_decoder.items()
+        }
     return json.dumps(parts, sort_keys=True)
 
 
-def _plain(value: Any) -> str | None:
-    """``value`` as JSON where it is made of plain values alone."""
+def _json(value: Any) -> str | None:
+    """``value`` as JSON, None where JSON cannot hold it."""
     try:
         return json.dumps(value, sort_keys=True)
     except (TypeError, ValueError):

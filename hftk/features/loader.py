@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from hftk.features.batches import Plan, Step, StreamPlan, split_step
+from hftk.features.batches import EpochPlan, Step, StreamPlan, split_step
 
 
 class StepLoader:
@@ -18,7 +18,7 @@ class StepLoader:
     """
 
     def __init__(
-        self, plan: Plan | StreamPlan, collate: Callable[[list[dict[str, Any]]], dict[str, Any]], *, process: int,
+        self, plan: EpochPlan | StreamPlan, collate: Callable[[list[dict[str, Any]]], dict[str, Any]], *, process: int,
         processes: int, max_rows: int, max_tokens: int | None,
     ) -> None:  # fmt: skip
         self.plan, self._collate = plan, collate

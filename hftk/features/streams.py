@@ -1,7 +1,7 @@
-"""Streams on several processes: each encodes its share of the chunks, and all of them get all.
+"""Encode a stream on several processes: each encodes every n-th chunk, and all of them receive all chunks.
 
-Every process needs the lengths of all rows, by which steps are made up, and any row may become its own: what is exchanged is
-encoded, a few bytes for each token. Reading is not shared out, since whether a row is kept depends on the rows before it.
+Every process needs the lengths of all rows to plan the steps, and may train on any row, so encoded chunks are exchanged. Reading is
+not divided: whether a row is a duplicate depends on the rows before it.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from hftk.task import Features
 T = TypeVar("T")
 
 
-def encode_in_turn(chunks: Iterable[T], encode: Callable[[T], Features]) -> Iterator[Features]:
-    """``encode(chunk)`` of every chunk, in their order. All processes iterate over the same chunks, in step.
+def encode_round_robin(chunks: Iterable[T], encode: Callable[[T], Features]) -> Iterator[Features]:
+    """Yield ``encode(chunk)`` of every chunk, in order. All processes iterate over the same chunks together.
 
     Raises:
-        RuntimeError: another process could not encode its chunk; where it is this one's, what was raised there.
+        RuntimeError: another process could not encode its chunk; on that process the original exception is raised.
     """
     if alone():
         yield from map(encode, chunks)
@@ -34,11 +34,13 @@ def encode_in_turn(chunks: Iterable[T], encode: Callable[[T], Features]) -> Iter
         features, failure = None, None
         if process < len(some):
             try:
-                features = _small(encode(some[process]))
+                features = _compacted(encode(some[process]))
             except Exception as error:
                 failure = error
         parts: list[Any] = [None] * processes
-        torch.distributed.all_gather_object(parts, (features, failure and f"{type(failure).__name__}: {failure}"))
+        torch.distributed.all_gather_object(
+            parts, (features, failure and f"{type(failure).__name__}: {failure}")
+        )
         if failure is not None:
             raise failure
         for number, (_, reason) in enumerate(parts):
@@ -47,8 +49,8 @@ def encode_in_turn(chunks: Iterable[T], encode: Callable[[T], Features]) -> Iter
         yield from (part for part, _ in parts[: len(some)])
 
 
-def _small(features: Features) -> Features:
-    """The features as few bytes, where they are of whole numbers."""
+def _compacted(features: Features) -> Features:
+    """Compact the features where their columns allow it."""
     try:
         return compact(features)
     except NotCompact:

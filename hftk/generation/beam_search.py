@@ -62,7 +62,9 @@ class _Beams:
             setattr(self, field.name, getattr(self, field.name)[rows])
 
 
-def search(steps: Steps, prompt: torch.Tensor, constrain: Constraints, config: GenerationConfig) -> list[list[int]]:
+def search(
+    steps: Steps, prompt: torch.Tensor, constrain: Constraints, config: GenerationConfig
+) -> list[list[int]]:
     """The best text of each row: its new tokens, the end-of-text token included where there is one.
 
     ``prompt`` is (rows, tokens), with which every text starts.
@@ -124,7 +126,9 @@ def _step(
     rows, beams = state.sums.shape
     # Enough candidates that `beams` of them go on, even if each end-of-text token follows every text.
     candidates = max(2, 1 + len(ends)) * beams
-    values, words = best(chances, min(candidates, chances.shape[1]))  # (rows x beams, candidates of each text)
+    values, words = best(
+        chances, min(candidates, chances.shape[1])
+    )  # (rows x beams, candidates of each text)
     each = values.shape[1]
     sums = (values.view(rows, beams, each) + state.sums[:, :, None]).view(rows, -1)
     sums, found = sums.topk(candidates)  # (rows, candidates), best first
@@ -179,7 +183,9 @@ def _over(state: _Beams, new: int, most: int, config: GenerationConfig) -> torch
     full = state.full.all(1)
     if config.early_stopping is True:
         return full | ~_promising(state, new, config)
-    return ~_promising(state, most if config.early_stopping == "never" and config.length_penalty > 0 else new, config)
+    return ~_promising(
+        state, most if config.early_stopping == "never" and config.length_penalty > 0 else new, config
+    )
 
 
 def _promising(state: _Beams, tokens: int, config: GenerationConfig) -> torch.Tensor:

@@ -4,17 +4,15 @@
 ended leave the batch and its cache, the encoder and the first step run once per row and not once per beam, constraints
 are set up once, and nothing but the model's forward stands between two tokens. In fp32 the two differ in rounding alone
 (matrix products of other sizes), which can decide between candidates that are tied. For a model that prepares its inputs
-in a way of its own, and for settings that are not known here, ``model.generate`` does the work: :func:`why_not`.
+in a way of its own, and for settings that are not known here, ``model.generate`` decodes: :func:`is_proved`.
 """
 
 from __future__ import annotations
 
 import copy
 import inspect
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,11 +20,9 @@ from transformers import (
     DynamicCache,
     EncoderDecoderCache,
     GenerationConfig,
-    GenerationMixin,
     LogitsProcessorList,
     PreTrainedTokenizerBase,
 )
-from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from transformers.modeling_outputs import BaseModelOutput
 
 from hftk.config import GenerationSettings
@@ -35,13 +31,25 @@ from hftk.generation.beam_search import search
 from hftk.generation.kv_cache import make_cache
 from hftk.generation.logits_processors import Constraints, RowSampling
 from hftk.models import device_map, sharded
+from hftk.models.architectures import TWO_MODELS, halves
 
 FIELDS = frozenset(logits_processors.FIELDS) | {
     "max_new_tokens", "num_beams", "length_penalty", "early_stopping", "eos_token_id", "pad_token_id", "bos_token_id",
     "decoder_start_token_id", "do_sample", "use_cache", "transformers_version",
 }  # fmt: skip
 """Fields of a ``GenerationConfig`` that may be set."""
-FRAME = ("forced_bos_token_id", "forced_eos_token_id", "bad_words_ids", "suppress_tokens", "begin_suppress_tokens")
+PROVED = frozenset({
+    "t5", "mt5", "bart", "mbart", "pegasus", "marian", "m2m_100", "encoder-decoder bert",
+    "gpt2", "llama", "qwen2", "mistral", "gpt_neox", "opt", "bloom",
+})  # fmt: skip
+"""Model types whose tokens a test compares with those of ``generate``."""
+FRAME = (
+    "forced_bos_token_id",
+    "forced_eos_token_id",
+    "bad_words_ids",
+    "suppress_tokens",
+    "begin_suppress_tokens",
+)
 """What an encoder-decoder keeps of its checkpoint's generation config: which tokens it must and must not write."""
 DEFAULTS = {"num_beams": 1, "length_penalty": 1.0, "early_stopping": False}
 """What ``generate`` takes where these fields are None."""
@@ -50,7 +58,11 @@ LEAVE = 0.1
 
 
 def decode(
-    model: Any, ids: torch.Tensor, mask: torch.Tensor, config: GenerationConfig, sampling: RowSampling | None = None
+    model: Any,
+    ids: torch.Tensor,
+    mask: torch.Tensor,
+    config: GenerationConfig,
+    sampling: RowSampling | None = None,
 ) -> list[list[int]]:
     """The new tokens of each row, up to and with its end-of-text token: what ``model.generate`` gives with ``config``.
 
@@ -62,11 +74,13 @@ def decode(
     for name, value in DEFAULTS.items():
         setattr(config, name, value if getattr(config, name) is None else getattr(config, name))
     with _ready(model), torch.no_grad():
-        if why_not(model, config):
+        if not is_proved(model, config):
             rows = _generate(model, ids, mask, config, sampling)
         elif config.num_beams > 1:
             steps = Steps(model, ids, mask, config)
-            rows = search(steps, steps.prompt, Constraints(config, steps.prompt.shape[1], steps.starts), config)
+            rows = search(
+                steps, steps.prompt, Constraints(config, steps.prompt.shape[1], steps.starts), config
+            )
         else:
             rows = _greedy(Steps(model, ids, mask, config), config, sampling)
     ends = set(config.eos_token_id or [])
@@ -97,7 +111,8 @@ def make_generation_config(
         bos_token_id=tokenizer.bos_token_id,
     )
     if model.config.is_encoder_decoder:
-        config.decoder_start_token_id = _start_token(model)
+        start = own.decoder_start_token_id
+        config.decoder_start_token_id = model.config.decoder_start_token_id if start is None else start
         for name in FRAME:
             setattr(config, name, getattr(own, name))
     return config
@@ -118,41 +133,35 @@ def _end_ids(model: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     own = own if isinstance(own, list) else [own]
     special = set(tokenizer.all_special_ids)
     special |= {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
-    return list(dict.fromkeys(i for i in [tokenizer.eos_token_id, *(i for i in own if i in special)] if i is not None))
+    return list(
+        dict.fromkeys(i for i in [tokenizer.eos_token_id, *(i for i in own if i in special)] if i is not None)
+    )
 
 
-def why_not(model: Any, config: GenerationConfig) -> str:
-    """Why :func:`decode` leaves this to ``model.generate``, in words; "" where it does not.
+def is_proved(model: Any, config: GenerationConfig) -> bool:
+    """Whether this module decodes; False: ``model.generate`` does.
 
-    What is known here is the preparation of ``transformers.GenerationMixin`` itself with its default cache: most models of
-    text, among them T5, BART, Marian, Pegasus, M2M100, two joined BERTs, GPT-2 and Llama.
+    A test compares the tokens of both for each model type of :data:`PROVED`.
     """
     inner: Any = _inner(model)
-    odd = sorted(name for name in config.to_diff_dict() if name not in FIELDS and not name.startswith("_"))
-    if odd:
-        return f"settings: {', '.join(odd)}"
-    if config.do_sample or config.use_cache is False:
-        return "sampling of its own" if config.do_sample else "no cache"
-    if any(getattr(adapter, "is_prompt_learning", False) for adapter in getattr(model, "peft_config", {}).values()):
-        return "an adapter that changes the prompt"
-    if GenerationMixin not in type(inner).__mro__:
-        return "not a model of transformers"
-    own = [name for name, method in vars(GenerationMixin).items() if inspect.getattr_static(inner, name) is not method]
-    if own := [name for name in own if not name.startswith("__")]:
-        return f"the model's own {', '.join(own)}"
-    if hasattr(inner, "_reorder_cache") or inner._is_stateful or not inner._supports_default_dynamic_cache():
-        return "a cache of its own"
-    accepted = inspect.signature(inner.forward).parameters
-    if inner.main_input_name != "input_ids" or not {"attention_mask", "past_key_values", "use_cache"} <= set(accepted):
-        return "inputs of its own"
-    if sharded.is_sharded(inner):
-        return "weights spread over processes"
-    if device_map.is_spread(inner):
-        return "weights spread over devices"
-    layers = DynamicCache(config=inner.config.get_text_config(decoder=True)).layers
-    if any(type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers):
-        return "a cache of its own"
-    return ""
+    set_fields = {name for name in config.to_diff_dict() if not name.startswith("_")}
+    adapters = getattr(model, "peft_config", {}).values()
+    return (
+        _types(inner.config) <= PROVED
+        and type(inner).__module__.startswith("transformers.models.")
+        and set_fields <= FIELDS
+        and not config.do_sample
+        and config.use_cache is not False
+        and not any(getattr(adapter, "is_prompt_learning", False) for adapter in adapters)
+        and not sharded.is_sharded(inner)
+        and not device_map.is_spread(inner)
+    )
+
+
+def _types(config: Any) -> set[str]:
+    """The model types of both halves of an ``EncoderDecoderModel`` with their kind; of any other model its own."""
+    joined = config.model_type == TWO_MODELS
+    return {f"{TWO_MODELS} {half.model_type}" if joined else half.model_type for half in halves(config)}
 
 
 def _inner(model: Any) -> Any:
@@ -277,7 +286,9 @@ def _greedy(steps: Steps, config: GenerationConfig, sampling: RowSampling | None
     """The likeliest token at each step, row by row; what comes after a row's end is cut off by the caller."""
     prompt, most = steps.prompt, config.max_new_tokens
     constrain = Constraints(config, prompt.shape[1], steps.starts)
-    written = torch.cat((prompt, prompt.new_zeros(len(prompt), most)), 1)  # (rows present, prompt and new tokens)
+    written = torch.cat(
+        (prompt, prompt.new_zeros(len(prompt), most)), 1
+    )  # (rows present, prompt and new tokens)
     ends = torch.tensor(config.eos_token_id or [], device=prompt.device)
     ended = torch.zeros(len(prompt), dtype=torch.bool, device=prompt.device)
     present = list(range(len(prompt)))
@@ -306,57 +317,3 @@ def _greedy(steps: Steps, config: GenerationConfig, sampling: RowSampling | None
                 sampling.keep(rows.tolist())
         logits = steps.next(tokens)
     return results
-
-
-@dataclass(frozen=True, kw_only=True)
-class Difference:
-    """Where two texts for one prompt part."""
-
-    row: int
-    position: int
-    """New tokens before the first one that differs."""
-    tokens: tuple[int | None, int | None]
-    """The first token that differs, in either; None where the text had ended."""
-    margin: float
-    """Log-probability of the first one less that of the second, in nats, by the model handed over; nan where a text had ended."""
-
-
-def margins(
-    model: Any, prompts: Sequence[Sequence[int]], first: Sequence[Sequence[int]], second: Sequence[Sequence[int]]
-) -> list[Difference]:
-    """Each row in which two sets of outputs differ, with the model's preference at the first token that does.
-
-    ``prompts``, ``first`` and ``second`` are token ids, one list per row; the outputs are new tokens, as :func:`decode`
-    gives them. With greedy decoding a margin near 0 is a tie that rounding decided; in beam search the texts were compared
-    as wholes, and the margin says only how close the two tokens were.
-    """
-    found = []
-    for row, (prompt, one, other) in enumerate(zip(prompts, first, second, strict=True)):
-        if list(one) == list(other):
-            continue
-        shared = next(
-            (i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other))
-        )
-        a, b = (text[shared] if shared < len(text) else None for text in (one, other))
-        margin = math.nan
-        if a is not None and b is not None:
-            inputs = _inputs(model, prompt, one[:shared])
-            with _ready(model), torch.no_grad():
-                chances = model(**inputs, use_cache=False).logits[0, -1].float().log_softmax(-1)
-            margin = float(chances[a] - chances[b])
-        found.append(Difference(row=row, position=shared, tokens=(a, b), margin=margin))
-    return found
-
-
-def _inputs(model: Any, prompt: Sequence[int], new: Sequence[int]) -> dict[str, torch.Tensor]:
-    """One row, (1, tokens), whose last position has the logits of the token after ``new``."""
-    device = device_map.device_of(model)
-    if not model.config.is_encoder_decoder:
-        return {"input_ids": torch.tensor([[*prompt, *new]], device=device)}
-    begin = torch.tensor([[_start_token(model), *new]], device=device)
-    return {"input_ids": torch.tensor([list(prompt)], device=device), "decoder_input_ids": begin}
-
-
-def _start_token(model: Any) -> Any:
-    start = model.generation_config.decoder_start_token_id
-    return model.config.decoder_start_token_id if start is None else start

@@ -112,7 +112,9 @@ def stream(
     numbers: Sequence[int] | None = None,
 ) -> Iterator[Generated]:
     """As :func:`generate`, but handed out batch by batch as they finish, long prompts first. Errors come at once."""
-    job = _prepare(model, tokenizer, prompts, settings, max_tokens_per_batch, batch_size, max_prompt_tokens, numbers)
+    job = _prepare(
+        model, tokenizer, prompts, settings, max_tokens_per_batch, batch_size, max_prompt_tokens, numbers
+    )
     return (result for batch in _shown(job.batches, progress) for result in _run(job, batch))
 
 
@@ -139,7 +141,9 @@ def generate_to_file(
     """
     path = Path(path)
     partial = path.with_name(path.name + ".partial")
-    kept = _go_on(_prepare(model, tokenizer, prompts, settings, max_tokens_per_batch, batch_size), partial, progress)
+    kept = _go_on(
+        _prepare(model, tokenizer, prompts, settings, max_tokens_per_batch, batch_size), partial, progress
+    )
     results = [finish(result) for result in kept]
     whole = path.with_name(path.name + ".new")
     with open(whole, "wb") as file:
@@ -211,10 +215,15 @@ def _prepare(
     model: Any, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], settings: GenerationSettings,
     max_tokens: int | None, batch_size: int | None, max_prompt_tokens: int | None = None, numbers: Sequence[int] | None = None,
 ) -> _Job:  # fmt: skip
-    room = min((most for most in (_check(model, prompts, settings), max_prompt_tokens) if most is not None), default=None)
+    room = min(
+        (most for most in (_check(model, prompts, settings), max_prompt_tokens) if most is not None),
+        default=None,
+    )
     config = make_generation_config(model, tokenizer, settings)
     inputs, truncated = _encode(model, tokenizer, prompts, room, config)
-    costs = settings.num_beams * (np.array([len(ids) for ids in inputs], dtype=np.int64) + settings.max_new_tokens)
+    costs = settings.num_beams * (
+        np.array([len(ids) for ids in inputs], dtype=np.int64) + settings.max_new_tokens
+    )
     batches: list[list[int]] = []
     if len(prompts):
         most = batch_size or max(1, LOGITS_BYTES // (4 * vocabulary_size(model) * settings.num_beams))
@@ -231,7 +240,12 @@ def tokens_per_batch(made: PretrainedConfig) -> int:
     """As many tokens as have keys and values of ``CACHE_BYTES``, from 4096 to ``TOKENS_PER_BATCH``."""
     config = made.get_text_config(decoder=True)
     both = 2 if made.is_encoder_decoder else 1  # a source token has keys and values for the decoder too
-    each = 2 * both * (getattr(config, "num_hidden_layers", None) or 1) * (getattr(config, "hidden_size", None) or 1)
+    each = (
+        2
+        * both
+        * (getattr(config, "num_hidden_layers", None) or 1)
+        * (getattr(config, "hidden_size", None) or 1)
+    )
     return min(TOKENS_PER_BATCH, max(4096, CACHE_BYTES // (4 * each)))
 
 
@@ -243,7 +257,9 @@ def _check(model: Any, prompts: Sequence[str], settings: GenerationSettings) -> 
     strange = next((i for i, prompt in enumerate(prompts) if not isinstance(prompt, str)), None)
     if strange is not None:
         kind = type(prompts[strange]).__name__
-        problems.append(Problem(setting="", message=f"expected text in every prompt, found {kind} in row {strange}"))
+        problems.append(
+            Problem(setting="", message=f"expected text in every prompt, found {kind} in row {strange}")
+        )
     config = model.config
     context, new = positions(config.get_text_config(decoder=True)), settings.max_new_tokens
     if context is not None:
@@ -263,10 +279,12 @@ def _check(model: Any, prompts: Sequence[str], settings: GenerationSettings) -> 
     return None if context is None else context - new
 
 
-
-
 def _encode(
-    model: Any, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], room: int | None, config: GenerationConfig
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    room: int | None,
+    config: GenerationConfig,
 ) -> tuple[list[list[int]], list[bool]]:
     """Token ids of every prompt within ``room`` tokens, and whether it had to be cut."""
     if not prompts:
@@ -289,7 +307,9 @@ def _encode(
     return inputs, truncated
 
 
-def _frame(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], encoded: list[list[int]]) -> tuple[int, int]:
+def _frame(
+    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], encoded: list[list[int]]
+) -> tuple[int, int]:
     """How many special tokens the tokenizer puts before and after a text."""
     longest = max(range(len(encoded)), key=lambda row: len(encoded[row]))
     whole: list[int] = encoded[longest]
@@ -321,7 +341,9 @@ def _run(job: _Job, batch: list[int]) -> list[Generated]:
         ids[position, place] = torch.tensor(job.inputs[row])
         mask[position, place] = 1
     device = device_map.device_of(job.model)
-    sampling = RowSampling(job.settings, [job.numbers[row] for row in batch]) if job.settings.do_sample else None
+    sampling = (
+        RowSampling(job.settings, [job.numbers[row] for row in batch]) if job.settings.do_sample else None
+    )
     rows = decode(job.model, ids.to(device), mask.to(device), job.config, sampling)
     return [_result(job, row, new) for row, new in zip(batch, rows, strict=True)]
 
@@ -333,7 +355,11 @@ def _result(job: _Job, row: int, new: list[int]) -> Generated:
     if finished and job.config.forced_eos_token_id is not None:
         finished = length + 1 < job.settings.max_new_tokens  # there the end is forced, over or not
     return Generated(
-        index=row, text=_decode(job, row, new[:length]), tokens=length, finished=finished, truncated=job.truncated[row]
+        index=row,
+        text=_decode(job, row, new[:length]),
+        tokens=length,
+        finished=finished,
+        truncated=job.truncated[row],
     )
 
 
@@ -353,7 +379,9 @@ def _decode(job: _Job, row: int, new: list[int]) -> str:
 def _fingerprint(job: _Job) -> str:
     """What the outputs depend on: settings, prompts, batches and up to 256 or so values of every weight."""
     digest = hashlib.blake2b(digest_size=16)
-    digest.update(repr((asdict(job.settings), job.config.to_dict(), job.inputs, job.batches, job.numbers)).encode())
+    digest.update(
+        repr((asdict(job.settings), job.config.to_dict(), job.inputs, job.batches, job.numbers)).encode()
+    )
     for name, weight in job.model.named_parameters():
         digest.update(f"{name}{tuple(weight.shape)}{weight.dtype}".encode())
         if weight.is_meta:  # in main memory, by model.device_map: those on the GPUs tell models apart

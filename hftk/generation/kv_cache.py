@@ -32,7 +32,9 @@ class RoomyLayer(DynamicLayer):
             self.keys, self.values = self._stores
         start = self.keys.shape[2]
         end = start + key_states.shape[2]
-        for place, (old, new) in enumerate(zip((self.keys, self.values), (key_states, value_states), strict=True)):
+        for place, (old, new) in enumerate(
+            zip((self.keys, self.values), (key_states, value_states), strict=True)
+        ):
             store = self._stores[place]
             if end > store.shape[2]:
                 rows, heads, _, size = new.shape

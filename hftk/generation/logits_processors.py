@@ -17,11 +17,7 @@ from transformers import (
     GenerationConfig,
     LogitsProcessor,
     LogitsProcessorList,
-    MinLengthLogitsProcessor,
-    MinNewTokensLengthLogitsProcessor,
     NoBadWordsLogitsProcessor,
-    SuppressTokensAtBeginLogitsProcessor,
-    SuppressTokensLogitsProcessor,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
@@ -30,9 +26,12 @@ from transformers import (
 from hftk.config import GenerationSettings
 
 FIELDS = (
-    "repetition_penalty", "no_repeat_ngram_size", "bad_words_ids", "min_length", "min_new_tokens", "forced_bos_token_id",
-    "forced_eos_token_id", "suppress_tokens", "begin_suppress_tokens",
-)  # fmt: skip
+    "repetition_penalty",
+    "no_repeat_ngram_size",
+    "bad_words_ids",
+    "forced_bos_token_id",
+    "forced_eos_token_id",
+)
 """Fields of a ``GenerationConfig`` that :func:`constraints` knows."""
 
 Constraint = Callable[..., torch.Tensor]
@@ -81,7 +80,11 @@ class Constraints:
     """
 
     def __init__(self, config: GenerationConfig, prompt_length: int, starts: torch.Tensor) -> None:
-        self._starts, self._penalty, self._ngram = starts, config.repetition_penalty, config.no_repeat_ngram_size
+        self._starts, self._penalty, self._ngram = (
+            starts,
+            config.repetition_penalty,
+            config.no_repeat_ngram_size,
+        )
         self._others = _others(config, prompt_length, starts.device)
 
     def __bool__(self) -> bool:
@@ -102,7 +105,9 @@ class Constraints:
         self._starts = self._starts[rows]
 
 
-def _penalized(tokens: torch.Tensor, scores: torch.Tensor, starts: torch.Tensor, penalty: float) -> torch.Tensor:
+def _penalized(
+    tokens: torch.Tensor, scores: torch.Tensor, starts: torch.Tensor, penalty: float
+) -> torch.Tensor:
     """Scores of the row's tokens made smaller: divided by ``penalty`` where positive, else multiplied (Keskar et al. 2019)."""
     columns, vocabulary = torch.arange(tokens.shape[1], device=tokens.device), scores.shape[1]
     own = (columns >= starts[:, None]) & (tokens < vocabulary)  # a model may read tokens that it cannot write
@@ -112,7 +117,9 @@ def _penalized(tokens: torch.Tensor, scores: torch.Tensor, starts: torch.Tensor,
     return scores.scatter(1, places, torch.where(found < 0, found * penalty, found / penalty))[:, :-1]
 
 
-def _without_repeats(tokens: torch.Tensor, scores: torch.Tensor, starts: torch.Tensor, size: int) -> torch.Tensor:
+def _without_repeats(
+    tokens: torch.Tensor, scores: torch.Tensor, starts: torch.Tensor, size: int
+) -> torch.Tensor:
     """``-inf`` for each token that would end an n-gram of ``size`` tokens which the row already has (Paulus et al. 2017)."""
     if tokens.shape[1] < size:
         return scores
@@ -132,20 +139,9 @@ def _others(config: GenerationConfig, prompt_length: int, device: torch.device) 
     found: list[Any] = []
     if config.bad_words_ids is not None:
         found.append(NoBadWordsLogitsProcessor(config.bad_words_ids, ends))
-    # As in `generate`, min_new_tokens stands for both: it also sets the minimum length.
-    least = config.min_length if config.min_new_tokens is None else config.min_new_tokens + prompt_length
-    if ends and least:
-        found.append(MinLengthLogitsProcessor(least, ends, device=str(device)))
-    if ends and config.min_new_tokens:
-        found.append(MinNewTokensLengthLogitsProcessor(prompt_length, config.min_new_tokens, ends, device=str(device)))
     if config.forced_bos_token_id is not None:
         found.append(ForcedBOSTokenLogitsProcessor(config.forced_bos_token_id))
     if config.forced_eos_token_id is not None:
         most = prompt_length + config.max_new_tokens
         found.append(ForcedEOSTokenLogitsProcessor(most, config.forced_eos_token_id, device=str(device)))
-    if config.suppress_tokens is not None:
-        found.append(SuppressTokensLogitsProcessor(config.suppress_tokens, device=str(device)))
-    if config.begin_suppress_tokens is not None:
-        begin = prompt_length + (prompt_length == 1 and config.forced_bos_token_id is not None)
-        found.append(SuppressTokensAtBeginLogitsProcessor(config.begin_suppress_tokens, begin, device=str(device)))
     return found

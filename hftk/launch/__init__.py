@@ -231,7 +231,7 @@ def _attempt(main: Callable[[Any], Any], config: RunConfig, argv: Sequence[str] 
             _watch(launch, config.train.peer_timeout, current)
     current.folder, current.status = on_main(_begin, config, recipe)
     if current.peers is not None:
-        machines.check_output_is_seen(current.folder, current.status, launched().strategy)
+        machines.check_output_is_seen(current.folder, current.status)
     main(config)
     on_main(current.write, state="done", exit_code=0, message="")
     if current.peers is not None:

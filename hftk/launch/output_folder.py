@@ -76,6 +76,7 @@ def check_output(config: RunConfig) -> Path:
     check_paths(config)
     folder = Path(config.output).expanduser()
     with _folder_errors(folder):
+        _unlock(_flock(folder))
         _check_free(folder / LOCK)
         _check_contents(folder, config)
     return folder
@@ -113,6 +114,7 @@ def settle_output(folder: Path, *, keep_new: bool) -> None:
 
 def release_output(folder: Path) -> None:
     """Gives back the lock on ``folder`` if this process holds it."""
+    _unlock(_held.pop(folder.resolve(), None))
     owner = _read_json(folder / LOCK)
     if owner is not None and owner.get("pid") == os.getpid() and owner.get("host") == socket.gethostname():
         with contextlib.suppress(OSError):
@@ -237,6 +239,7 @@ def _remove(entries: list[Path]) -> None:
 
 
 def _lock(folder: Path) -> None:
+    """Lock the folder for the life of this run: by the kernel, and by a file that other machines and people read."""
     import psutil
 
     path = folder / LOCK
@@ -246,40 +249,56 @@ def _lock(folder: Path) -> None:
         "host": socket.gethostname(),
         "since": now(),
     }
-    for _ in range(3):
-        with _one_at_a_time(folder):
-            try:
-                handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
-            except FileExistsError:
-                _break_stale_lock(path)
-                continue
-            try:
-                with os.fdopen(handle, "w", encoding="utf-8") as file:
-                    json.dump(mine, file)
-            except OSError:
+    handle = _flock(folder)
+    try:
+        _break_stale_lock(path)
+        with open(path, "x", encoding="utf-8") as file:
+            json.dump(mine, file)
+    except FileExistsError:  # without locks of the kernel another run may have been faster
+        _unlock(handle)
+        raise _problem("another run is being started in this folder right now", "choose another --output") from None
+    except BaseException:
+        with contextlib.suppress(OSError):
+            if (_read_json(path) or mine) == mine:
                 path.unlink()
-                raise
-        threading.Thread(target=_keep_alive, args=(path, mine["since"]), daemon=True, name="output-lock").start()
-        return
-    raise _problem("other runs are being started in this folder right now", "start one of them only")
+        _unlock(handle)
+        raise
+    if handle is not None:
+        _held[folder.resolve()] = handle
+    threading.Thread(target=_keep_alive, args=(path, mine["since"]), daemon=True, name="output-lock").start()
 
 
-@contextlib.contextmanager
-def _one_at_a_time(folder: Path) -> Iterator[None]:
-    """Lets one process of this machine after the other look at the lock, break it and make it anew; without it a run that puts
-    back a fresh lock can meet a third one that has just made its own. Where the system cannot lock a folder it does nothing."""
+_held: dict[Path, int] = {}
+"""Locked folder to the handle that the kernel has locked, until it is closed or the process ends."""
+
+
+def _flock(folder: Path) -> int | None:
+    """Lock ``folder`` itself (``flock``), which no PID namespace and no clock can fool; None where the system has no such lock.
+
+    Raises:
+        InputError: another run holds it.
+    """
     try:
         import fcntl
 
         handle = os.open(folder, os.O_RDONLY)
-    except (ImportError, OSError):  # Windows
-        yield
-        return
+    except (ImportError, FileNotFoundError, PermissionError):  # Windows; a folder that is not there yet
+        return None
     try:
-        with contextlib.suppress(OSError):  # a network file system without locks
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        owner = _read_json(folder / LOCK) or {}
+        who = f" (process {owner['pid']} on {owner.get('host')}, since {owner.get('since')})" if "pid" in owner else ""
+        raise _problem(f"another run{who} writes to this folder", "wait for it, stop it, or choose another --output") from None
+    except OSError:  # a network file system without locks
+        os.close(handle)
+        return None
+    return handle
+
+
+def _unlock(handle: int | None) -> None:
+    if handle is not None:
         os.close(handle)
 
 

@@ -42,19 +42,6 @@ class PairedDifference:
     ``interval``."""
 
 
-def by_rows(function: Callable[[npt.NDArray[np.intp]], float]) -> Statistic:
-    """Make a :data:`Statistic` of a function of row indices (n,), for scores that are not made of sums.
-
-    The indices arrive in ascending order, repeated as often as drawn. The function is called once per resample.
-    """
-
-    def statistic(weights: Floats) -> Floats:
-        rows = np.arange(weights.shape[1])
-        return np.array([function(np.repeat(rows, line.astype(np.intp))) for line in weights], dtype=np.float64)
-
-    return statistic
-
-
 def bootstrap_interval(
     statistic: Statistic, n: int, *, resamples: int, seed: int, confidence: float = 0.95
 ) -> tuple[float, float] | None:

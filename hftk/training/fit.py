@@ -15,11 +15,11 @@ from hftk.config import InputError, Problem, RunConfig
 from hftk.console import note, noted
 from hftk.evaluation.evaluate import first_rows, run_model
 from hftk.features import encode
-from hftk.features.batches import BatchSize, Plan, StreamPlan
+from hftk.features.batches import BatchSize, EpochPlan, StreamPlan
 from hftk.features.loader import StepLoader
-from hftk.features.streams import encode_in_turn
-from hftk.launch import StopRequested, graceful, launcher, on_main
-from hftk.launch.machines import bring
+from hftk.features.streams import encode_round_robin
+from hftk.generation.defaults import replace_defaults
+from hftk.launch import StopRequested, graceful, on_main
 from hftk.models import adapters, device_map, sharded
 from hftk.models.load import default_length
 from hftk.task import Features, Splits, Task
@@ -59,15 +59,15 @@ def fit(
     """
     task = task.with_config(config)
     _check_validation(splits, config)
-    launcher.give_back_memory()
     peak_before = forget_peak()
     if config.resume == "never":
         on_main(_clear_checkpoints, config)
     checkpoint, told = on_main(checkpoints.choose, config.resume, config.output)
-    checkpoint = bring(checkpoint)
     for line in told:
         note(line)
     state = json.loads((checkpoint / STATE).read_text(encoding="utf-8")) if checkpoint else {}
+    if model.can_generate():
+        replace_defaults(model, tokenizer, task.generation(model))
     max_length = config.train.max_length or default_length(model.config)
     keys = (checkpoint / STREAM_KEYS).read_bytes() if checkpoint and (checkpoint / STREAM_KEYS).exists() else b""
     plan, facts = _plan(task, tokenizer, splits, config, max_length, keys)
@@ -150,7 +150,7 @@ def _finish(
 
 def _plan(
     task: Task, tokenizer: PreTrainedTokenizerBase, splits: Splits, config: RunConfig, max_length: int, keys: bytes
-) -> tuple[Plan | StreamPlan, dict[str, Any]]:
+) -> tuple[EpochPlan | StreamPlan, dict[str, Any]]:
     """Encode the training split and lay out the optimizer steps. ``keys`` is what a checkpoint kept of the rows of a stream."""
     train, processes = config.train, int(os.environ.get("WORLD_SIZE", "1"))
     if train.max_tokens_per_batch is not None and train.max_tokens_per_batch < max_length:
@@ -178,7 +178,7 @@ def _plan(
             else:
                 batches = splits.stream.batches(STREAM_ROWS, begin, keys if begin else b"")
             first = begin["counts"]["rows"] + begin["rows_before"] if begin else 0
-            yield from encode_in_turn(_numbered(batches, first), encoded)
+            yield from encode_round_robin(_numbered(batches, first), encoded)
 
         def encoded(chunk: tuple[int, Any, Any]) -> Features:
             before, here, rows = chunk
@@ -189,7 +189,7 @@ def _plan(
     features = encode(task, splits.train, tokenizer, max_length=max_length, training=True)
     if not len(features):
         raise InputError(Problem(setting="data.train", message="no training row is left after encoding"))
-    return Plan(features, size, seed=train.seed, epochs=epochs, max_steps=max_steps, group_by_length=train.group_by_length), features.facts
+    return EpochPlan(features, size, seed=train.seed, epochs=epochs, max_steps=max_steps, group_by_length=train.group_by_length), features.facts
 
 
 def _numbered(batches: Iterable[tuple[Any, Any]], first: int) -> Iterator[tuple[int, Any, Any]]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hftk.config import InputError, Problem, RunConfig, to_dict
-from hftk.features.batches import Plan, StreamPlan
+from hftk.features.batches import EpochPlan, StreamPlan
 from hftk.launch import strategies
 from hftk.task import Task
 from hftk.training import checkpoints
@@ -28,7 +28,7 @@ what is best, as the checkpoint of another measure's best may be gone."""
 
 
 def fingerprint(
-    task: Task, plan: Plan | StreamPlan, config: RunConfig, model: PreTrainedModel
+    task: Task, plan: EpochPlan | StreamPlan, config: RunConfig, model: PreTrainedModel
 ) -> dict[str, Any]:
     """What must be the same for a run to continue, by the name that a person knows it under; plain values, fit for JSON.
 

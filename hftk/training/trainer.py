@@ -24,10 +24,9 @@ from hftk.config import RunConfig
 from hftk.console import note
 from hftk.dropout import fast_dropout
 from hftk.evaluation.evaluate import generation_scores, run_model
-from hftk.features.batches import Plan, StreamPlan
+from hftk.features.batches import EpochPlan, StreamPlan
 from hftk.features.loader import StepLoader
 from hftk.launch import on_main, stop_requested
-from hftk.launch.machines import bring
 from hftk.launch.random_state import undisturbed
 from hftk.models.precision import autocast, choose_precision
 from hftk.task import Features, Outputs, Stream, Task
@@ -57,7 +56,7 @@ class ValidationSet:
     """Context in tokens."""
 
 
-def make_arguments(config: RunConfig, plan: Plan | StreamPlan) -> TrainingArguments:
+def make_arguments(config: RunConfig, plan: EpochPlan | StreamPlan) -> TrainingArguments:
     """Trainer's arguments; ``train.extra`` comes last. When to log, judge and save is the plan's business, not theirs."""
     train = config.train
     accelerator = torch.cuda.is_available() or torch.backends.mps.is_available()
@@ -405,7 +404,7 @@ class ExactTrainer(ShardedTrainer):
         problem = on_main(checkpoints.damage, folder)
         if problem:
             raise RuntimeError(f"the best weights, in {folder}, cannot be restored: {problem}")
-        self.state.best_model_checkpoint = str(bring(folder))
+        self.state.best_model_checkpoint = str(folder)
         self._load_best_model()
 
     def random_states(self) -> list[tuple[str, bytes]]:

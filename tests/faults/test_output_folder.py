@@ -261,6 +261,31 @@ def test_a_folder_that_another_run_writes_to_is_refused(tmp_path):
     release_output(prepare_output(config(folder, resume="auto")))
 
 
+HOLDER = """
+import sys, time
+from hftk.config import RunConfig
+from hftk.launch.output_folder import prepare_output
+prepare_output(RunConfig(output=sys.argv[1]))
+print("ready", flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_live_run_is_seen_whatever_its_process_number_and_the_clock_say(tmp_path):
+    """As between two PID namespaces with one host name, and after a clock step: the lock file names a process that is not there."""
+    folder = tmp_path / "out"
+    process = subprocess.Popen([sys.executable, "-c", HOLDER, str(folder)], stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    try:
+        assert process.stdout.readline() == b"ready\n"
+        lock(folder, pid=2**22 + 1)
+        with pytest.raises(InputError, match="another run"):
+            prepare_output(config(folder))
+    finally:
+        process.kill()
+        process.wait()
+    release_output(prepare_output(config(folder)))
+
+
 def test_the_lock_of_a_number_that_another_process_has_now_is_stale(tmp_path):
     lock(tmp_path, process_started=psutil.Process().create_time() - 1000)
     assert holder(prepare_output(config(tmp_path))) == os.getpid()

@@ -10,7 +10,15 @@ import pytest
 
 from hftk import console
 from hftk.config import InputError
-from hftk.features.batches import BatchSize, Plan, StreamPlan, fill_batches, plan_epoch, sort_rows, split_step
+from hftk.features.batches import (
+    BatchSize,
+    EpochPlan,
+    StreamPlan,
+    fill_batches,
+    plan_epoch,
+    sort_rows,
+    split_step,
+)
 from hftk.features.loader import StepLoader
 from hftk.features.packing import pack
 from hftk.task import Features
@@ -48,7 +56,8 @@ def padding(batches: list[np.ndarray], lengths: np.ndarray) -> float:
 
 @pytest.mark.parametrize("group", [True, False])
 @pytest.mark.parametrize(
-    "size", [BatchSize(rows=1), BatchSize(rows=7), BatchSize(rows=500), BatchSize(tokens=300), BatchSize(tokens=1)]
+    "size",
+    [BatchSize(rows=1), BatchSize(rows=7), BatchSize(rows=500), BatchSize(tokens=300), BatchSize(tokens=1)],
 )
 def test_every_row_is_in_exactly_one_step(size: BatchSize, group: bool) -> None:
     lengths = some_lengths(403)
@@ -60,7 +69,8 @@ def test_every_row_is_in_exactly_one_step(size: BatchSize, group: bool) -> None:
 @pytest.mark.parametrize("group", [True, False])
 def test_a_step_has_the_rows_that_were_asked_for_but_for_one(group: bool) -> None:
     sizes = sorted(
-        len(s) for s in plan_epoch(some_lengths(403), BatchSize(rows=10), seed=1, epoch=0, group_by_length=group)
+        len(s)
+        for s in plan_epoch(some_lengths(403), BatchSize(rows=10), seed=1, epoch=0, group_by_length=group)
     )
     assert sizes == [3] + 40 * [10]
 
@@ -110,7 +120,9 @@ def test_grouped_steps_come_in_random_order_and_mix_rows_from_everywhere() -> No
 def test_rows_of_one_length_are_only_shuffled() -> None:
     same = np.full(50, 9)
     grouped = plan_epoch(same, BatchSize(rows=8), seed=2, epoch=0)
-    assert plain(grouped) == plain(plan_epoch(same, BatchSize(rows=8), seed=2, epoch=0, group_by_length=False))
+    assert plain(grouped) == plain(
+        plan_epoch(same, BatchSize(rows=8), seed=2, epoch=0, group_by_length=False)
+    )
 
 
 SPLITS = list(product((1, 2, 3, 8), (1, 4, 16), (None, 120)))
@@ -121,7 +133,9 @@ def two_sides(rows: int, ratio: float, spread: float, seed: int = 0) -> np.ndarr
     """(rows, 2) tokens of sources and of targets that are about ``ratio`` times as long."""
     rng = np.random.default_rng(seed)
     source = rng.lognormal(2.7, 0.4, rows)
-    return np.maximum(1, np.stack([source, ratio * source * rng.lognormal(0, spread, rows)], axis=1).astype(int))
+    return np.maximum(
+        1, np.stack([source, ratio * source * rng.lognormal(0, spread, rows)], axis=1).astype(int)
+    )
 
 
 @pytest.mark.parametrize(("ratio", "spread", "most"), [(1.0, 0.2, 0.05), (0.1, 0.6, 0.08), (10.0, 0.3, 0.08)])
@@ -147,15 +161,24 @@ def test_a_plan_over_two_sides_has_every_row_once_and_follows_from_the_seed() ->
 def test_micro_batches_of_two_sides_count_the_padding_of_both() -> None:
     sides = two_sides(61, 1.0, 0.5)
     for processes, max_rows, max_tokens in SPLITS:
-        parts = split_step(np.arange(61), sides, processes=processes, max_rows=max_rows, max_tokens=max_tokens)
+        parts = split_step(
+            np.arange(61), sides, processes=processes, max_rows=max_rows, max_tokens=max_tokens
+        )
         batches = [b for part in parts for b in part]
-        assert len({len(part) for part in parts}) == 1 and sorted(np.concatenate(batches).tolist()) == list(range(61))
+        assert len({len(part) for part in parts}) == 1 and sorted(np.concatenate(batches).tolist()) == list(
+            range(61)
+        )
         for b in batches:
             assert len(b) <= max_rows
             assert max_tokens is None or len(b) <= 1 or len(b) * sides[b].max(0).sum() <= max_tokens
     crossed = np.array([[9, 1], [1, 9]])  # 10 tokens each, 36 places together
-    assert [len(b) for b in split_step(np.arange(2), crossed, processes=1, max_rows=2, max_tokens=35)[0]] == [1, 1]
-    assert [len(b) for b in split_step(np.arange(2), crossed, processes=1, max_rows=2, max_tokens=36)[0]] == [2]
+    assert [len(b) for b in split_step(np.arange(2), crossed, processes=1, max_rows=2, max_tokens=35)[0]] == [
+        1,
+        1,
+    ]
+    assert [len(b) for b in split_step(np.arange(2), crossed, processes=1, max_rows=2, max_tokens=36)[0]] == [
+        2
+    ]
 
 
 def test_batches_are_as_full_as_the_budget_allows() -> None:
@@ -204,7 +227,11 @@ def test_processes_get_like_work() -> None:
 
 
 def loader(
-    plan: Plan | StreamPlan, process: int = 0, processes: int = 1, max_rows: int = 4, max_tokens: int | None = None
+    plan: EpochPlan | StreamPlan,
+    process: int = 0,
+    processes: int = 1,
+    max_rows: int = 4,
+    max_tokens: int | None = None,
 ) -> StepLoader:
     return StepLoader(
         plan, lambda rows: {"numbers": [r["number"] for r in rows]}, process=process, processes=processes, max_rows=max_rows,
@@ -213,19 +240,21 @@ def loader(
 
 
 def rows_of_steps(
-    plan: Plan | StreamPlan, processes: int, max_rows: int, max_tokens: int | None = None
+    plan: EpochPlan | StreamPlan, processes: int, max_rows: int, max_tokens: int | None = None
 ) -> list[list[int]]:
     """Row numbers of each step over all processes, fillers left out."""
     loaders = [list(loader(plan, p, processes, max_rows, max_tokens)) for p in range(processes)]
     steps = []
     for parts in zip(*loaders, strict=True):
         assert len({len(p) for p in parts}) == 1
-        steps.append(sorted(n for part in parts for batch in part if not batch.get("filler") for n in batch["numbers"]))
+        steps.append(
+            sorted(n for part in parts for batch in part if not batch.get("filler") for n in batch["numbers"])
+        )
     return steps
 
 
 def test_steps_are_the_same_rows_on_any_number_of_processes_and_with_any_micro_batch() -> None:
-    plan = Plan(features(some_lengths(90)), BatchSize(rows=16), seed=4, epochs=2, max_steps=None)
+    plan = EpochPlan(features(some_lengths(90)), BatchSize(rows=16), seed=4, epochs=2, max_steps=None)
     expected = rows_of_steps(plan, 1, 16)
     assert [len(s) for s in expected].count(16) == 10 and sum(map(len, expected)) == 180
     for processes, max_rows, max_tokens in ((1, 4, None), (2, 8, None), (3, 5, 200), (32, 1, None)):
@@ -233,7 +262,7 @@ def test_steps_are_the_same_rows_on_any_number_of_processes_and_with_any_micro_b
 
 
 def test_where_rows_are_fewer_than_processes_the_others_get_a_filler_that_repeats_a_row() -> None:
-    plan = Plan(features(np.array([3, 5])), BatchSize(rows=2), seed=0, epochs=1, max_steps=None)
+    plan = EpochPlan(features(np.array([3, 5])), BatchSize(rows=2), seed=0, epochs=1, max_steps=None)
     batches = [next(iter(loader(plan, p, 4)))[0] for p in range(4)]
     assert [b.get("filler", False) for b in batches] == [False, False, True, True]
     assert sorted(n for b in batches[:2] for n in b["numbers"]) == [0, 1]
@@ -242,7 +271,7 @@ def test_where_rows_are_fewer_than_processes_the_others_get_a_filler_that_repeat
 
 def test_the_loader_counts_the_tokens_of_all_processes_and_starts_where_it_is_told() -> None:
     lengths = some_lengths(40)
-    plan = Plan(features(lengths), BatchSize(rows=10), seed=0, epochs=2, max_steps=None)
+    plan = EpochPlan(features(lengths), BatchSize(rows=10), seed=0, epochs=2, max_steps=None)
     whole = loader(plan, 1, 2)
     everything = list(whole)
     assert whole.tokens == 2 * lengths.sum() and whole.epoch == 2.0 and len(whole) == 8
@@ -258,39 +287,48 @@ def test_the_loader_counts_the_tokens_of_all_processes_and_starts_where_it_is_to
     ("epochs", "steps"), [(1, 10), (2, 20), (0.5, 5), (1.3, 13), (2.95, 30), (0.001, 1)]
 )  # 95 rows in steps of 10: 10 steps an epoch
 def test_total_steps_follow_from_epochs_and_fractions_of_them(epochs: float, steps: int) -> None:
-    plan = Plan(features(some_lengths(95)), BatchSize(rows=10), seed=0, epochs=epochs, max_steps=None)
+    plan = EpochPlan(features(some_lengths(95)), BatchSize(rows=10), seed=0, epochs=epochs, max_steps=None)
     assert plan.steps_per_epoch == 10 and plan.total_steps == steps == len(list(plan.steps()))
 
 
 def test_max_steps_cut_an_epoch_or_go_on_into_the_next() -> None:
     for max_steps in (3, 25):
-        plan = Plan(features(some_lengths(95)), BatchSize(rows=10), seed=0, epochs=None, max_steps=max_steps)
+        plan = EpochPlan(
+            features(some_lengths(95)), BatchSize(rows=10), seed=0, epochs=None, max_steps=max_steps
+        )
         assert plan.total_steps == max_steps == len(list(plan.steps()))
     assert [s.epoch for s in plan.steps()][9::10] == [1.0, 2.0]
 
 
 def test_total_steps_of_sizes_in_tokens_are_counted_epoch_by_epoch() -> None:
     data = features(some_lengths(300))
-    plan = Plan(data, BatchSize(tokens=700), seed=0, epochs=3, max_steps=None)
+    plan = EpochPlan(data, BatchSize(tokens=700), seed=0, epochs=3, max_steps=None)
     seen = np.concatenate([s.indices for s in plan.steps()])
     assert np.bincount(seen, minlength=300).tolist() == [3] * 300
 
 
 @pytest.mark.parametrize("size", [BatchSize(rows=7), BatchSize(tokens=150)])
 def test_steps_from_anywhere_are_the_rest_of_all_steps(size: BatchSize) -> None:
-    plan = Plan(features(some_lengths(50)), size, seed=0, epochs=2.5, max_steps=None)
+    plan = EpochPlan(features(some_lengths(50)), size, seed=0, epochs=2.5, max_steps=None)
     everything = [(s.indices.tolist(), s.epoch) for s in plan.steps()]
-    for start in (0, 1, plan.steps_per_epoch, plan.steps_per_epoch + 3, plan.total_steps, plan.total_steps + 9):
+    for start in (
+        0,
+        1,
+        plan.steps_per_epoch,
+        plan.steps_per_epoch + 3,
+        plan.total_steps,
+        plan.total_steps + 9,
+    ):
         assert [(s.indices.tolist(), s.epoch) for s in plan.steps(start)] == everything[start:]
 
 
 def test_no_rows_are_an_error_and_not_an_endless_run() -> None:
     with pytest.raises(InputError, match="expected rows to train on, found none"):
-        Plan(features(np.array([], int)), BatchSize(rows=2), seed=0, epochs=None, max_steps=5)
+        EpochPlan(features(np.array([], int)), BatchSize(rows=2), seed=0, epochs=None, max_steps=5)
 
 
 def test_a_global_batch_larger_than_the_data_is_said() -> None:
-    plan = Plan(features(some_lengths(6)), BatchSize(rows=8), seed=0, epochs=3, max_steps=None)
+    plan = EpochPlan(features(some_lengths(6)), BatchSize(rows=8), seed=0, epochs=3, max_steps=None)
     assert plan.total_steps == 3
     assert console.noted() == [
         "train.global_batch_size 8 is more than the training split: each step is one pass over 6 rows"
@@ -352,7 +390,11 @@ def test_a_stream_is_read_no_further_than_needed() -> None:
 
 def test_a_stream_that_ends_early_is_read_again_and_the_user_is_told() -> None:
     steps = numbers(stream_plan(Stream([20]), 12).steps())
-    assert sorted(n for s in steps[:5] for n in s) == sorted(n for s in steps[5:10] for n in s) == list(range(20))
+    assert (
+        sorted(n for s in steps[:5] for n in s)
+        == sorted(n for s in steps[5:10] for n in s)
+        == list(range(20))
+    )
     assert steps[:5] != steps[5:10]
     assert console.noted() == ["the stream holds 5 steps: it is read again, for train.max_steps 12"]
 

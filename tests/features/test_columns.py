@@ -39,7 +39,9 @@ def test_every_entry_keeps_its_value_and_type(column):
     assert all(same(made[i], column[i]) for i in range(-len(column), len(column)))
     assert all(same(one, other) for one, other in zip(made, column, strict=True))
     assert all(same(one, other) for one, other in zip(made[1:], column[1:], strict=True))
-    assert all(same(one, other) for one, other in zip(pickle.loads(pickle.dumps(made))[:1], column[:1], strict=True))
+    assert all(
+        same(one, other) for one, other in zip(pickle.loads(pickle.dumps(made))[:1], column[:1], strict=True)
+    )
 
 
 @pytest.mark.parametrize(

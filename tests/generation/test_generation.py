@@ -51,13 +51,21 @@ def one_thread() -> Iterator[None]:
 
 def letters(*, spaces: bool = False, frame: str | None = None, **tokens: str) -> PreTrainedTokenizerFast:
     """A token per letter; id 0 is the end of text. ``spaces``: sentencepiece-like, the space belongs to the next letter."""
-    known = ["</s>", "<s>", "<pad>", *(f"▁{x}" for x in LETTERS if spaces), *(x for x in LETTERS if not spaces)]
+    known = [
+        "</s>",
+        "<s>",
+        "<pad>",
+        *(f"▁{x}" for x in LETTERS if spaces),
+        *(x for x in LETTERS if not spaces),
+    ]
     raw = Tokenizer(models.WordLevel({token: i for i, token in enumerate(known)}))
     raw.pre_tokenizer = pre_tokenizers.Metaspace() if spaces else pre_tokenizers.WhitespaceSplit()
     if spaces:
         raw.decoder = decoders.Metaspace()
     if frame:
-        raw.post_processor = processors.TemplateProcessing(single=frame, special_tokens=[("<s>", 1), ("</s>", 0)])
+        raw.post_processor = processors.TemplateProcessing(
+            single=frame, special_tokens=[("<s>", 1), ("</s>", 0)]
+        )
     return PreTrainedTokenizerFast(tokenizer_object=raw, **{"eos_token": "</s>", **tokens})
 
 
@@ -147,9 +155,13 @@ def test_greedy_decoding_takes_the_likeliest_token_of_a_plain_forward_pass(case:
     output = start
     with torch.no_grad():
         for _ in range(result.tokens):
-            logits = (model(ids, decoder_input_ids=output) if model.config.is_encoder_decoder else model(output)).logits
+            logits = (
+                model(ids, decoder_input_ids=output) if model.config.is_encoder_decoder else model(output)
+            ).logits
             output = torch.cat([output, logits[:, -1:].argmax(-1)], dim=1)
-    assert result.text.split() == tokenizer.decode(output[0, start.shape[1] :], skip_special_tokens=True).split()
+    assert (
+        result.text.split() == tokenizer.decode(output[0, start.shape[1] :], skip_special_tokens=True).split()
+    )
 
 
 def test_the_end_of_text_ends_a_row_and_is_not_part_of_it() -> None:
@@ -174,7 +186,9 @@ def test_padding_that_is_the_end_of_text_does_not_stop_a_row() -> None:
 
 @pytest.mark.parametrize("tokens", [{}, {"pad_token": "<pad>"}, {"pad_token": "<beyond the embeddings>"}])
 def test_any_padding_token_or_none_gives_the_same_text(tokens: dict[str, str]) -> None:
-    results = generate(successor(), letters(**tokens), ["a", "a b c d e f"], GenerationSettings(max_new_tokens=3))
+    results = generate(
+        successor(), letters(**tokens), ["a", "a b c d e f"], GenerationSettings(max_new_tokens=3)
+    )
     assert [r.text.split() for r in results] == [["b", "c", "d"], ["g", "h", "i"]]
 
 
@@ -196,7 +210,10 @@ def test_an_empty_prompt_starts_where_a_text_starts(tokenizer: PreTrainedTokeniz
 
 def test_a_tokenizer_that_ends_every_text_does_not_end_the_prompt() -> None:
     [result] = generate(
-        successor(), letters(bos_token="<s>", frame="<s> $A </s>"), ["c"], GenerationSettings(max_new_tokens=2)
+        successor(),
+        letters(bos_token="<s>", frame="<s> $A </s>"),
+        ["c"],
+        GenerationSettings(max_new_tokens=2),
     )
     assert result.text.split() == ["d", "e"]
 
@@ -236,7 +253,9 @@ def test_sampling_follows_the_probabilities() -> None:
     sampling = RowSampling(GenerationSettings(do_sample=True), range(rows))
     drawn = sampling(torch.zeros(rows, 1), probabilities.log().repeat(rows, 1)).argmax(-1)
     shares = torch.bincount(drawn, minlength=4) / rows
-    assert torch.all((shares - probabilities).abs() < 4 * (probabilities * (1 - probabilities) / rows).sqrt()), shares
+    assert torch.all(
+        (shares - probabilities).abs() < 4 * (probabilities * (1 - probabilities) / rows).sqrt()
+    ), shares
 
 
 @pytest.mark.parametrize(
@@ -259,7 +278,9 @@ def test_temperature_top_k_and_top_p_narrow_or_widen_the_choice(
 def test_the_seed_decides_and_rows_with_the_same_prompt_differ() -> None:
     model, tokenizer = CASES["gpt2, pad = eos"]
     settings = [GenerationSettings(max_new_tokens=8, do_sample=True, seed=seed) for seed in (1, 1, 2, -3)]
-    first, again, other, negative = ([r.text for r in generate(model, tokenizer, ["a"] * 5, s)] for s in settings)
+    first, again, other, negative = (
+        [r.text for r in generate(model, tokenizer, ["a"] * 5, s)] for s in settings
+    )
     assert first == again
     assert len(set(first)) >= 4 and len({*first, *other, *negative}) >= 12
 
@@ -301,9 +322,9 @@ def test_defaults_of_the_checkpoint_are_not_inherited_and_are_left_as_they_were(
 def test_an_encoder_decoder_keeps_its_forced_first_token() -> None:
     model, tokenizer = bart(), CASES["bart"][1]
     model.generation_config.forced_bos_token_id = 7
-    assert {r.text.split()[0] for r in generate(model, tokenizer, PROMPTS, GenerationSettings(max_new_tokens=4))} == {
-        "e"
-    }
+    assert {
+        r.text.split()[0] for r in generate(model, tokenizer, PROMPTS, GenerationSettings(max_new_tokens=4))
+    } == {"e"}
 
 
 def test_a_default_end_of_the_model_class_that_is_a_letter_here_is_ignored() -> None:
@@ -352,7 +373,9 @@ def test_nothing_is_printed_or_warned_about(
     assert out == "" and "8/8" in err
 
 
-@pytest.mark.parametrize(("beams", "budget", "rows"), [(1, 60, None), (3, 100, None), (1, 10_000, 3), (1, 1, None)])
+@pytest.mark.parametrize(
+    ("beams", "budget", "rows"), [(1, 60, None), (3, 100, None), (1, 10_000, 3), (1, 1, None)]
+)
 def test_batches_go_from_long_to_short_within_the_budget(
     beams: int, budget: int, rows: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -366,7 +389,10 @@ def test_batches_go_from_long_to_short_within_the_budget(
 
     monkeypatch.setattr(GPT2LMHeadModel, "generate", spy)
     settings = GenerationSettings(max_new_tokens=4, num_beams=beams)
-    order = [r.index for r in stream(model, tokenizer, PROMPTS, settings, max_tokens_per_batch=budget, batch_size=rows)]
+    order = [
+        r.index
+        for r in stream(model, tokenizer, PROMPTS, settings, max_tokens_per_batch=budget, batch_size=rows)
+    ]
     lengths = [max(1, len(prompt.split())) for prompt in PROMPTS]
     assert [lengths[i] for i in order] == sorted(lengths, reverse=True)
     assert all(n == 1 or n * beams * (width + 4) <= budget for n, width in shapes)
@@ -428,7 +454,11 @@ def test_a_file_holds_one_line_per_prompt_in_data_order(tmp_path: Path) -> None:
     path = tmp_path / "out.jsonl"
     references = [f"Größe {i}" for i in range(8)]
     results = generate_to_file(
-        path, *CASES["gpt2, pad = eos"], PROMPTS, SAMPLING, columns={"prompt": PROMPTS, "reference": references}
+        path,
+        *CASES["gpt2, pad = eos"],
+        PROMPTS,
+        SAMPLING,
+        columns={"prompt": PROMPTS, "reference": references},
     )
     assert results == generate(*CASES["gpt2, pad = eos"], PROMPTS, SAMPLING)
     assert [list(line) for line in lines(path)] == [
@@ -474,7 +504,9 @@ def test_a_line_cut_by_an_interruption_does_not_spoil_the_next_ones(
     assert (path.read_bytes(), count["batches"]) == (straight, 1)
 
 
-def test_an_earlier_file_stays_until_the_new_one_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_earlier_file_stays_until_the_new_one_is_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "out.jsonl"
     path.write_text("earlier")
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
@@ -485,7 +517,11 @@ def test_an_earlier_file_stays_until_the_new_one_is_whole(tmp_path: Path, monkey
 
 @pytest.mark.parametrize("change", ["weights", "prompts", "settings", "damage"])
 def test_partial_outputs_of_another_job_are_not_mixed_in(
-    change: str, tmp_path: Path, straight: bytes, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    change: str,
+    tmp_path: Path,
+    straight: bytes,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     path, partial = tmp_path / "out.jsonl", tmp_path / "out.jsonl.partial"
     model, tokenizer = gpt2().eval(), CASES["gpt2, pad = eos"][1]

@@ -19,7 +19,7 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 import hftk
 from hftk import console
 from hftk.config import EvalConfig, GenerationSettings, ModelConfig, TrainConfig, override
-from hftk.features.streams import encode_in_turn
+from hftk.features.streams import encode_round_robin
 from hftk.launch import StopRequested, on_main
 from hftk.task import Features, Splits
 from hftk.training import fit
@@ -176,10 +176,10 @@ def shared_out() -> dict[str, Any]:
             raise ValueError("not a row")
         return Features(columns={"n": [np.array([chunk])]}, rows=np.zeros(1, int), lengths=np.ones(1, int))
 
-    got = [int(features.columns["n"][0][0]) for features in encode_in_turn(range(7), encode)]
+    got = [int(features.columns["n"][0][0]) for features in encode_round_robin(range(7), encode)]
     encoded, told = list(mine), ""
     try:
-        list(encode_in_turn(range(7, 10), encode))
+        list(encode_round_robin(range(7, 10), encode))
     except Exception as error:
         told = f"{type(error).__name__}: {error}"
     return {"encoded": encoded, "got": got, "told": told}

@@ -70,14 +70,14 @@ def test_the_mean_of_means_gives_another_gradient(whole, case, tmp_path):
 
 def first_batch(case):
     """Rows of the first global batch, their class weights, and the model before training."""
-    from hftk.features.batches import BatchSize, Plan
+    from hftk.features.batches import BatchSize, EpochPlan
 
     architecture, kind, changes = CASES[case]
     config = small_classifiers.make_config("unused", architecture=architecture, **changes)
     rows = small_classifiers.rows_of(kind, 48)
     task, model, tokenizer = small_runs.load(config, Splits(train=rows))
     features = task.encode(rows, tokenizer, max_length=small_runs.CONTEXT, training=True)
-    chosen = next(Plan(features, BatchSize(rows=16), seed=0, epochs=None, max_steps=3).steps()).indices
+    chosen = next(EpochPlan(features, BatchSize(rows=16), seed=0, epochs=None, max_steps=3).steps()).indices
     model.config.pad_token_id = tokenizer.pad_token_id
     inputs = tokenizer([rows[int(i)]["text"] for i in chosen], padding=True, return_tensors="pt")
     with torch.no_grad():

@@ -49,7 +49,7 @@ def test_the_first_loss_is_the_mean_over_the_tokens_of_the_global_batch(whole):
     config = small_runs.make_config("unused", architecture=architecture)
     task, model, tokenizer = small_runs.load(config, small_runs.splits_of(documents))
     features = task.encode({"text": documents}, tokenizer, max_length=small_runs.CONTEXT, training=True)
-    plan = small_runs.training.Plan(features, small_runs.training.BatchSize(rows=16), seed=0, epochs=None, max_steps=5)
+    plan = small_runs.training.EpochPlan(features, small_runs.training.BatchSize(rows=16), seed=0, epochs=None, max_steps=5)
     nats, tokens = 0.0, 0
     for row in next(plan.steps()).indices:  # each piece by itself, so that nothing is padded and nothing is packed
         feature, at = features[int(row)], 0

@@ -9,7 +9,6 @@ import pytest
 from hftk.metrics import bootstrap
 from hftk.metrics.bootstrap import (
     bootstrap_interval,
-    by_rows,
     paired_bootstrap,
     percentile_interval,
     ratio_interval,
@@ -69,20 +68,6 @@ def test_every_resample_draws_n_rows_each_with_the_same_chance():
     # multinomial: mean 1, variance n * 1/n * (1 - 1/n)
     assert weights.mean(axis=0) == pytest.approx(np.ones(5), abs=0.03)
     assert weights.var(axis=0) == pytest.approx(np.full(5, 0.8), abs=0.04)
-
-
-def test_rows_and_weights_are_two_routes_to_one_interval():
-    def median(rows):
-        return float(np.median(ROWS[rows]))
-
-    def mean(rows):
-        return float(ROWS[rows].mean())
-
-    by_index = bootstrap_interval(by_rows(mean), 6, resamples=300, seed=4)
-    by_weight = bootstrap_interval(mean_of(ROWS), 6, resamples=300, seed=4)
-    assert by_index == pytest.approx(by_weight)
-    low, high = bootstrap_interval(by_rows(median), 6, resamples=300, seed=4)
-    assert 1.0 <= low < np.median(ROWS) < high <= 32.0
 
 
 def test_a_ratio_weighs_rows_by_their_denominator():
