@@ -127,9 +127,9 @@ def _write(given: Namespace, model: Any, tokenizer: Any, folder: Path, said: Sai
     if given.format == "safetensors":
         model.save_pretrained(folder)
     elif given.format == "int8":
-        from hftk import int8
+        from hftk.models import export_int8
 
-        int8.save(int8.quantize(model), folder)
+        export_int8.save(export_int8.quantize(model), folder)
     elif given.format == "gguf":
         from hftk.models import export_gguf
 

@@ -22,7 +22,7 @@ from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 
 from hftk.models import device_map
-from hftk.tasks.decoder_inputs import IGNORED
+from hftk.task import IGNORED
 
 LOGITS_AT_ONCE = {"cpu": 2**21, "cuda": 2**26}
 """Logits of one piece: on a CPU they fit into the cache, on a GPU they keep it busy."""

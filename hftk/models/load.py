@@ -13,12 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from hftk import int8
 from hftk.config import InputError, ModelConfig, Problem, QuantizationConfig
 from hftk.console import note
 from hftk.launch import on_main
 from hftk.launch.random_state import undisturbed
-from hftk.models import adapter_files, adapters, layers, quantization
+from hftk.models import adapter_files, adapters, export_int8, layers, quantization
 from hftk.models import device_map as placement
 from hftk.models.architectures import LONGEST_DEFAULT, halves, kind_of, positions
 from hftk.models.encoder_decoder import freeze_unread, half_problems, joined_config, warm_start
@@ -320,10 +319,10 @@ def load_trained(
     config = ModelConfig(name=folder, dtype=dtype, device_map=device_map)  # type: ignore[arg-type]
     if adapter_files.has_adapter(folder):
         return load_adapted(config, auto_model), load_tokenizer(config)
-    if int8.is_int8(folder):
+    if export_int8.is_int8(folder):
         if device_map != "none":
             note(f"model.device_map {device_map} has no effect: weights in int8 are for CPUs")
-        return int8.load(folder, auto_model), load_tokenizer(config)
+        return export_int8.load(folder, auto_model), load_tokenizer(config)
     auto = getattr(transformers, auto_model)
     quantized = getattr(read_config(config), "quantization_config", None) is not None if device_map != "none" else False
     place = placement.arguments(device_map, training=False) if quantized else {}

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hftk.config import InputError, Problem
-from hftk.task import IGNORED as IGNORED
+from hftk.task import IGNORED
 
 if TYPE_CHECKING:
     import torch

@@ -18,7 +18,7 @@ import numpy as np
 from hftk.config import InputError, Problem
 from hftk.models.architectures import TWO_MODELS, kind_of, positions
 from hftk.models.encoder_decoder import frame_tokens
-from hftk.tasks.decoder_inputs import IGNORED
+from hftk.task import IGNORED
 from hftk.tasks.encoder_inputs import encode_texts, pad
 
 if TYPE_CHECKING:

@@ -20,7 +20,8 @@ import numpy as np
 from hftk.config import InputError, Problem
 from hftk.console import note
 from hftk.models.architectures import LONGEST_DEFAULT, positions
-from hftk.tasks.decoder_inputs import IGNORED, check_attention, end_of_text
+from hftk.task import IGNORED
+from hftk.tasks.decoder_inputs import check_attention, end_of_text
 from hftk.tasks.encoder_inputs import template_of
 from hftk.tasks.tokenization import tokenize
 

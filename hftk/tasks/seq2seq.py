@@ -19,8 +19,7 @@ from hftk.config import GenerationSettings, InputError, Problem, RunConfig
 from hftk.console import note
 from hftk.models.architectures import kind_of
 from hftk.models.hub_names import read_config
-from hftk.task import Column, Features, Outputs, Prepared, Score, Splits, Task
-from hftk.tasks.decoder_inputs import IGNORED
+from hftk.task import IGNORED, Column, Features, Outputs, Prepared, Score, Splits, Task
 from hftk.tasks.encoder_decoder_inputs import EncoderDecoder
 from hftk.tasks.prompts import SOURCE, PromptedDecoder
 
