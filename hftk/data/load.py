@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
 from hftk.config import DataConfig, InputError, Problem
@@ -11,6 +10,7 @@ from hftk.console import note
 from hftk.data.clean import Counts, add_counts
 from hftk.data.columns import Incomplete
 from hftk.data.dedup import conflicts, count_repeats, drop_repeats
+from hftk.data.facts import characters, fingerprint, nothing_left, require_left
 from hftk.data.readers import Reader, open_readers, to_dataset
 from hftk.data.sources import Sources, find_sources, read_source
 from hftk.data.split import carve, drop_overlap, keep_rare, prove_disjoint, require_rows
@@ -211,48 +211,9 @@ def _datasets(
     return {split: to_dataset(part.table, reader.mapping, types) for split, part in parts.items()}
 
 
-def characters(part: Part, reader: Reader) -> int:
-    """Characters in the text columns."""
-    texts = [values for role, values in part.table.items() if reader.columns[role].kind == "text"]
-    return sum(sum(map(len, values)) for values in texts)
 
 
-def fingerprint(part: Part) -> str:
-    """Hash over the keys in order: equal for equal inputs in the same order, from whatever file they came."""
-    digest = blake2b(digest_size=16)
-    for key in part.keys:
-        digest.update(key.to_bytes(8, "big"))
-    return digest.hexdigest()
 
 
-def nothing_left(reader: Reader, read: int, counts: Counts) -> Problem:
-    """What to say about a source of which every row was dropped."""
-    dropped = ", ".join(f"{step} {count['dropped']}" for step, count in counts.items() if count.get("dropped"))
-    name = reader.source.name
-    if not read:
-        return Problem(setting=reader.source.setting, message=f"expected rows in {name}, found none: it is empty")
-    columns = ", ".join(f"{role} = {column}" for role, column in reader.mapping.items())
-    message = (
-        f"expected rows with text in {name}, found none: all {read:,} were dropped ({dropped}; columns: {columns})"
-    )
-    return Problem(setting=reader.source.setting, message=message, fix="name the columns: --data.columns.ROLE NAME")
 
 
-def require_left(parts: Mapping[str, Part], overlap: Mapping[str, int]) -> None:
-    """InputError where dropping overlaps left a split empty."""
-    problems = []
-    for split, part in parts.items():
-        if not part.keys:
-            counts = " and ".join(
-                f"{rows:,} in {name.split('_in_')[1]}"
-                for name, rows in overlap.items()
-                if name.startswith(f"{split}_in_")
-            )
-            message = f"every row of {split} also stands in another split ({counts}), so none is left"
-            problems.append(
-                Problem(
-                    setting=f"data.{split}", message=message, fix=f"give other rows as --data.{split}, or leave it out"
-                )
-            )
-    if problems:
-        raise InputError(*problems)

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from hftk.config import InputError, Problem
-from hftk.data.samples import stdlib_modules
+from hftk.data.stdlib import stdlib_modules
 
 PACKAGES = ("numpy", "scipy", "sklearn")
 BODY, SUMMARY = (120, 1500), (20, 140)

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import ast
 import re
-import sys
-import sysconfig
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -19,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from hftk.config import InputError, Problem
+from hftk.data.stdlib import stdlib_modules
 from hftk.data.tables import did_you_mean
 
 CHARACTERS = 1_000_000
@@ -26,11 +25,6 @@ CHARACTERS = 1_000_000
 PACKAGES = 8
 PER_PACKAGE = 400
 
-# Optional packages of some distributions, tests, generated code, and modules that repeat the docstrings of others.
-_LEFT_OUT = frozenset({
-    "test", "tests", "idlelib", "tkinter", "turtledemo", "turtle", "lib2to3", "distutils", "ensurepip", "venv", "msilib",
-    "encodings", "pydoc_data", "site-packages", "dist-packages",
-})  # fmt: skip
 _RULE = re.compile(r"^[*=~^\-]{4,}\n?", re.MULTILINE)
 
 
@@ -139,26 +133,6 @@ def _docstrings(
                 yield from _docstrings(child, module, f"{name}.{child.name}" if name else child.name, inside)
 
 
-def stdlib_modules() -> list[tuple[str, Path]]:
-    """(dotted name, source file) of the public modules of the standard library, sorted."""
-    root = Path(sysconfig.get_paths()["stdlib"])
-    found = []
-    for top in sorted(sys.stdlib_module_names):
-        if top.startswith("_") or top in _LEFT_OUT:
-            continue
-        for path in (root / f"{top}.py", *sorted((root / top).rglob("*.py"))):
-            parts = path.relative_to(root).with_suffix("").parts
-            if path.is_file() and not _LEFT_OUT & set(parts):
-                found.append((".".join(parts[:-1] if parts[-1] == "__init__" else parts), path))
-    if not found:
-        raise InputError(
-            Problem(
-                setting="data.sample",
-                message=f"expected the source of the standard library in {root}, found none",
-                fix="use a Python with its .py files, or your own text: --data.path FILE",
-            )
-        )
-    return found
 
 
 def _without_rules(text: str) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 from hftk.config import DataConfig
 from hftk.data.clean import Counts, add_counts
 from hftk.data.dedup import count_repeats
-from hftk.data.load import characters, fingerprint, require_left
+from hftk.data.facts import characters, fingerprint, require_left
 from hftk.data.readers import Reader, to_dataset
 from hftk.data.split import SPLITS, drop_overlap, prove_disjoint, require_rows, sides
 from hftk.data.tables import Part, Table, append, append_part, empty_part, height, take_part

@@ -13,7 +13,8 @@ import pytest
 import hftk
 from hftk.config import InputError
 from hftk.data import pairs
-from hftk.data.samples import load_sample, read_docstrings, stdlib_modules
+from hftk.data.samples import load_sample, read_docstrings
+from hftk.data.stdlib import stdlib_modules
 
 MONTHS = [
     "Januar",
