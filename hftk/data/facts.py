@@ -31,15 +31,22 @@ def fingerprint(part: Part) -> str:
 
 def nothing_left(reader: Reader, read: int, counts: Counts) -> Problem:
     """What to say about a source of which every row was dropped."""
-    dropped = ", ".join(f"{step} {count['dropped']}" for step, count in counts.items() if count.get("dropped"))
+    dropped = ", ".join(
+        f"{step} {count['dropped']}" for step, count in counts.items() if count.get("dropped")
+    )
     name = reader.source.name
     if not read:
-        return Problem(setting=reader.source.setting, message=f"expected rows in {name}, found none: it is empty")
+        return Problem(
+            setting=reader.source.setting, message=f"expected rows in {name}, found none: it is empty"
+        )
     columns = ", ".join(f"{role} = {column}" for role, column in reader.mapping.items())
     message = (
-        f"expected rows with text in {name}, found none: all {read:,} were dropped ({dropped}; columns: {columns})"
+        f"expected rows with text in {name}, found none: all {read:,} were dropped ({dropped}; columns:"
+        f" {columns})"
     )
-    return Problem(setting=reader.source.setting, message=message, fix="name the columns: --data.columns.ROLE NAME")
+    return Problem(
+        setting=reader.source.setting, message=message, fix="name the columns: --data.columns.ROLE NAME"
+    )
 
 
 def require_left(parts: Mapping[str, Part], overlap: Mapping[str, int]) -> None:
@@ -55,7 +62,9 @@ def require_left(parts: Mapping[str, Part], overlap: Mapping[str, int]) -> None:
             message = f"every row of {split} also stands in another split ({counts}), so none is left"
             problems.append(
                 Problem(
-                    setting=f"data.{split}", message=message, fix=f"give other rows as --data.{split}, or leave it out"
+                    setting=f"data.{split}",
+                    message=message,
+                    fix=f"give other rows as --data.{split}, or leave it out",
                 )
             )
     if problems:

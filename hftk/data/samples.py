@@ -1,7 +1,9 @@
 """Sample data sets made from what every Python installation carries: no download and no licence question.
 
-``python_modules`` has docstrings of the standard library's largest packages, to be told apart. ``python_docs`` is the language reference that ``help()`` shows (:mod:`pydoc_data.topics`) and the docstrings of the standard
-library, read from its source by :mod:`ast` without importing anything. It is deterministic for a given Python version.
+``python_modules`` has docstrings of the standard library's largest packages, to be told apart.
+``python_docs`` is the language reference that ``help()`` shows (:mod:`pydoc_data.topics`) and the docstrings
+of the standard library, read from its source by :mod:`ast` without importing anything. It is deterministic
+for a given Python version.
 """
 
 from __future__ import annotations
@@ -58,16 +60,20 @@ def load_sample(name: str) -> list[dict[str, Any]]:
 
 
 def python_docs() -> list[dict[str, Any]]:
-    """About 1 MB of English about Python: columns ``text`` and ``name``; a row is a topic (``topics/numbers``), the
-    docstrings of a module and its functions (``numbers``), or those of a class and its methods (``numbers.Real``).
+    """About 1 MB of English about Python: columns ``text`` and ``name``; a row is a topic
+    (``topics/numbers``), the docstrings of a module and its functions (``numbers``), or those of a class and
+    its methods (``numbers.Real``).
 
-    Modules come in the order of a hash of their name until the size is reached, so that the choice has no slant.
+    Modules come in the order of a hash of their name until the size is reached, so that the choice has no
+    slant.
     """
     from pydoc_data.topics import topics
 
     rows = [{"name": f"topics/{name}", "text": _without_rules(text)} for name, text in sorted(topics.items())]
     size = sum(len(row["text"]) for row in rows)
-    for module, path in sorted(stdlib_modules(), key=lambda item: blake2b(item[0].encode(), digest_size=8).digest()):
+    for module, path in sorted(
+        stdlib_modules(), key=lambda item: blake2b(item[0].encode(), digest_size=8).digest()
+    ):
         if size >= CHARACTERS:
             break
         documents: dict[str, list[str]] = {}
@@ -83,10 +89,11 @@ def python_docs() -> list[dict[str, Any]]:
 
 
 def python_modules() -> list[dict[str, Any]]:
-    """Docstrings and the package they come from: columns ``text`` and ``label``, the :data:`PACKAGES` packages of the standard
-    library with the most of them, at most :data:`PER_PACKAGE` each.
+    """Docstrings and the package they come from: columns ``text`` and ``label``, the :data:`PACKAGES`
+    packages of the standard library with the most of them, at most :data:`PER_PACKAGE` each.
 
-    A docstring has at least 30 characters and occurs in one package only. Which of a package are taken follows from their hash.
+    A docstring has at least 30 characters and occurs in one package only. Which of a package are taken
+    follows from their hash.
     """
     texts: dict[str, set[str]] = {}
     for docstring in stdlib_docstrings():
@@ -120,19 +127,26 @@ def read_docstrings(module: str, path: Path) -> Iterator[Docstring]:
 
 
 def _docstrings(
-    node: ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef, module: str, name: str, owner: str
+    node: ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef,
+    module: str,
+    name: str,
+    owner: str,
 ) -> Iterator[Docstring]:
     text = (ast.get_docstring(node) or "").strip()
     if text:
-        kind = "class" if isinstance(node, ast.ClassDef) else "module" if isinstance(node, ast.Module) else "function"
+        kind = (
+            "class"
+            if isinstance(node, ast.ClassDef)
+            else "module"
+            if isinstance(node, ast.Module)
+            else "function"
+        )
         yield Docstring(module=module, name=name, kind=kind, text=text, owner=owner)
     if isinstance(node, (ast.Module, ast.ClassDef)):
         for child in node.body:
             if isinstance(child, (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
                 inside = f"{module}.{child.name}" if isinstance(child, ast.ClassDef) and not name else owner
                 yield from _docstrings(child, module, f"{name}.{child.name}" if name else child.name, inside)
-
-
 
 
 def _without_rules(text: str) -> str:

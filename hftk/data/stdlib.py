@@ -8,11 +8,27 @@ from pathlib import Path
 
 from hftk.config import InputError, Problem
 
-# Optional packages of some distributions, tests, generated code, and modules that repeat the docstrings of others.
-_LEFT_OUT = frozenset({
-    "test", "tests", "idlelib", "tkinter", "turtledemo", "turtle", "lib2to3", "distutils", "ensurepip", "venv", "msilib",
-    "encodings", "pydoc_data", "site-packages", "dist-packages",
-})  # fmt: skip
+# Optional packages of some distributions, tests, generated code, and modules that repeat the docstrings of
+# others.
+_LEFT_OUT = frozenset(
+    {
+        "test",
+        "tests",
+        "idlelib",
+        "tkinter",
+        "turtledemo",
+        "turtle",
+        "lib2to3",
+        "distutils",
+        "ensurepip",
+        "venv",
+        "msilib",
+        "encodings",
+        "pydoc_data",
+        "site-packages",
+        "dist-packages",
+    }
+)
 
 
 def stdlib_modules() -> list[tuple[str, Path]]:

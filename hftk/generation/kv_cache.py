@@ -1,4 +1,5 @@
-"""A key-value cache that is written in place: no copy of the whole at every token, as transformers' dynamic one makes."""
+"""A key-value cache that is written in place: no copy of the whole at every token, as transformers' dynamic
+one makes."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ BLOCK = 16
 
 
 class RoomyLayer(DynamicLayer):
-    """As :class:`DynamicLayer`, with room behind the last token: ``keys`` and ``values`` are the front of larger tensors."""
+    """As :class:`DynamicLayer`, with room behind the last token: ``keys`` and ``values`` are the front of
+    larger tensors."""
 
     keys: Any
     values: Any
@@ -56,7 +58,8 @@ class RoomyLayer(DynamicLayer):
 
 
 def make_cache(config: Any) -> DynamicCache:
-    """The cache that ``generate`` makes for a decoder's ``config``, its plain layers replaced by roomy ones."""
+    """The cache that ``generate`` makes for a decoder's ``config``, its plain layers replaced by roomy
+    ones."""
     cache = DynamicCache(config=config)
     cache.layers = [RoomyLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
     return cache

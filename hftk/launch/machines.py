@@ -24,10 +24,14 @@ def check_output_is_seen(folder: Path, status: dict[str, Any]) -> None:
     """
     from accelerate.utils import gather_object
 
-    sees = launcher.number_from_environment(launcher.LOCAL_RANK, 0) != 0 or _soon(lambda: _is_of(folder, status))
+    sees = launcher.number_from_environment(launcher.LOCAL_RANK, 0) != 0 or _soon(
+        lambda: _is_of(folder, status)
+    )
     blind = sorted({host for host, seen in gather_object([(socket.gethostname(), sees)]) if not seen})
     if blind:
-        message = f"expected a folder that all machines see, found {folder}, which {', '.join(blind)} does not see"
+        message = (
+            f"expected a folder that all machines see, found {folder}, which {', '.join(blind)} does not see"
+        )
         fix = "choose an --output on a disk that all machines share"
         raise InputError(Problem(setting="output", message=message, fix=fix))
 

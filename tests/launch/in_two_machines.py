@@ -1,4 +1,5 @@
-"""Two processes, in folders of their own as on machines that share no disk, or in one; each leaves what it was told."""
+"""Two processes, in folders of their own as on machines that share no disk, or in one; each leaves what it
+was told."""
 
 import json
 import os
@@ -12,7 +13,9 @@ from hftk.launch.output_folder import write_status
 
 def make():
     Path("out").mkdir()
-    return write_status(Path("out"), {"state": "running", "exit_code": None, "pid": 7, "started": "now", "processes": 2})
+    return write_status(
+        Path("out"), {"state": "running", "exit_code": None, "pid": 7, "started": "now", "processes": 2}
+    )
 
 
 def main(folder, shared):

@@ -22,7 +22,13 @@ def two_machines(folder, disk):
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
     }
-    common = {**os.environ, **group, "PYTHONPATH": str(ROOT), "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    common = {
+        **os.environ,
+        **group,
+        "PYTHONPATH": str(ROOT),
+        "ACCELERATE_USE_CPU": "true",
+        "OMP_NUM_THREADS": "1",
+    }
     command = [sys.executable, str(Path(__file__).with_name("in_two_machines.py")), str(folder), disk]
     started = [subprocess.Popen(command, env={**common, "RANK": rank, "GROUP_RANK": rank}) for rank in "01"]
     assert [process.wait(300) for process in started] == [0, 0]
