@@ -81,9 +81,9 @@ def add_flags(parser: ArgumentParser) -> None:
 def export(given: Namespace) -> int:
     """Run the command and return its exit code.
 
-    Raises: InputError: nothing to merge, an adapter that cannot be merged, a base that is gone or quantized
-        itself, a model that the format
-            does not know, an output that is in use, rows that cannot be read.
+    Raises:
+        InputError: nothing to merge, an adapter that cannot be merged, a base that is gone or quantized
+            itself, a model that the format does not know, an output that is in use, rows that cannot be read.
         RuntimeError: what was written says something else; nothing is left in ``--output``.
     """
     _, _, output, *_ = all_at_once(

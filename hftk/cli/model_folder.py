@@ -28,9 +28,9 @@ DEVICE_MAPS = get_args(get_type_hints(ModelConfig)["device_map"])
 def check_model(name: str, command: str) -> None:
     """Find what is wrong with a folder before anything is loaded; a Hub id is left to :func:`load`.
 
-    Raises: InputError: no such folder, or one without weights; it says what is there, and what to type
-        (``command`` is the
-            hftk command that was typed).
+    Raises:
+        InputError: no such folder, or one without weights; it says what is there, and what to type
+            (``command`` is the hftk command that was typed).
     """
     path = Path(name).expanduser()
     if path.is_dir():

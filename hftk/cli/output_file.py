@@ -73,8 +73,9 @@ def find_output(
         overwrite: also replace a file that the same command did not write.
         own: the file of a run that this command may replace, such as its report.
 
-    Raises: InputError: an input, a file of a run, a file that the same command did not write, or no place to
-        write to.
+    Raises:
+        InputError: an input, a file of a run, a file that the same command did not write, or no place to
+            write to.
     """
     if name is None:
         return None

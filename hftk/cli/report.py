@@ -51,9 +51,9 @@ def add_flags(parser: ArgumentParser) -> None:
 def report(given: Namespace) -> int:
     """Run the command and return its exit code.
 
-    Raises: InputError: a folder without a finished run; of several, the same folder twice, runs of different
-        tasks or on different
-            rows; a place that cannot be written.
+    Raises:
+        InputError: a folder without a finished run; of several, the same folder twice, runs of different
+            tasks or on different rows; a place that cannot be written.
     """
     check_resamples(given.resamples)
     if len(given.dirs) > 1:

@@ -30,7 +30,8 @@ class TrainConfig:
     ``TrainingArguments``."""
 
     epochs: float | None = None
-    """Passes over the training split (fractions allowed)."""
+    """Passes over the training split (fractions allowed). Default: 3, and more where these are less than
+    1,000 steps, at most 20; the weights of the best evaluation are then taken."""
     max_steps: int | None = None
     """Optimizer steps; instead of --train.epochs."""
     per_device_batch_size: int = 32
@@ -49,8 +50,9 @@ class TrainConfig:
     """Most tokens per training row (the block size in language modelling). Default: the model's context, at
     most 1024."""
     learning_rate: float | None = None
-    """Peak learning rate. Default: 5e-5 for pre-trained weights, 1e-3 for a model made on the spot; adapters:
-    5e-4 (LoRA), 3e-3 (ia3), 3e-2 (prompt_tuning)."""
+    """Peak learning rate. Default: 5e-5 for pre-trained weights of 110 million parameters, more for fewer
+    (1.6e-4 for 22 million) and less for more; 1e-3 for a new model; adapters: 5e-4 (LoRA), 3e-3 (ia3), 3e-2
+    (prompt_tuning)."""
     min_learning_rate: float = 0.0
     """Where the schedule ends, as a learning rate; it never goes below."""
     schedule: Schedule = "linear"

@@ -31,8 +31,9 @@ def map_columns(
         source: name of the data in messages.
         roles: roles that are wanted; default: all of the task's.
 
-    Raises: InputError: unknown roles, absent columns, unfilled required roles and two roles on one column,
-        all together.
+    Raises:
+        InputError: unknown roles, absent columns, unfilled required roles and two roles on one column, all
+            together.
     """
     problems = [
         Problem(

@@ -26,12 +26,14 @@ def load_splits(config: DataConfig, task: Task, source: Any = None) -> Splits:
 
     Rows keep the columns of the task's roles, under the roles' names, in the order of the data.
 
-    Args: config: where the rows are and how to split them. task: its ``columns`` say what is read;
-        ``prepare`` looks through all rows at the end. source: from Python, in place of the paths: a pandas
-        DataFrame, a list of dictionaries, a ``datasets.Dataset``, or a
-            mapping (such as a ``DatasetDict``) from split names to any of these.
+    Args:
+        config: where the rows are and how to split them.
+        task: its ``columns`` say what is read; ``prepare`` looks through all rows at the end.
+        source: from Python, in place of the paths: a pandas DataFrame, a list of dictionaries, a
+            ``datasets.Dataset``, or a mapping (such as a ``DatasetDict``) from split names to any of these.
 
-    Returns: Splits: in-memory Datasets; with ``streaming``, train is an IterableDataset that reads anew in
+    Returns:
+        Splits: in-memory Datasets; with ``streaming``, train is an IterableDataset that is read again in
         every pass. ``facts``:
 
         ``sources`` (path, bytes, SHA-256), ``columns`` (role to column), ``choices`` (one line each),
@@ -40,8 +42,9 @@ def load_splits(config: DataConfig, task: Task, source: Any = None) -> Splits:
         all but the first three by split. What is carved by fractions counts under train in ``read`` and
         ``cleaned``.
 
-    Raises: InputError: missing, empty, undecodable or broken data; missing columns; wrong types; a share too
-        small to hold a row.
+    Raises:
+        InputError: missing, empty, undecodable or broken data; missing columns; wrong types; a share too
+            small to hold a row.
     """
     found = find_sources(config, source)
     readers, remarks = open_readers(found.splits, task.columns, config)
@@ -110,7 +113,8 @@ def read_rows(
         roles: roles that are wanted, such as the inputs alone for prediction; default: all of the task's.
         setting: the setting that named ``source``, for messages.
 
-    Returns: The rows and the facts about them: sources, columns, choices, and for the split ``rows``: read,
+    Returns:
+        The rows and the facts about them: sources, columns, choices, and for the split ``rows``: read,
         cleaned, duplicates, rows, characters.
     """
     origin, choices = read_source(source, config, setting)

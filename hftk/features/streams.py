@@ -20,8 +20,9 @@ T = TypeVar("T")
 def encode_round_robin(chunks: Iterable[T], encode: Callable[[T], Features]) -> Iterator[Features]:
     """Yield ``encode(chunk)`` of every chunk, in order. All processes iterate over the same chunks together.
 
-    Raises: RuntimeError: another process could not encode its chunk; on that process the original exception
-        is raised.
+    Raises:
+        RuntimeError: another process could not encode its chunk; on that process the original exception is
+            raised.
     """
     if alone():
         yield from map(encode, chunks)

@@ -94,8 +94,9 @@ def generate(
     ``progress`` shows a bar on stderr. A row that is sampled draws by its number: ``numbers``, where the
     prompts are a part of more, else its place among ``prompts``.
 
-    Raises: InputError: contradictory settings, ``max_new_tokens`` that leave no room for a prompt, prompts
-        not text.
+    Raises:
+        InputError: contradictory settings, ``max_new_tokens`` that leave no room for a prompt, prompts not
+            text.
     """
     results = stream(
         model,

@@ -90,9 +90,10 @@ def push(folder: str | Path, settings: PublishConfig, tell: Callable[[str], None
     """Push a finished run's folder to ``settings.repo`` and return its URL. Pushing again sends only what is
     new.
 
-    Raises: InputError: no finished run, no token, or something that the Hub refuses; all that can be seen
-        before sending at once. ServiceError: the Hub or the network failed; the message holds the command
-        that finishes the push.
+    Raises:
+        InputError: no finished run, no token, or something that the Hub refuses; all that can be seen before
+            sending at once.
+        ServiceError: the Hub or the network failed; the message holds the command that finishes the push.
     """
     folder = Path(folder).expanduser()
     return _push(load_record(folder), folder, settings, tell)

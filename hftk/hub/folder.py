@@ -96,9 +96,9 @@ def collect(folder: Path, record: RunRecord, card: str, base_model: str | None =
     Args:
         base_model: Hub id that replaces the base of an adapter.
 
-    Raises: InputError: no weights, a part of them missing, a JSON file that cannot be read, an adapter whose
-        base is a folder
-            of this machine.
+    Raises:
+        InputError: no weights, a part of them missing, a JSON file that cannot be read, an adapter whose base
+            is a folder of this machine.
     """
     files = model_files(folder, base_model)
     files += [

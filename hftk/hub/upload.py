@@ -42,9 +42,9 @@ def send(files: Sequence[File], settings: PublishConfig, finish: str, tell: Call
         finish: the command that finishes a push that failed.
         tell: takes lines for the user.
 
-    Raises: InputError: no or a wrong token, no right to write, a name or metadata that the Hub does not take,
-        or a public
-            repository where a private one was asked for.
+    Raises:
+        InputError: no or a wrong token, no right to write, a name or metadata that the Hub does not take, or
+            a public repository where a private one was asked for.
         ServiceError: the Hub or the network failed, also after several attempts. What arrived stays there.
     """
     from huggingface_hub import HfApi

@@ -50,10 +50,10 @@ def check_model(config: ModelConfig, task: Task, max_length: int | None = None) 
     """Find what is wrong with the model settings before any data or weights are read; return the model's
     config.
 
-    Raises: InputError: no such model, no weights in its folder, no network for a Hub id, an unknown size or
-        config field, values
-            of which no model can be made, a vocabulary too small for its tokenizer, ``max_length`` above the
-            context.
+    Raises:
+        InputError: no such model, no weights in its folder, no network for a Hub id, an unknown size or
+            config field, values of which no model can be made, a vocabulary too small for its tokenizer,
+            ``max_length`` above the context.
     """
     made = model_config(config, task)
     context = context_length(made)

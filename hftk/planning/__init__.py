@@ -33,9 +33,6 @@ if TYPE_CHECKING:
 COUNTABLE_LOGITS = 2**27
 """Logits of a batch that are counted within a few seconds."""
 
-DEFAULT_EPOCHS = 3.0
-"""As :func:`hftk.training.fit.fit` takes them where neither epochs nor steps are set."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Setup:

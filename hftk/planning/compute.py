@@ -10,6 +10,7 @@ from hftk.config import RunConfig
 from hftk.planning.devices import DEVICES, MODEL_FLOPS_UTILIZATION, tokens_per_second
 from hftk.planning.simulation import BatchShape, Footprint
 from hftk.task import Task
+from hftk.training import defaults
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -100,7 +101,8 @@ def duration(made: Plan, config: RunConfig) -> dict[str, float | None]:
     per_step = made.batch["tokens_per_step"]
     steps: float | None = train.max_steps
     if steps is None and setup.tokens is not None:
-        steps = max(1, math.ceil(setup.tokens * (train.epochs or 3.0) / per_step))
+        epochs = train.epochs or defaults.epochs(math.ceil(setup.tokens / per_step))[0]
+        steps = max(1, math.ceil(setup.tokens * epochs / per_step))
     tokens = None if steps is None else float(steps * per_step)
     speed = setup.tokens_per_second
     if speed is None and setup.device is not None:

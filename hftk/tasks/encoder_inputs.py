@@ -104,8 +104,9 @@ def encode_texts(
     longest row before cutting), ``max_length``. ``places``: the file and row of a text, or pair, for the
     error; without, it counts the given rows from 1 on.
 
-    Raises: InputError: rows are too long and ``truncation`` is ``error``; ``max_length`` holds no token of a
-        text.
+    Raises:
+        InputError: rows are too long and ``truncation`` is ``error``; ``max_length`` holds no token of a
+            text.
     """
     frame = template_of(tokenizer, pair=pairs is not None)
     with_types = "token_type_ids" in tokenizer.model_input_names

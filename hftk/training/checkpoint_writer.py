@@ -67,8 +67,9 @@ class CheckpointWriter:
     def save(self) -> None:
         """Write the checkpoint of the present step, and let it be sealed while the training goes on.
 
-        Raises: DiskError: it, or the one before it, could not be written; the message says where the state is
-            instead.
+        Raises:
+            DiskError: it, or the one before it, could not be written; the message says where the state is
+                instead.
         """
         try:
             on_main(self._background.wait)

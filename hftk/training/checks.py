@@ -21,9 +21,9 @@ def check(config: RunConfig, task: Task) -> int:
     """Hold the settings against the model's own config; return the context in which rows are judged, in
     tokens.
 
-    Raises: InputError: every problem found: contradictory settings, no such model, a block longer than the
-        model's context, an
-            optimizer or a precision that is not to be had here.
+    Raises:
+        InputError: every problem found: contradictory settings, no such model, a block longer than the
+            model's context, an optimizer or a precision that is not to be had here.
     """
     task = task.with_config(config)
     if config.model.device_map != "none":
@@ -150,7 +150,7 @@ def _length_problems(config: RunConfig, context: int) -> Iterator[Problem]:
 
 
 def _check_optimizer(config: RunConfig) -> None:
-    check_optimizer(config.train, config.model)
+    check_optimizer(config.train)
 
 
 def _check_device(config: RunConfig) -> None:

@@ -149,8 +149,9 @@ class Guard:
     def before_update(self, grad_norm: Any) -> Any:
         """The norm of the gradient, or None if the optimizer has to leave the weights as they are.
 
-        Raises: TrainingDiverged: it is not finite, or the loss is not, and such steps are not skipped, or too
-            many in a row were.
+        Raises:
+            TrainingDiverged: it is not finite, or the loss is not, and such steps are not skipped, or too
+                many in a row were.
         """
         trainer, step = self._trainer, self._trainer.state.global_step + 1
         what, self._lost = self._lost, ""

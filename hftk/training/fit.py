@@ -22,8 +22,9 @@ from hftk.generation.defaults import replace_defaults
 from hftk.launch import StopRequested, graceful, on_main
 from hftk.models import adapters, device_map, sharded
 from hftk.models.load import default_length
+from hftk.models.quantization import count
 from hftk.task import Features, Splits, Task
-from hftk.training import checkpoints
+from hftk.training import checkpoints, defaults, optimizers
 from hftk.training.checkpoint_writer import STATE, STREAM_KEYS
 from hftk.training.memory import forget_peak, peak_memory
 from hftk.training.out_of_memory import explain_oom
@@ -54,11 +55,14 @@ def fit(
     processes call this. ``on_checkpoint`` is called on the main process with the folder of each checkpoint
     that is whole; it must not raise nor take long.
 
-    Raises: InputError: settings that do not fit the data or the checkpoint. StopRequested: SIGTERM or SIGINT;
-        a checkpoint was saved first. DiskError: a checkpoint or the trained model could not be written; the
-        message says what is kept, and where. TrainingDiverged: a loss or gradient is no finite number; the
-        message holds a diagnosis, the last checkpoint is kept. OutOfMemory: the message names settings that
-        need less.
+    Raises:
+        InputError: settings that do not fit the data or the checkpoint.
+        StopRequested: SIGTERM or SIGINT; a checkpoint was saved first.
+        DiskError: a checkpoint or the trained model could not be written; the message says what is kept, and
+            where.
+        TrainingDiverged: a loss or gradient is no finite number; the message holds a diagnosis, the last
+            checkpoint is kept.
+        OutOfMemory: the message names settings that need less.
     """
     task = task.with_config(config)
     _check_validation(splits, config)
@@ -80,7 +84,8 @@ def fit(
     _check_same_run(state, run)
     if isinstance(plan, StreamPlan):
         plan.go_on = state.get("stream")
-    arguments = make_arguments(config, plan)
+    learning_rate = optimizers.peak_learning_rate(config.train, config.model, count(model))
+    arguments = make_arguments(config, plan, learning_rate)
     loader = StepLoader(
         plan,
         task.collator(tokenizer, model, training=True),
@@ -201,8 +206,7 @@ def _plan(
     epochs = train.epochs if train.max_steps is None and train.epochs is not None else None
     max_steps = train.max_steps
     if epochs is None and max_steps is None:
-        epochs = 3.0
-        note("train.epochs: 3, since neither epochs nor max_steps is set")
+        epochs = float(defaults.FEWEST_EPOCHS)
     if config.data.streaming:
         assert max_steps is not None
 
@@ -226,17 +230,13 @@ def _plan(
     features = encode(task, splits.train, tokenizer, max_length=max_length, training=True)
     if not len(features):
         raise InputError(Problem(setting="data.train", message="no training row is left after encoding"))
-    return (
-        EpochPlan(
-            features,
-            size,
-            seed=train.seed,
-            epochs=epochs,
-            max_steps=max_steps,
-            group_by_length=train.group_by_length,
-        ),
-        features.facts,
-    )
+    settings: dict[str, Any] = {"seed": train.seed, "group_by_length": train.group_by_length}
+    plan = EpochPlan(features, size, epochs=epochs, max_steps=max_steps, **settings)
+    if train.epochs is None and train.max_steps is None:
+        epochs, reason = defaults.epochs(plan.steps_per_epoch)
+        note(f"train.epochs: {epochs:g}, {reason}")
+        plan = EpochPlan(features, size, epochs=epochs, max_steps=None, **settings)
+    return plan, features.facts
 
 
 def _numbered(batches: Iterable[tuple[Any, Any]], first: int) -> Iterator[tuple[int, Any, Any]]:

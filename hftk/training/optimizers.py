@@ -10,8 +10,10 @@ from typing import Any
 import torch
 
 from hftk.config import InputError, ModelConfig, Problem, TrainConfig
+from hftk.console import note
 from hftk.launch.launcher import strategy_in_environment
 from hftk.models.layers import depths
+from hftk.training import defaults
 
 BITSANDBYTES = ("lion", "adamw_8bit", "paged_adamw_8bit")
 """Optimizers of bitsandbytes."""
@@ -19,33 +21,28 @@ EIGHT_BIT_FROM = 4096
 """Elements from which on bitsandbytes keeps the state of a tensor in 8 bits."""
 
 
-LEARNING_RATES = {"ia3": 3e-3, "prompt_tuning": 3e-2}
-"""Default peaks: that of Liu et al. 2022 for IA3, and of PEFT's examples for prompt tuning."""
-LORA_LEARNING_RATE = 5e-4
-"""Ten times that of full fine-tuning, as Schulman et al. 2025 ("LoRA without regret") found to be best over
-many models."""
+def peak_learning_rate(config: TrainConfig, model: ModelConfig, parameters: int) -> float:
+    """``train.learning_rate``, or what :func:`hftk.training.defaults.learning_rate` chooses.
+
+    Raises:
+        InputError: ``train.min_learning_rate`` is above what was chosen.
+    """
+    if config.learning_rate:
+        return config.learning_rate
+    rate, reason = defaults.learning_rate(model, parameters)
+    if config.min_learning_rate > rate:
+        message = f"expected at most the peak, which {reason} is {rate:g}, found {config.min_learning_rate:g}"
+        fix = "lower it, or set --train.learning_rate too"
+        raise InputError(Problem(setting="train.min_learning_rate", message=message, fix=fix))
+    note(f"train.learning_rate: {rate:g}, {reason}")
+    return rate
 
 
-def peak_learning_rate(config: TrainConfig, model: ModelConfig) -> float:
-    """``train.learning_rate``, or the default for an adapter, for pre-trained weights or for a model made on
-    the spot."""
-    if config.learning_rate or model.adapter.method == "none":
-        return config.learning_rate or (5e-5 if model.name is not None else 1e-3)
-    return LEARNING_RATES.get(model.adapter.method, LORA_LEARNING_RATE)
-
-
-def weights_in_words(model: ModelConfig) -> str:
-    """What the default learning rate goes by."""
-    if model.adapter.method != "none":
-        return f"an adapter ({model.adapter.method})"
-    return "pre-trained weights" if model.name is not None else "a model made on the spot"
-
-
-def check_optimizer(config: TrainConfig, model: ModelConfig) -> None:
+def check_optimizer(config: TrainConfig) -> None:
     """Find what is wrong with optimizer and schedule before anything slow.
 
-    Raises: InputError: an optimizer of bitsandbytes without it, a paged one without a GPU; a lowest learning
-        rate above the default peak.
+    Raises:
+        InputError: an optimizer of bitsandbytes without it, a paged one without a GPU.
     """
     problems = []
     if config.optimizer in BITSANDBYTES and importlib.util.find_spec("bitsandbytes") is None:
@@ -54,19 +51,6 @@ def check_optimizer(config: TrainConfig, model: ModelConfig) -> None:
         message = "paged_adamw_8bit moves its state between a GPU and main memory, and there is no GPU"
         problems.append(
             Problem(setting="train.optimizer", message=message, fix="use --train.optimizer adamw_8bit")
-        )
-    peak = peak_learning_rate(config, model)
-    if config.learning_rate is None and config.min_learning_rate > peak:
-        kind = weights_in_words(model)
-        problems.append(
-            Problem(
-                setting="train.min_learning_rate",
-                message=(
-                    f"expected at most the peak, which for {kind} is {peak:g}, found"
-                    f" {config.min_learning_rate:g}"
-                ),
-                fix="lower it, or set --train.learning_rate too",
-            )
         )
     if problems:
         raise InputError(*problems)

@@ -57,9 +57,11 @@ class ValidationSet:
     """Context in tokens."""
 
 
-def make_arguments(config: RunConfig, plan: EpochPlan | StreamPlan) -> TrainingArguments:
-    """Trainer's arguments; ``train.extra`` comes last. When to log, judge and save is the plan's business,
-    not theirs."""
+def make_arguments(
+    config: RunConfig, plan: EpochPlan | StreamPlan, learning_rate: float
+) -> TrainingArguments:
+    """Trainer's arguments; ``train.extra`` comes last. Logging, evaluation and saving are scheduled by
+    :class:`hftk.training.callback.ScheduleCallback`."""
     train = config.train
     accelerator = torch.cuda.is_available() or torch.backends.mps.is_available()
     arguments = TrainingArguments(
@@ -70,7 +72,7 @@ def make_arguments(config: RunConfig, plan: EpochPlan | StreamPlan) -> TrainingA
         seed=train.seed,
         # For train.extra.optim and lr_scheduler_type alone, which bring Trainer's own optimizers and
         # schedules.
-        learning_rate=optimizers.peak_learning_rate(config.train, config.model),
+        learning_rate=learning_rate,
         weight_decay=train.weight_decay,
         adam_beta1=train.adam_beta1,
         adam_beta2=train.adam_beta2,
@@ -130,17 +132,15 @@ class ExactTrainer(ShardedTrainer):
         self.plain, self.tokenizer = model, tokenizer
         self.folder = Path(config.output) / checkpoints.FOLDER
         self.task, self.config, self.loader, self.validation, self.run = task, config, loader, validation, run
-        self.learning_rate = optimizers.peak_learning_rate(config.train, config.model)
-        if config.train.learning_rate is None:
-            note(
-                f"train.learning_rate: {self.learning_rate:g}, for"
-                f" {optimizers.weights_in_words(config.model)}"
-            )
+        self.learning_rate = arguments.learning_rate
         self.metric = f"eval_{config.train.metric_for_best_model.removeprefix('eval_')}"
         """What the best evaluation goes by, as the history calls it."""
         self.higher_is_better = bool(state.get("higher_is_better", False))
-        self.restore_best = (
-            bool(config.train.restore_best or config.train.early_stopping) and validation is not None
+        train = config.train
+        by_default = train.epochs is None and train.max_steps is None
+        """The length of the run was chosen for the user, and may be too much for these rows."""
+        self.restore_best = validation is not None and bool(
+            train.restore_best or train.early_stopping or by_default
         )
         self.history: list[dict[str, Any]] = state.get("history", [])
         self.seconds: dict[str, float] = state.get("seconds", {"train": 0.0, "evaluate": 0.0, "save": 0.0})

@@ -122,5 +122,5 @@ def test_a_notebook_on_a_machine_with_two_gpus_uses_one(monkeypatch, tmp_path, c
     config = hftk.CausalLMConfig(
         train=hftk.TrainConfig(learning_rate=1e-3), model=hftk.ModelConfig(size="tiny"), output=str(tmp_path)
     )
-    arguments = hftk.training.trainer.make_arguments(config, SimpleNamespace(total_steps=3))
+    arguments = hftk.training.trainer.make_arguments(config, SimpleNamespace(total_steps=3), 1e-3)
     assert arguments.n_gpu == 1 and "one of 2 GPUs is used" in capsys.readouterr().out

@@ -321,29 +321,19 @@ def test_lion_without_bitsandbytes_is_a_clear_error_before_anything_slow(
         make_optimizer(Quadratic(), TrainConfig(optimizer="lion"), 0.1)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(InputError, match="lion comes from bitsandbytes"):
-        check_optimizer(TrainConfig(optimizer="lion"), ModelConfig())
+        check_optimizer(TrainConfig(optimizer="lion"))
 
 
 def test_a_lowest_rate_above_the_default_peak_is_an_error() -> None:
     config = TrainConfig(min_learning_rate=1e-4)
-    check_optimizer(config, ModelConfig(size="tiny"))
-    with pytest.raises(
-        InputError, match=r"at most the peak, which for pre-trained weights is 5e-05, found 0\.0001"
-    ):
-        check_optimizer(config, ModelConfig(name="m"))
-    assert [peak_learning_rate(config, m) for m in (ModelConfig(name="m"), ModelConfig(size="tiny"))] == [
-        5e-5,
-        1e-3,
-    ]
-    assert peak_learning_rate(TrainConfig(learning_rate=0.2), ModelConfig(name="m")) == 0.2
+    assert peak_learning_rate(config, ModelConfig(size="tiny"), 10**6) == 1e-3
+    with pytest.raises(InputError, match=r"of 110 million parameters is 5e-05, found 0\.0001"):
+        peak_learning_rate(config, ModelConfig(name="m"), 110 * 10**6)
 
 
-def test_an_adapter_has_a_higher_rate_unless_one_is_given() -> None:
-    model = ModelConfig(name="m", adapter=AdapterConfig(method="dora"))
-    assert peak_learning_rate(TrainConfig(), model) == 10 * peak_learning_rate(
-        TrainConfig(), ModelConfig(name="m")
-    )
-    assert peak_learning_rate(TrainConfig(learning_rate=0.2), model) == 0.2
+def test_a_rate_that_is_given_is_taken() -> None:
+    for model in (ModelConfig(name="m"), ModelConfig(name="m", adapter=AdapterConfig(method="dora"))):
+        assert peak_learning_rate(TrainConfig(learning_rate=0.2), model, 10**6) == 0.2
 
 
 def test_eight_bits_step_nearly_as_32_and_count_as_they_are_held() -> None:
@@ -385,4 +375,4 @@ def test_eight_bits_step_nearly_as_32_and_count_as_they_are_held() -> None:
 def test_a_paged_optimizer_needs_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(InputError, match=r"use --train\.optimizer adamw_8bit"):
-        check_optimizer(TrainConfig(optimizer="paged_adamw_8bit"), ModelConfig(size="tiny"))
+        check_optimizer(TrainConfig(optimizer="paged_adamw_8bit"))
