@@ -1,78 +1,39 @@
-"""A task of one's own: the vowels of a text, counted by regression, from the recipe to the model card."""
+"""The task of ``vowels.py``, from the recipe to the model card."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+import runpy
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from vowels import Vowels, VowelsConfig
 
 import hftk
 from hftk.cli import main
-from hftk.metrics.regression import regression_scores
-from hftk.task import Column, Features, Outputs, Score, Task
 from hftk.tasks import table
 
-
-@dataclass(frozen=True, kw_only=True)
-class VowelsConfig(hftk.RunConfig):
-    """Settings of the toy."""
-
-
-class Vowels(Task):
-    name = "vowels"
-    columns: Mapping[str, Column] = {
-        "text": Column(usual_names=("text",)),
-        "count": Column(usual_names=("count",), kind="any", identity=False),
-    }
-    auto_model = "AutoModelForSequenceClassification"
-
-    def model_settings(self, splits: Any) -> dict[str, Any]:
-        return {"num_labels": 1}
-
-    def encode(self, rows: Any, tokenizer: Any, *, max_length: int, training: bool) -> Features:
-        ids = [
-            np.array(i)
-            for i in tokenizer(list(rows["text"]), truncation=True, max_length=max_length)["input_ids"]
-        ]
-        columns: dict[str, Any] = {"input_ids": ids}
-        if "count" in rows.column_names:
-            columns["labels"] = [np.float32(count) for count in rows["count"]]
-        return Features(columns=columns, rows=np.arange(len(ids)), lengths=np.array([len(i) for i in ids]))
-
-    def loss(self, model: Any, batch: Any) -> Any:
-        return {"items": (self.outputs(model, batch)["loss"].sum(), self.items(batch)["items"])}
-
-    def outputs(self, model: Any, batch: Any) -> Any:
-        found = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, 0]
-        return {
-            "prediction": found,
-            **({"loss": (found - batch["labels"]) ** 2} if "labels" in batch else {}),
-        }
-
-    def scores(self, outputs: Outputs) -> list[Score]:
-        true = np.array(list(outputs.rows["count"]), float)
-        return regression_scores(true, outputs["prediction"], **outputs.bootstrap)
+ROOT = Path(__file__).parents[2]
 
 
 def recipe(config: VowelsConfig) -> Any:
-    task = Vowels(config)
-    hftk.check(config, task)
-    splits = hftk.load_splits(config.data, task)
-    model, tokenizer = hftk.load_model(config.model, task, splits)
-    trained = hftk.fit(task, model, tokenizer, splits, config)
-    after = hftk.evaluate(task, trained.model, tokenizer, splits.held_out, config.eval, output=config.output)
-    result = hftk.record(config, splits, trained, None, after)
-    hftk.write_report(result, config.output)
-    hftk.publish(result, config)
-    return result
+    """The page of another recipe, with this task."""
+    page = runpy.run_path(str(ROOT / "recipes/bert_classification.py"))
+    page["main"].__globals__["TASK"] = Vowels
+    return page["main"](config)
 
 
-def test_a_task_of_60_lines_trains_predicts_evaluates_compares_reports_and_resumes(
+def test_the_page_on_a_task_of_your_own_shows_this_one_and_it_is_short() -> None:
+    code = Path(__file__).with_name("vowels.py").read_text(encoding="utf-8")
+    assert code in (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    assert len(code.splitlines()) <= 60
+
+
+def test_a_task_of_your_own_trains_predicts_evaluates_compares_reports_and_resumes(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(table, "_registered", {})
@@ -89,8 +50,11 @@ def test_a_task_of_60_lines_trains_predicts_evaluates_compares_reports_and_resum
         output=str(tmp_path / "a"),
     )
     first = recipe(config)
+    assert first.task == "vowels"
+    for name in ("checkpoint-4", "checkpoint-3"):
+        shutil.rmtree(tmp_path / "a" / "checkpoints" / name, ignore_errors=True)
     again = recipe(replace(config, resume="auto"))
-    assert first.task == "vowels" and again.main_score == first.main_score
+    assert again.main_score == first.main_score, "resumed after step 2, it ends as it did"
     recipe(replace(config, output=str(tmp_path / "b"), train=replace(config.train, seed=1)))
     assert "vowels" in (tmp_path / "a" / "report.html").read_text().lower()
     assert "tags" in (card := capsys.readouterr().out) and "- vowels" in card
