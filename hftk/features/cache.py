@@ -114,7 +114,7 @@ def _digest(head: str, arrays: Mapping[str, np.ndarray]) -> str:
     digest = hashlib.blake2b(head.encode(), digest_size=16)
     for name in sorted(arrays):
         digest.update(f"{name} {arrays[name].dtype} {arrays[name].shape}".encode())
-        digest.update(memoryview(arrays[name].reshape(-1).view(np.uint8)))
+        digest.update(np.ascontiguousarray(arrays[name]).data)
     return digest.hexdigest()
 
 
