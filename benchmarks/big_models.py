@@ -121,8 +121,8 @@ def measure(flags: list[str]) -> None:
     import transformers
 
     from hftk.cli.plan import load_recipe
+    from hftk.config.parse import parse
     from hftk.launch import launcher
-    from hftk.parsing import parse
     from hftk.reports.record import load_record
     from hftk.training.memory import peak_memory
 

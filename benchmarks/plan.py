@@ -140,8 +140,8 @@ def measure(flags: list[str]) -> None:
 
     import hftk
     from hftk.cli.plan import load_recipe
+    from hftk.config.parse import parse
     from hftk.launch import launcher
-    from hftk.parsing import parse
     from hftk.planning import plan
     from hftk.training.fit import fit
     from hftk.training.memory import peak_memory

@@ -12,15 +12,13 @@ Training: from --model (default: a new model by --config), one epoch over the fi
 padding not. One judge, the exact mean over the target tokens of the validation rows, takes the weights that both have saved.
 Evaluation, with --trained (the output folder of a run): loss, generation and scores of the test rows, greedily and with 4 beams, of
 at most 128 tokens with the start token; outputs are compared row by row. With --bf16 ours runs in bfloat16 as well, and each output
-that differs is listed with its margin. GPUs are hidden. Ours trains with fused layers where there is a C++ compiler, which are compiled
-before the first round, and draws the rows of a step at random as the script does; without a compiler, rows of like length. Writes results/run_translation.json, where the half that is not measured now stays as it was; with --trial it
+that differs is listed with its margin. GPUs are hidden. Ours takes rows of similar length in a step. Writes results/run_translation.json, where the half that is not measured now stays as it was; with --trial it
 only prints.
 """
 
 from __future__ import annotations
 
 import argparse
-import functools
 import hashlib
 import json
 import os
@@ -68,7 +66,7 @@ TRAIN = """
 import json, sys
 from pathlib import Path
 import hftk
-from hftk import parsing
+from hftk.config import parse as parsing
 config = parsing.parse(hftk.TranslationConfig(), sys.argv[1:])
 task = hftk.Translation(config)
 hftk.check(config, task)
@@ -82,7 +80,8 @@ EVALUATE = """
 import json, sys, time
 from pathlib import Path
 import hftk, torch
-from hftk import evaluation, parsing
+from hftk.config import parse as parsing
+from hftk.evaluation import evaluate as evaluation
 from hftk.data.load import read_rows
 from sacrebleu import corpus_bleu
 config = parsing.parse(hftk.TranslationConfig(), sys.argv[1:])
@@ -236,7 +235,7 @@ def prepare(data: Path, timed: int, test: int | None, folder: Path) -> dict[str,
 def make_model(config: Path, folder: Path) -> Path:
     """A new model and its tokenizer by the settings of ``config``, trained on nothing but the texts for the tokenizer."""
     import hftk
-    from hftk import parsing
+    from hftk.config import parse as parsing
     from hftk.training.trained import save_trained
 
     made = parsing.parse(hftk.TranslationConfig(), ["--config", str(config)])
@@ -319,8 +318,7 @@ def own_training(script: Path, model: Path, seed: int, tokens: int, folder: Path
     settings = {
         "data.train": folder / "train.jsonl", "data.deduplicate": "false", "data.unicode": "none", **columns(), "model.name": model,
         "train.epochs": 1, "train.per_device_batch_size": BATCH, "train.global_batch_size": BATCH, "train.learning_rate": LEARNING_RATE,
-        "train.precision": "fp32", "train.save_steps": 0, "train.seed": seed, "train.fused_layers": fused_layers(),
-        "train.group_by_length": str(fused_layers() == "never").lower(),  # the script draws rows at random
+        "train.precision": "fp32", "train.save_steps": 0, "train.seed": seed,
         "output": folder / "hftk",
     }  # fmt: skip
     whole = run_own(TRAIN, settings, folder)
@@ -328,19 +326,6 @@ def own_training(script: Path, model: Path, seed: int, tokens: int, folder: Path
     if found["tokens"] != tokens:
         sys.exit(f"expected hftk to train on {tokens} tokens, found {found['tokens']} in {found['rows']} rows")
     return speeds(tokens, found["seconds"], whole)
-
-
-@functools.cache
-def fused_layers() -> str:
-    """always, once they are compiled, which a machine does once; never, where they cannot be."""
-    from hftk.fused import building
-
-    try:
-        building.library()
-    except building.Unavailable as error:
-        print(f"without fused layers: {error}", flush=True)
-        return "never"
-    return "always"
 
 
 def speeds(tokens: int, seconds: float, whole: float) -> Run:

@@ -29,7 +29,7 @@ SECTIONS = {
 def render() -> str:
     """The page as Markdown."""
     import hftk
-    from hftk.parsing.settings import read_settings
+    from hftk.config.settings import read_settings
 
     common = read_settings(hftk.RunConfig())
     by_section: dict[str, list[Any]] = {name: [] for name in SECTIONS}
@@ -52,14 +52,14 @@ def _section(title: str, items: list[Any]) -> str:
 
 
 def _flag(item: Any) -> str:
-    from hftk.parsing.settings import metavar
+    from hftk.config.settings import metavar
 
     name = f"--{item.name}.NAME" if item.mapping is not None else f"--{item.name}"
     return f"`{name}` {metavar(item).replace('|', ', ')}"
 
 
 def _default(item: Any) -> str:
-    from hftk.parsing.settings import show
+    from hftk.config.settings import show
 
     if item.value is None and "Default:" in item.meaning:
         return ""

@@ -6,6 +6,8 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from hftk.redaction import redact_text
+
 _noted: list[str] = []
 _listening: list[list[str]] = []
 
@@ -18,7 +20,7 @@ def note(line: str) -> None:
         return
     _noted.append(line)
     if os.environ.get("RANK", "0") == "0":
-        print(f"  · {line}", flush=True)
+        print(f"  · {redact_text(line)}", flush=True)
 
 
 @contextmanager

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from hftk.config.problems import InputError, Problem
 from hftk.models.heads import head_layers, linear_layers
-from hftk.problems import InputError, Problem
+from hftk.models.hub_names import from_config, from_pretrained, read_generation_config
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -99,9 +100,9 @@ def load(folder: str | Path, auto_model: str) -> PreTrainedModel:
     from transformers.initialization import no_init_weights
 
     path = Path(folder).expanduser()
-    made = transformers.AutoConfig.from_pretrained(path)
+    made = from_pretrained(transformers.AutoConfig, path)
     with no_init_weights():
-        model: Any = getattr(transformers, auto_model).from_config(made, dtype=torch.float32)
+        model: Any = from_config(getattr(transformers, auto_model), made, dtype=torch.float32)
     tensors = load_file(path / FILE)
     layers = linear_layers(model)
     for name in [key.removesuffix(WEIGHT) for key in tensors if key.endswith(WEIGHT)]:
@@ -119,7 +120,7 @@ def load(folder: str | Path, auto_model: str) -> PreTrainedModel:
     if wrong:
         raise _damaged(path, f"it differs from a {type(model).__name__} in {', '.join(wrong[:5])}")
     if model.can_generate() and (path / "generation_config.json").is_file():
-        model.generation_config = transformers.GenerationConfig.from_pretrained(path)
+        model.generation_config = read_generation_config(path)
     loaded: PreTrainedModel = model.eval()
     return loaded
 

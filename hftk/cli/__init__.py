@@ -28,6 +28,7 @@ from hftk.cli import report as reporting
 from hftk.cli.evaluate import EVALUATE, _add_evaluate, _evaluate
 from hftk.cli.model_folder import check_names, task_name, wrong
 from hftk.config import InputError, Problem, ServiceError
+from hftk.redaction import redact_text
 from hftk.tasks.table import load_task
 from hftk.version import __version__
 
@@ -45,10 +46,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except InputError as error:
         problems = [str(_as_typed(problem, words[0])) for problem in error.problems]
         count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
-        print("\n".join([f"hftk: {count} in the input", *(f"  {p}" for p in problems)]), file=sys.stderr)
+        print("\n".join([f"hftk: {count} in the input", *(f"  {redact_text(p)}" for p in problems)]), file=sys.stderr)
         return 2
     except ServiceError as error:
-        print(f"hftk: failed: {error}", file=sys.stderr)
+        print(redact_text(f"hftk: failed: {error}"), file=sys.stderr)
         return 1
     except KeyboardInterrupt as stop:
         print(f"hftk: stopped on request{stop}", file=sys.stderr)
@@ -60,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             )  # else Python complains when it exits
         return 0
     except Exception:
-        traceback.print_exc()
+        print(redact_text(traceback.format_exc()), end="", file=sys.stderr)
         return 1
 
 

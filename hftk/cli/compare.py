@@ -10,8 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hftk.cli.model_folder import all_at_once, say, wrong
-from hftk.config import InputError, Problem
+from hftk.cli.model_folder import all_at_once, check_resamples, say, wrong
 from hftk.launch.output_folder import PREDICTIONS
 from hftk.reports.record import RunRecord, load_record, plain
 from hftk.tasks.table import load_task
@@ -59,8 +58,7 @@ def compare(given: Namespace) -> int:
     Raises:
         InputError: a folder without a finished run, runs of different tasks or on different rows.
     """
-    if given.resamples < 1:
-        raise InputError(Problem(setting="resamples", message=f"expected at least 1, found {given.resamples}"))
+    check_resamples(given.resamples)
     a, b = read_runs([given.dir_a, given.dir_b])
     from hftk.metrics.comparison import in_words
 
@@ -89,8 +87,12 @@ def read_runs(names: Sequence[str]) -> list[Run]:
 def compare_runs(a: Run, b: Run, chance: Mapping[str, Any]) -> tuple[list[Comparison], list[str]]:
     """The paired tests of every score, and what else was tested in sentences; ``chance`` holds resamples and seed."""
     task, _ = load_task(a.record.task)
-    own = task.compare((a.lines, b.lines), (a.name, b.name), a.record.config, **chance)
-    return _by_kind(a, b, chance) if own is None else own
+    try:
+        own = task.compare((a.lines, b.lines), (a.name, b.name), a.record.config, **chance)
+        return _by_kind(a, b, chance) if own is None else own
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        found = f"expected the predictions of a run in {PREDICTIONS} of {a.name} and {b.name}, found {type(error).__name__} {error}"
+        raise wrong(found, "judge both on the same file again") from error
 
 
 def _read(name: str) -> Run:
@@ -100,13 +102,18 @@ def _read(name: str) -> Run:
     if not file.is_file():
         raise wrong(f"expected {PREDICTIONS} in {folder}, found none", "name the --output folder of a run that judged a split")
     load_task(record.task)
-    text = file.read_text(encoding="utf-8").removesuffix("\n")
+    try:
+        text = file.read_text(encoding="utf-8").removesuffix("\n")
+    except UnicodeDecodeError as error:
+        raise wrong(f"expected UTF-8 in {file}, found byte {error.object[error.start]:#04x}", "judge the split again") from None
     lines = []
     for number, line in enumerate(text.split("\n"), 1):  # splitlines() would cut at U+2028 too
         try:
             lines.append(json.loads(line))
         except json.JSONDecodeError as error:
             raise wrong(f"expected JSON in line {number} of {file}, found a mistake: {error.msg}", "judge the split again") from None
+        if not isinstance(lines[-1], dict):
+            raise wrong(f"expected an object in line {number} of {file}, found {line:.60}", "judge the split again")
     return Run(name=name, record=record, lines=lines)
 
 

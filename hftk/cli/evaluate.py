@@ -47,7 +47,7 @@ def _add_evaluate(parser: ArgumentParser) -> None:
         help="output folder of a run, or a folder or Hub id of a language model or classifier",
     )
     add("--data", metavar="PATH", help="the rows: a file, folder or glob")
-    # Shown by --help; what begins with --data. and --eval. goes to hftk.parsing.
+    # Shown by --help; what begins with --data. and --eval. goes to hftk.config.parse.
     add(
         "--data.columns.ROLE",
         metavar="NAME",
@@ -121,7 +121,7 @@ def _evaluate(given: Namespace, dotted: Sequence[str]) -> int:
 
 def _task(given: Namespace, dotted: Sequence[str]) -> tuple[Any, Any]:
     """The task that made DIR, with the settings of DIR, and over them those of this command line."""
-    from hftk.parsing import parse
+    from hftk.config.parse import parse
 
     def settings(config: Any) -> Any:
         # Other data have other columns and files, but what the run did to every text belongs to the model.

@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 from hftk.config import InputError, ModelConfig, Problem
+from hftk.config.evaluation import MOST_RESAMPLES
 from hftk.launch.files import find_name_problem
 from hftk.models.adapter_files import BASE_CONFIG, base_name, has_adapter, saved_config
+from hftk.redaction import redact_text
 from hftk.tasks.table import load_task, task_of_model
 
 WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
@@ -71,8 +73,10 @@ def task_name(folder: str) -> str:
     elif not path.exists():
         from transformers import AutoConfig
 
-        with contextlib.suppress(OSError, ValueError, KeyError):  # no such id, no network: as above
-            made = AutoConfig.from_pretrained(folder).to_dict()
+        from hftk.models.hub_names import UNLOADABLE, from_pretrained
+
+        with contextlib.suppress(*UNLOADABLE):  # no such id, no network: as above
+            made = from_pretrained(AutoConfig, folder).to_dict()
     return task_of_model(made)
 
 
@@ -84,7 +88,8 @@ def task_of(folder: str, settings: Callable[[Any], Any] = lambda config: config)
     """
     from transformers import AutoConfig
 
-    from hftk.parsing import load_config
+    from hftk.config.parse import load_config
+    from hftk.models.hub_names import UNLOADABLE, explain, from_pretrained
 
     path = Path(folder).expanduser()
     task_class, config_class = load_task(task_name(folder))
@@ -98,11 +103,11 @@ def task_of(folder: str, settings: Callable[[Any], Any] = lambda config: config)
     if path.exists() and not (path / "config.json").is_file():
         return task_class(config)
     try:
-        made = AutoConfig.from_pretrained(path if path.exists() else folder)
-    except (OSError, ValueError, KeyError) as error:
+        made = from_pretrained(AutoConfig, path if path.exists() else folder)
+    except UNLOADABLE as error:
         if not path.exists():
             return task_class(config)  # loading tells what is wrong with the name
-        raise wrong(f"{path / 'config.json'} cannot be read: {str(error).splitlines()[0]}", "name the --output of a run") from error
+        raise InputError(Problem(setting="", **explain(str(path), error))) from error
     return task_class.from_model_config(config, made)
 
 
@@ -195,6 +200,13 @@ def check_names(given: Namespace) -> None:
         raise InputError(*problems)
 
 
+def check_resamples(count: int) -> None:
+    """InputError for a number of bootstrap resamples that is none, or takes for ever."""
+    if not 1 <= count <= MOST_RESAMPLES:
+        message = f"expected 1 to {MOST_RESAMPLES:,}, found {count:,}"
+        raise InputError(Problem(setting="resamples", message=message, fix="use --resamples 10000"))
+
+
 def all_at_once(*checks: Callable[[], Any]) -> list[Any]:
     """What each check returns; InputError with the problems of all of them."""
     results: list[Any] = []
@@ -211,7 +223,7 @@ def all_at_once(*checks: Callable[[], Any]) -> list[Any]:
 
 def say(line: str) -> None:
     """To stderr: stdout is for results."""
-    print(f"hftk: {line}", file=sys.stderr)
+    print(redact_text(f"hftk: {line}"), file=sys.stderr)
 
 
 def wrong(message: str, fix: str = "") -> InputError:

@@ -114,8 +114,8 @@ def run_plan(given: Namespace, flags: Sequence[str]) -> int:
         InputError: no such recipe, wrong settings of the recipe or of the plan, an unknown model.
     """
     (recipe, setup) = all_at_once(lambda: load_recipe(given.recipe), lambda: _setup(given))
+    from hftk.config.parse import parse
     from hftk.launch.output_folder import check_paths
-    from hftk.parsing import parse
     from hftk.planning import plan, remedies
 
     config = parse(recipe.CONFIG, flags, prog=f"hftk plan {given.recipe}")

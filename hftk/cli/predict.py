@@ -28,7 +28,7 @@ from hftk.cli.model_folder import (
 )
 from hftk.cli.output_file import check_siblings, find_output
 from hftk.config import DataConfig, GenerationSettings, InputError, Problem
-from hftk.parsing.settings import Given, WrongValue, convert, read_settings
+from hftk.config.settings import Given, WrongValue, convert, read_settings
 from hftk.tasks.table import load_task
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ from pathlib import Path
 from hftk.cli.model_folder import say
 from hftk.cli.predict import use_utf8
 from hftk.config import InputError, Problem, PublishConfig
-from hftk.parsing import parse
-from hftk.parsing.settings import read_settings
+from hftk.config.parse import parse
+from hftk.config.settings import read_settings
 from hftk.reports.record import RunRecord, load_record
 
 EXAMPLES = """\

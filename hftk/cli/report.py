@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hftk.cli.compare import compare_runs, read_runs
-from hftk.cli.model_folder import add_overwrite, say, wrong
+from hftk.cli.model_folder import add_overwrite, check_resamples, say, wrong
 from hftk.cli.output_file import Output, find_output
-from hftk.config import InputError, Problem
 from hftk.reports.record import load_record
 
 EXAMPLES = """\
@@ -55,8 +54,7 @@ def report(given: Namespace) -> int:
         InputError: a folder without a finished run; of several, the same folder twice, runs of different tasks or on different
             rows; a place that cannot be written.
     """
-    if given.resamples < 1:
-        raise InputError(Problem(setting="resamples", message=f"expected at least 1, found {given.resamples}"))
+    check_resamples(given.resamples)
     if len(given.dirs) > 1:
         return _several(given)
     from hftk.reports import REPORT, render_html

@@ -24,7 +24,7 @@ from hftk.launch.files import remove_unfinished, write_atomically
 from hftk.launch.output_folder import PREDICTIONS
 from hftk.models import device_map
 from hftk.models.load import context_length, default_length, is_pretrained
-from hftk.models.sharded import arithmetic, is_sharded
+from hftk.models.sharded import compute_dtype, is_sharded
 from hftk.progress import progress_bar
 from hftk.task import Features, Outputs, Score, Splits, Task
 
@@ -106,7 +106,7 @@ def evaluate(
         outputs=arrays,
         predictions=predictions,
         analysis=task.analysis(outputs) if when == "after" else [],
-        facts={**features.facts, "precision": PRECISIONS.get(arithmetic(model), str(model.dtype))},
+        facts={**features.facts, "precision": PRECISIONS.get(compute_dtype(model), str(model.dtype))},
     )
 
 

@@ -18,7 +18,7 @@ from typing import TypeVar
 from hftk.config import InputError, PublishConfig, RunConfig
 from hftk.hub.card import card
 from hftk.hub.checkpoints import finish_checkpoints, push_checkpoints
-from hftk.hub.folder import CARD, File, collect, left_out, public
+from hftk.hub.folder import CARD, File, collect, is_own_file, left_out, public
 from hftk.hub.upload import full_name, send
 from hftk.launch import launched, on_main
 from hftk.launch.environment import private
@@ -166,7 +166,7 @@ def _push(record: RunRecord, folder: Path, settings: PublishConfig, tell: Callab
 def _own_card(folder: Path) -> str:
     """The text of a README.md that a person wrote; "" for none, and for the empty form that PEFT saves beside an adapter."""
     path = folder / CARD
-    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    text = path.read_text(encoding="utf-8") if is_own_file(path) else ""
     return "" if UNFILLED in text or not text.strip() else text
 
 

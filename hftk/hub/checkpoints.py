@@ -18,7 +18,7 @@ from typing import Any
 
 from hftk.config import InputError, PublishConfig, RunConfig
 from hftk.hub.card import base_model
-from hftk.hub.folder import CARD, SCRUBBED, File, matches, model_files
+from hftk.hub.folder import CARD, SCRUBBED, File, is_own_file, model_files
 from hftk.hub.upload import explain, full_name, quiet, send_to_branch
 from hftk.launch.environment import private
 from hftk.models.adapter_files import ADAPTER
@@ -136,9 +136,9 @@ def checkpoint_files(checkpoint: Path, settings: PublishConfig, model_name: str)
     """
     files = {file.name: file for file in model_files(checkpoint, settings.base_model)}
     if settings.checkpoints == "whole":
-        paths = (path for path in sorted(checkpoint.rglob("*")) if path.is_file())
-        names = ((path.relative_to(checkpoint).as_posix(), path) for path in paths)
-        files |= {name: File(name=name, content=path) for name, path in names if name not in files}
+        listed = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))["files"]
+        paths = {name: checkpoint / name for name in listed if name not in files and ".." not in Path(name).parts}
+        files |= {name: File(name=name, content=path) for name, path in paths.items() if is_own_file(path)}
         files[MANIFEST] = File(name=MANIFEST, content=_manifest(checkpoint, files))
     files[CARD] = File(name=CARD, content=_card(checkpoint, settings, model_name).encode())
     return [files[name] for name in sorted(files)]
@@ -149,7 +149,7 @@ def _manifest(checkpoint: Path, files: dict[str, File]) -> bytes:
     manifest = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
     for name, listed in manifest["files"].items():
         content = files[name].content
-        if matches(name, SCRUBBED) and isinstance(content, bytes):
+        if name in SCRUBBED and isinstance(content, bytes):
             listed |= {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
     return manifest_bytes({name: value for name, value in manifest.items() if name != "sha256"})
 

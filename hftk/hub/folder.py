@@ -6,7 +6,6 @@ folders of this machine. Checkpoints, ``status.json`` and predictions never leav
 
 from __future__ import annotations
 
-import fnmatch
 import json
 import re
 from collections.abc import Mapping
@@ -17,14 +16,17 @@ from typing import Any
 from hftk.config import InputError, Problem
 from hftk.launch.environment import redact
 from hftk.models.adapter_files import ADAPTER, BASE, BASE_CONFIG
+from hftk.redaction import redact as redact_secrets
 from hftk.reports import REPORT, render_html
 from hftk.reports.record import RECORD, RunRecord, plain
 
 CARD = "README.md"
 SETTINGS = "config.yaml"
-WEIGHTS = ("*.safetensors",)
+WEIGHTS = ("model.safetensors", "adapter_model.safetensors")
+INDEX = "model.safetensors.index.json"
+"""Names the files of weights that are in several parts."""
 SENT = (
-    *WEIGHTS, "*.safetensors.index.json", "tokenizer.json", "vocab.json", "vocab.txt", "merges.txt", "bpe.codes", "*.spm",
+    *WEIGHTS, INDEX, "tokenizer.json", "vocab.json", "vocab.txt", "merges.txt", "bpe.codes", "source.spm", "target.spm",
     "spiece.model", "sentencepiece.bpe.model", "tokenizer.model", "chat_template.jinja",
 )  # fmt: skip
 """Files that are sent byte by byte."""
@@ -32,9 +34,12 @@ SCRUBBED = (
     "config.json", "generation_config.json", ADAPTER, BASE_CONFIG, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
     "chat_template.json",
 )  # fmt: skip
-"""JSON files that are sent without paths of this machine."""
+"""JSON files that are sent without secrets and without paths of this machine."""
+SECRET_KEYS = ("token", "use_auth_token", "auth_token", "hub_token", "hf_token", "access_token", "api_key", "password", "secret")
+"""Entries of these files that are not sent."""
 MADE = (CARD, SETTINGS, RECORD, REPORT)
 """Files that are made anew from the record."""
+FINISHED = "name the --output folder of a run that has finished"
 PLACES = ("place", "other_place")
 """Columns of a section that say where a row stands."""
 PATH_KEY = re.compile(r"(^|_)(path|file|dir|folder)$")
@@ -78,9 +83,10 @@ def collect(folder: Path, record: RunRecord, card: str, base_model: str | None =
 
 def model_files(folder: Path, base_model: str | None = None) -> list[File]:
     """Weights, tokenizer and configs: what loading takes. Raises as :func:`collect`."""
-    present = sorted(entry.name for entry in folder.iterdir() if entry.is_file())
-    problems = list(_missing(folder, present))
-    files = [File(name=name, content=folder / name) for name in present if matches(name, SENT)]
+    present = sorted(entry.name for entry in folder.iterdir() if is_own_file(entry))
+    parts, problems = _parts(folder, present)
+    problems = problems or _missing(folder, present, parts)
+    files = [File(name=name, content=folder / name) for name in present if name in (*SENT, *parts)]
     for name in present:
         if name in SCRUBBED:
             try:
@@ -90,7 +96,7 @@ def model_files(folder: Path, base_model: str | None = None) -> list[File]:
                 continue
             if name == ADAPTER:
                 problems += _set_base(values, folder, base_model)
-            files.append(File(name=name, content=_json(without_folders(values))))
+            files.append(File(name=name, content=_json(without_folders(redact_secrets(_without_secrets(values), by_name=False)))))
     if problems:
         raise InputError(*problems)
     return files
@@ -99,12 +105,13 @@ def model_files(folder: Path, base_model: str | None = None) -> list[File]:
 def left_out(folder: Path) -> list[str]:
     """What lies in the folder and is not sent; folders end in a slash."""
     entries = sorted(folder.iterdir())
-    return [e.name + "/" * e.is_dir() for e in entries if e.is_dir() or not matches(e.name, (*SENT, *SCRUBBED, *MADE))]
+    sent = (*SENT, *SCRUBBED, *MADE, *_parts(folder, [entry.name for entry in entries if is_own_file(entry)])[0])
+    return [e.name + "/" * e.is_dir() for e in entries if e.name not in sent or not is_own_file(e)]
 
 
-def matches(name: str, patterns: tuple[str, ...]) -> bool:
-    """Whether a file name fits one of the patterns."""
-    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+def is_own_file(path: Path) -> bool:
+    """Whether a path is a regular file and no link: a link may lead to any file of this machine."""
+    return path.is_file() and not path.is_symlink()
 
 
 def public(record: RunRecord, *, samples: bool) -> RunRecord:
@@ -113,7 +120,7 @@ def public(record: RunRecord, *, samples: bool) -> RunRecord:
         name: without_folders(redact(plain(getattr(record, name))), in_text=True)
         for name in ("command", "config", "choices", "model", "data", "extra")
     }
-    record = replace(record, **told, analysis=[_without_places(section) for section in record.analysis])
+    record = replace(record, **told, analysis=[redact_secrets(_without_places(section), by_name=False) for section in record.analysis])
     if samples:
         return record
     shown = [section for section in record.analysis if section.get("kind") in ("matrix", "reliability")]
@@ -163,22 +170,38 @@ def is_absolute(text: str) -> bool:
     return " -" not in text  # a command line
 
 
-def _missing(folder: Path, present: list[str]) -> list[Problem]:
+def _parts(folder: Path, present: list[str]) -> tuple[list[str], list[Problem]]:
+    """The files of weights that the index names, and what is wrong with it; none without an index."""
+    if INDEX not in present:
+        return [], []
+    try:
+        parts = sorted(set(json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values()))
+        foreign = [part for part in parts if not re.fullmatch(r"model-\d+-of-\d+\.safetensors", part)]
+    except (ValueError, KeyError, AttributeError, TypeError):
+        return [], [_problem(f"expected an index of weights in {folder / INDEX}, found something else", FINISHED)]
+    if foreign:
+        message = f"expected parts such as model-00001-of-00002.safetensors in {folder / INDEX}, found {foreign[0]}"
+        return [], [_problem(message, FINISHED)]
+    return parts, []
+
+
+def _missing(folder: Path, present: list[str], parts: list[str]) -> list[Problem]:
     """What a folder lacks to be a model: its config, its weights, or some of their parts."""
-    fix = "name the --output folder of a run that has finished"
     if "config.json" not in present and ADAPTER not in present:
-        return [_problem(f"expected config.json or {ADAPTER} in {folder}, found neither", fix)]
-    weights = [name for name in present if matches(name, WEIGHTS)]
-    if not weights:
-        return [_problem(f"expected weights (*.safetensors) in {folder}, found none", fix)]
-    parts: set[str] = set()
-    for index in (name for name in present if name.endswith(".safetensors.index.json")):
-        try:
-            parts |= set(json.loads((folder / index).read_text(encoding="utf-8"))["weight_map"].values())
-        except (ValueError, KeyError, AttributeError):
-            return [_problem(f"expected an index of weights in {folder / index}, found something else", fix)]
-    lost = sorted(parts - set(weights))
-    return [_problem(f"expected all parts of the weights in {folder}, missing: {', '.join(lost)}", fix)] if lost else []
+        return [_problem(f"expected config.json or {ADAPTER} in {folder}, found neither", FINISHED)]
+    if not parts and not any(name in present for name in WEIGHTS):
+        return [_problem(f"expected weights ({' or '.join(WEIGHTS)}, no links) in {folder}, found none", FINISHED)]
+    lost = [part for part in parts if part not in present]
+    message = f"expected all parts of the weights in {folder}, missing: {', '.join(lost)}"
+    return [_problem(message, FINISHED)] if lost else []
+
+
+def _without_secrets(value: Any) -> Any:
+    """The values of a JSON file without tokens. Names such as ``eos_token`` mean tokens of a text and are kept."""
+    if isinstance(value, Mapping):
+        kept = {k: v for k, v in value.items() if not (k in SECRET_KEYS and isinstance(v, str | bool))}
+        return {k: _without_secrets(v) for k, v in kept.items()}
+    return [_without_secrets(item) for item in value] if isinstance(value, list) else value
 
 
 def _set_base(values: dict[str, Any], folder: Path, base_model: str | None) -> list[Problem]:

@@ -6,13 +6,14 @@ Whatever arrived before an interruption is not sent again: the Hub knows large f
 
 from __future__ import annotations
 
+import fnmatch
 import time
 from collections.abc import Callable, Iterator, Sequence
 from json import JSONDecodeError
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from hftk.config import InputError, Problem, PublishConfig, ServiceError
-from hftk.hub.folder import WEIGHTS, File, matches
+from hftk.hub.folder import File
 from hftk.launch.environment import private
 from hftk.models.adapter_files import ADAPTER
 
@@ -26,7 +27,7 @@ LONGEST_WAIT = 300.0
 """Most seconds that a server may ask for (Retry-After)."""
 PASSING = (408, 409, 412, 423, 425, 429, 500, 502, 503, 504)
 """Answers that another attempt may not meet: busy, too many requests, or another commit at the same moment."""
-STALE = (*WEIGHTS, "*.safetensors.index.json", ADAPTER)
+STALE = ("*.safetensors", "*.safetensors.index.json", ADAPTER)
 """Files of an earlier push that would be loaded beside, or instead of, the new weights: they go where this push has none."""
 LOGIN = (
     "log in with `hf auth login`, or set HF_TOKEN to a token with write access (https://huggingface.co/settings/tokens)"
@@ -52,7 +53,7 @@ def send(files: Sequence[File], settings: PublishConfig, finish: str, tell: Call
     try:
         repo, there = _repository(api, settings, tell)
         names = {file.name for file in files}
-        stale = [name for name in there if matches(name, STALE) and name not in names]
+        stale = [name for name in there if any(fnmatch.fnmatchcase(name, pattern) for pattern in STALE) and name not in names]
         if stale:
             tell(f"removed from {repo}, an earlier push left them: {', '.join(stale)}")
         _commit(api, repo, files, stale, "main", "Upload model with hftk", tell)

@@ -203,7 +203,7 @@ class _Inside:
 
 
 def _attempt(main: Callable[[Any], Any], config: RunConfig, argv: Sequence[str] | None, current: Run) -> int:
-    from hftk.parsing import parse
+    from hftk.config.parse import parse
 
     recipe = config
     description = getattr(sys.modules.get(main.__module__), "__doc__", None) or ""
@@ -254,7 +254,7 @@ def _watch(launch: Launch, seconds: float, current: Run) -> None:
 
 def _begin(config: RunConfig, recipe: RunConfig) -> tuple[Path, dict[str, Any]]:
     """Locks the output folder, says that the run runs, saves the config and prints what is special in it."""
-    from hftk.parsing import dump_config, print_changed
+    from hftk.config.parse import dump_config, print_changed
 
     folder = prepare_output(config)
     try:

@@ -16,33 +16,31 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from hftk import redaction
+from hftk.redaction import REDACTED, is_secret_name, redact_text
 from hftk.version import __version__
 
-REDACTED = "<redacted>"
 PACKAGES = ("torch", "transformers", "accelerate", "datasets", "tokenizers", "peft", "bitsandbytes")
-
-SECRET_NAME = re.compile(r"(?<![a-z])(token|key|secret|password|passwd|credentials?|auth)(?![a-z])|apikey|authtoken")
-SECRET_VALUE = re.compile(
-    r"\bhf_\w{16,}|\b(?:sk|pk)-[\w-]{16,}|\bgh[pousr]_\w{16,}|\bgithub_pat_\w{16,}|\bAKIA[A-Z0-9]{16}\b"
-    r"|(?<=://)[^/\s@]+(?=@)"  # user:password in a URL
-)
-
 
 def redact(value: Any) -> Any:
     """A copy of plain ``value`` without secrets and home folder (numbers, such as ``max_tokens``, are kept)."""
+    return _shorten(redaction.redact(value))
+
+
+def _shorten(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return {k: REDACTED if _is_secret(k) and v and isinstance(v, str) else redact(v) for k, v in value.items()}
+        return {key: _shorten(entry) for key, entry in value.items()}
     if isinstance(value, list):
-        return [redact(item) for item in value]
-    return private(value) if isinstance(value, str) else value
-
-
-def _is_secret(name: str) -> bool:
-    return bool(SECRET_NAME.search(re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()))
+        return [_shorten(item) for item in value]
+    return _without_folders(value) if isinstance(value, str) else value
 
 
 def private(text: str) -> str:
     """``text`` with paths relative to the working directory, the home folder as ``~``, and tokens redacted."""
+    return redact_text(_without_folders(text))
+
+
+def _without_folders(text: str) -> str:
     here, home = str(Path.cwd()), str(Path.home())
     if len(here) > 1:
         text = re.sub(rf"(?<![\w.~-]){re.escape(here)}[/\\](?=[\w.])", "", text)
@@ -50,7 +48,7 @@ def private(text: str) -> str:
     if len(home) > 1:  # "/" is the home of some containers' users
         for form in {home, home.replace("\\", "/")}:
             text = re.sub(re.escape(form) + r"(?![\w.-])", "~", text)
-    return SECRET_VALUE.sub(REDACTED, text)
+    return text
 
 
 def redact_command(words: Sequence[str]) -> str:
@@ -61,9 +59,9 @@ def redact_command(words: Sequence[str]) -> str:
         name, equals, value = word.partition("=")
         if hide and not word.startswith("-") and not word.isdigit():
             word = REDACTED
-        elif equals and _is_secret(name) and not value.isdigit():
+        elif equals and is_secret_name(name) and not value.isdigit():
             word = f"{name}={REDACTED}"
-        hide = word.startswith("-") and not equals and _is_secret(word)
+        hide = word.startswith("-") and not equals and is_secret_name(word)
         shown.append(_quote(private(word)))
     return " ".join(shown)
 

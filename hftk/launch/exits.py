@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from hftk.config import InputError, PlainError
+from hftk.config.problems import is_out_of_memory
 from hftk.launch import launcher
 from hftk.launch.environment import command_line, private
 from hftk.launch.output_folder import read_status, release_output, settle_output, write_status
 from hftk.launch.peers import Ending, PeerLost, Peers
-from hftk.problems import is_out_of_memory
 
 FROM_OUTSIDE = frozenset(
     (
@@ -118,7 +118,7 @@ def end(error: BaseException, current: Run) -> int:
         return _end_peer(error, current, state, code, message)
     told_by_peer = current.told()
     if told_by_peer is not None:  # what ends the main process then is only that the peer is gone
-        print(f"hftk: {told_by_peer['state']}: {told_by_peer['message']}", file=sys.stderr, flush=True)
+        print(private(f"hftk: {told_by_peer['state']}: {told_by_peer['message']}"), file=sys.stderr, flush=True)
         return int(told_by_peer["exit_code"])
     _print_ending(error, state, message, current.folder)
     with contextlib.suppress(OSError):  # a full disk must not hide the reason
@@ -198,7 +198,7 @@ def _end_peer(error: BaseException, current: Run, state: str, code: int, message
         return code
     if current.folder is None:  # too early for the two to have seen different things, unless it is a defect
         if state == "failed":
-            traceback.print_exception(error)
+            print(private("".join(traceback.format_exception(error))), end="", file=sys.stderr)
         return code
     deadline = time.monotonic() + PEER_SECONDS
     while time.monotonic() < deadline:
@@ -263,7 +263,7 @@ def _print_ending(error: BaseException, state: str, message: str, folder: Path |
     elif isinstance(error, PlainError) or is_out_of_memory(error):
         text = f"hftk: failed: {message}"
     elif state == "failed":
-        traceback.print_exception(error)
+        print(private("".join(traceback.format_exception(error))), end="", file=sys.stderr)
         text = f"hftk: failed: {message}" + (f" (kept in {folder / 'status.json'})" if folder else "")
     else:
         return

@@ -8,7 +8,7 @@ import os
 import re
 from pathlib import Path
 
-from hftk.problems import Problem
+from hftk.config.problems import Problem
 
 MOST_NAME_BYTES = 255
 """Longest name of a file or folder that the usual file systems take."""

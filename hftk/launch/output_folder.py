@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from hftk.config import InputError, Problem, RunConfig
-from hftk.launch.environment import private
+from hftk.launch.environment import redact
 from hftk.launch.files import find_name_problem, make_folder, remove_unfinished, write_atomically
 
 STATUS = "status.json"
@@ -122,7 +122,7 @@ def release_output(folder: Path) -> None:
 def write_status(folder: Path, status: Mapping[str, Any]) -> dict[str, Any]:
     """Writes ``status.json`` whole or not at all, with secrets left out and ``updated`` set to now; returns what it wrote."""
     written = {**status, "updated": now()}
-    written = {name: private(value) if isinstance(value, str) else value for name, value in written.items()}
+    written = redact(written)
     write_atomically(folder / STATUS, json.dumps(written, indent=2, ensure_ascii=False) + "\n")
     return written
 

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hftk.problems import InputError, Problem
+from hftk.config.problems import InputError, Problem
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from hftk.adaptation import ALL_LINEAR, LORA, AdapterConfig, starts_from_weights
+from hftk.config.model import ALL_LINEAR, LORA, AdapterConfig, starts_from_weights
+from hftk.config.problems import InputError, Problem
 from hftk.console import note
 from hftk.models.adapter_files import ROUNDED
 from hftk.models.architectures import kind_of
 from hftk.models.heads import head_layers, linear_layers
 from hftk.models.quantization import count, dequantized, is_quantized
-from hftk.problems import InputError, Problem
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -276,8 +276,12 @@ def load(model: PreTrainedModel, folder: str | Path) -> Any:
     """``model`` with the adapter in ``folder`` on it, for prediction."""
     from peft import PeftModel
 
-    with _quiet():
-        made = PeftModel.from_pretrained(model, str(Path(folder).expanduser()), torch_device=str(model.device))
+    with _quiet(), warnings.catch_warnings():
+        warnings.filterwarnings("error", message="Found missing adapter keys")
+        try:
+            made = PeftModel.from_pretrained(model, str(Path(folder).expanduser()), torch_device=str(model.device))
+        except UserWarning as error:
+            raise RuntimeError(str(error).replace("while loading the checkpoint", "in adapter_model.safetensors")) from error
     _accept_other_types(made)
     return made
 

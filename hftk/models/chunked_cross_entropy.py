@@ -21,7 +21,6 @@ import torch
 from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 
-from hftk import fused
 from hftk.models import device_map
 from hftk.tasks.decoder_inputs import IGNORED
 
@@ -39,7 +38,7 @@ _in_pieces: WeakKeyDictionary[torch.nn.Module, bool] = WeakKeyDictionary()
 """Model to whether its loss may be computed in pieces."""
 
 
-def summed_nats(
+def cross_entropy_sum(
     model: Any, inputs: Mapping[str, torch.Tensor], labels: torch.Tensor, *, label_smoothing: float = 0.0
 ) -> torch.Tensor:
     """Cross-entropy in nats, summed over the positions of ``labels`` that are not -100: a scalar with a gradient.
@@ -57,7 +56,7 @@ def summed_nats(
     )
 
 
-def token_nats(model: Any, inputs: Mapping[str, torch.Tensor], labels: torch.Tensor) -> torch.Tensor:
+def token_losses(model: Any, inputs: Mapping[str, torch.Tensor], labels: torch.Tensor) -> torch.Tensor:
     """Cross-entropy in nats of each position, (batch, positions), 0 where the label is -100. For judging: it has no gradient."""
     with torch.no_grad():
         if _can_be_in_pieces(model, inputs):
@@ -74,16 +73,14 @@ def _behind_virtual_tokens(values: torch.Tensor, labels: torch.Tensor) -> torch.
     return values if values.shape[1] == labels.shape[1] else values[:, -labels.shape[1] :]
 
 
-class SummedNats(torch.autograd.Function):
+class ChunkedCrossEntropy(torch.autograd.Function):
     """The loss of ``hidden @ weight.T + bias``, summed, with its gradients computed piece by piece in the forward pass."""
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, labels: torch.Tensor, smoothing: float,
-        gradient: torch.Tensor | None = None,
+        ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, labels: torch.Tensor, smoothing: float
     ) -> torch.Tensor:  # fmt: skip
-        """``hidden`` (positions, width), ``weight`` (vocabulary, width), ``labels`` (positions,) without -100; a scalar. The
-        gradient of ``weight`` is put into ``gradient``, if given."""
+        """``hidden`` (positions, width), ``weight`` (vocabulary, width), ``labels`` (positions,) without -100; a scalar."""
         dtype = _arithmetic(hidden)
         needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         from_hidden = torch.empty_like(hidden) if needs_hidden else None
@@ -100,7 +97,7 @@ class SummedNats(torch.autograd.Function):
                 if from_hidden is not None:
                     from_hidden[piece] = slopes @ matrix
                 if needs_weight:
-                    from_weight = _add_product(from_weight, slopes, states, gradient)
+                    from_weight = _add_product(from_weight, slopes, states)
                 if from_bias is not None:
                     from_bias += from_logits.sum(0)
             if smoothing:
@@ -117,7 +114,7 @@ class SummedNats(torch.autograd.Function):
                 if from_bias is not None:
                     from_bias -= even * count
             if needs_weight and from_weight is None:  # no position is trained
-                from_weight = torch.zeros_like(weight, dtype=torch.float32) if gradient is None else gradient.zero_()
+                from_weight = torch.zeros_like(weight, dtype=torch.float32)
         ctx.save_for_backward(from_hidden, from_weight, from_bias)
         ctx.dtypes = (weight.dtype, None if bias is None else bias.dtype)
         return total
@@ -128,7 +125,7 @@ class SummedNats(torch.autograd.Function):
         scale = upstream[0]
         weight = None if from_weight is None else from_weight.mul_(scale).to(ctx.dtypes[0])  # large, and torch refuses a second time
         bias = None if from_bias is None else (from_bias * scale).to(ctx.dtypes[1])
-        return None if from_hidden is None else from_hidden * scale, weight, bias, None, None, None
+        return None if from_hidden is None else from_hidden * scale, weight, bias, None, None
 
 
 def _nats(
@@ -155,18 +152,14 @@ def _nats_and_gradient(
     states: torch.Tensor, matrix: torch.Tensor, bias: torch.Tensor | None, targets: torch.Tensor, smoothing: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Nats of each of ``targets``, and the gradient of the (positions, vocabulary) logits but for the even share."""
-    ops = fused.active()
-    if ops is not None and states.dtype == torch.float32:
-        logits = states @ matrix.T
-        return ops.nats_(logits, bias, targets.flatten(), smoothing - 1), logits
     nats, probabilities = _nats(states, matrix, bias, targets)
     return nats, probabilities.scatter_add_(1, targets, torch.full_like(nats, smoothing - 1))
 
 
-def _add_product(total: torch.Tensor | None, gradient: torch.Tensor, states: torch.Tensor, into: torch.Tensor | None) -> torch.Tensor:
-    """(vocabulary, width) sum; the first is put ``into`` what is given."""
+def _add_product(total: torch.Tensor | None, gradient: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
+    """Add the product of a piece to the (vocabulary, width) sum."""
     if total is None:
-        return (gradient.T @ states).float() if into is None else torch.mm(gradient.T, states, out=into)
+        return (gradient.T @ states).float()
     return total.addmm_(gradient.T, states) if gradient.dtype == total.dtype else total.add_(gradient.T @ states)
 
 
@@ -222,19 +215,18 @@ def _loss_instead_of_logits(model: Any, labels: torch.Tensor, smoothing: float, 
     def forward(*arguments: Any, **inputs: Any) -> torch.Tensor:
         # Spread over devices (model.device_map), a projection is where the word embeddings are: not with the last layer.
         device = head.weight.device
-        states, targets, weight, gradient = fused.looked_at(
-            labels.to(device), head.weight, lambda: _behind_virtual_tokens(_before(head, plain, own, arguments, inputs), labels).to(device)
-        )
+        hidden = _behind_virtual_tokens(_before(head, plain, own, arguments, inputs), labels).to(device)
+        states, targets, weight = hidden.flatten(0, 1), labels.to(device).flatten(), head.weight
         bias, extra = head.bias, getattr(plain, "final_logits_bias", None)
         if extra is not None:
             extra = extra[0].to(device)
             bias = extra if bias is None else bias + extra
         # Tensors without values (hftk.planning) cannot say which labels count: all of them.
         counted = None if _has_no_values(labels) else targets != IGNORED
-        if counted is not None and not (fused.active() and counted.all()):
+        if counted is not None:
             states, targets = states[counted], targets[counted]
         if summed:
-            total: torch.Tensor = SummedNats.apply(states, weight, bias, targets, smoothing, gradient)
+            total: torch.Tensor = ChunkedCrossEntropy.apply(states, weight, bias, targets, smoothing)
             return total.to(labels.device)
         nats = states.new_zeros(labels.numel(), dtype=torch.float32)
         nats[slice(None) if counted is None else counted] = _each(states, weight, bias, targets)

@@ -19,10 +19,10 @@ from typing import Any
 
 import torch
 
+from hftk.config.problems import InputError, Problem
 from hftk.console import note
 from hftk.launch import strategies, use_all_gpus
 from hftk.launch.exits import processes
-from hftk.problems import InputError, Problem
 
 SETTING = "model.device_map"
 USABLE = 0.9

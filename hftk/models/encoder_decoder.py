@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from hftk.config import InputError, Problem
 from hftk.console import note
+from hftk.models.hub_names import from_config
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -29,7 +30,7 @@ def half_problems(made: PretrainedConfig) -> Iterator[Problem]:
 
     try:
         with torch.device("meta"):
-            names = [name for name, _ in AutoModelForCausalLM.from_config(_decoder_config(made)).named_parameters()]
+            names = [name for name, _ in from_config(AutoModelForCausalLM, _decoder_config(made)).named_parameters()]
     except Exception:  # an architecture that transformers has no decoder of
         names = []
     if not any("crossattention" in name.lower().replace("_", "") for name in names):

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hftk.problems import InputError, Problem
+from hftk.config.problems import InputError, Problem
 
 if TYPE_CHECKING:
     import numpy as np

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from hftk.problems import Problem
+from hftk.config.problems import Problem
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

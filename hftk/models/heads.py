@@ -42,7 +42,7 @@ def divide_logits(model: PreTrainedModel, temperature: float) -> None:
     from hftk.models import sharded
 
     head = last_layer(model)
-    with torch.no_grad(), sharded.editable(head, model):
+    with torch.no_grad(), sharded.gathered_for_update(head, model):
         for parameter in head.parameters():
             parameter.div_(temperature)
 

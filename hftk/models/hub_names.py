@@ -5,8 +5,10 @@ from __future__ import annotations
 from copy import deepcopy
 from functools import lru_cache
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
 
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 
 from hftk.config import InputError, ModelConfig, Problem
@@ -15,8 +17,31 @@ from hftk.models.adapter_files import has_adapter
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-UNLOADABLE = (OSError, ValueError, ImportError, RuntimeError, KeyError, TypeError, SafetensorError)
+UNLOADABLE = (
+    OSError, ValueError, ImportError, LookupError, RuntimeError, TypeError, AttributeError, EOFError, ArithmeticError,
+    UnpicklingError, SafetensorError, StrictDataclassError,
+)  # fmt: skip
 """What transformers raises for files that are missing, damaged, of another model or of none."""
+
+
+def from_pretrained(auto: Any, name: str | Path, **arguments: Any) -> Any:
+    """Call ``auto.from_pretrained`` for a config, a tokenizer or a model, without ever running code from its folder.
+
+    Every load goes through here: with ``trust_remote_code`` left out, transformers would ask on the standard input.
+    """
+    return auto.from_pretrained(name, trust_remote_code=False, **arguments)
+
+
+def from_config(auto: Any, made: PretrainedConfig, **arguments: Any) -> Any:
+    """Call ``auto.from_config``: a new model, without ever running code that its config names."""
+    return auto.from_config(made, trust_remote_code=False, **arguments)
+
+
+def read_generation_config(folder: str | Path) -> Any:
+    """The generation settings in a folder, which name no code."""
+    from transformers import GenerationConfig
+
+    return GenerationConfig.from_pretrained(folder)
 
 
 def read_config(config: ModelConfig) -> PretrainedConfig:
@@ -31,7 +56,7 @@ def read_config(config: ModelConfig) -> PretrainedConfig:
         file = arguments.get("gguf_file")
         if file is not None:
             return deepcopy(_read_gguf(name, file, (Path(name) / file).stat().st_mtime_ns))
-        return AutoConfig.from_pretrained(name, **arguments)
+        return from_pretrained(AutoConfig, name, **arguments)
 
     made: PretrainedConfig = load_named(config, load)
     return made
@@ -42,7 +67,7 @@ def _read_gguf(folder: str, file: str, changed: int) -> PretrainedConfig:
     """The config in a GGUF file, which takes transformers 5.23 many seconds to find: it goes through the whole vocabulary."""
     from transformers import AutoConfig
 
-    made: PretrainedConfig = AutoConfig.from_pretrained(folder, gguf_file=file)
+    made: PretrainedConfig = from_pretrained(AutoConfig, folder, gguf_file=file)
     return made
 
 
@@ -82,6 +107,15 @@ def load_named(config: ModelConfig, load: Any) -> Any:
 def explain(name: str, error: Exception) -> dict[str, str]:
     """``message`` and ``fix`` of a model or tokenizer that cannot be loaded."""
     text = reason(error)
+    if "trust_remote_code" in str(error):
+        return {
+            "message": f"{name} needs Python code of its own (auto_map), which hftk does not run",
+            "fix": "use a model whose architecture is part of transformers",
+        }
+    if isinstance(error, UnpicklingError):
+        text = "its pytorch_model.bin is damaged, or holds objects other than tensors, which hftk does not load"
+    elif not isinstance(error, (OSError, ValueError, ImportError)):
+        text = f"its files do not fit together ({text})"
     if Path(name).exists():
         fix = 'pip install "hftk[gguf]"' if isinstance(error, ImportError) and "gguf" in str(error) else "check the folder's files"
         return {"message": f"{name} cannot be loaded: {text}", "fix": fix}

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from hftk.config.problems import Problem
 from hftk.console import note
 from hftk.models.quantization import count
-from hftk.problems import Problem
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -23,10 +23,13 @@ from hftk.models import device_map as placement
 from hftk.models.architectures import LONGEST_DEFAULT, halves, kind_of, positions
 from hftk.models.encoder_decoder import freeze_unread, half_problems, joined_config, warm_start
 from hftk.models.heads import keep_meaning, trained_labels
-from hftk.models.hub_names import load_named, read_config, reason
+from hftk.models.hub_names import from_config, from_pretrained, load_named, read_config, reason
 from hftk.models.sizes import model_sizes
 from hftk.models.tokenizers import SMALLEST_VOCABULARY, train_tokenizer
 from hftk.models.weights import (
+    check_complete,
+    check_finite,
+    check_index,
     dtype_of,
     existing_tokenizer,
     load_adapted,
@@ -140,7 +143,7 @@ def _is_adapted(config: ModelConfig) -> bool:
 def _on_meta(config: ModelConfig, task: Task, made: PretrainedConfig) -> PreTrainedModel:
     """The model without memory for its weights."""
     with torch.device("meta"):
-        return _from_config(config, task, made)
+        return _new_model(config, task, made)
 
 
 def model_config(config: ModelConfig, task: Task) -> PretrainedConfig:
@@ -327,9 +330,14 @@ def load_trained(
 
     def load(name: str, **arguments: Any) -> Any:
         with placement.told(place):
-            return auto.from_pretrained(name, dtype=dtype_of(config), **place, **arguments)
+            return from_pretrained(
+                auto, name, dtype=dtype_of(config), output_loading_info=True, **place, **arguments
+            )
 
-    model = plain(load_named(config, load)).eval()
+    check_index(folder)
+    loaded, loading = load_named(config, load)
+    check_complete(folder, loaded, loading, new_head=False)
+    model = plain(loaded).eval()
     if place:
         placement.placed(model)
     elif not quantized:
@@ -360,6 +368,8 @@ def _load_named(
     if wrong:
         message = f"the weights {', '.join(wrong[:3])} in {config.name} have another shape than its config says"
         raise InputError(Problem(setting="model.name", message=message, fix="leave out --model.config, or name another model"))
+    check_complete(str(config.name), model, loading, new_head=True)
+    check_finite(str(config.name), model)
     if loading["missing_keys"]:
         note(f"new weights, not in the checkpoint: {', '.join(sorted(loading['missing_keys'])[:4])}")
     new = {*loading["missing_keys"], *(key for key, *_ in loading["mismatched_keys"])}
@@ -392,17 +402,17 @@ def _make(
         made.decoder_start_token_id, made.forced_eos_token_id = tokenizer.pad_token_id, None
     if hasattr(made, "decoder_vocab_size"):
         made.decoder_vocab_size = made.vocab_size
-    model = _from_config(config, task, made)
+    model = _new_model(config, task, made)
     _initialize(model, config.initialization)
     return model, tokenizer
 
 
-def _from_config(config: ModelConfig, task: Task, made: PretrainedConfig) -> PreTrainedModel:
+def _new_model(config: ModelConfig, task: Task, made: PretrainedConfig) -> PreTrainedModel:
     import transformers
 
     attention = {} if config.attention == "auto" else {"attn_implementation": config.attention}
     made = joined_config(made) if _from_encoder(task, made) else made
-    model: PreTrainedModel = getattr(transformers, task.auto_model).from_config(made, dtype=dtype_of(config), **attention)
+    model: PreTrainedModel = from_config(getattr(transformers, task.auto_model), made, dtype=dtype_of(config), **attention)
     return model
 
 

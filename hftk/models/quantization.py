@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from hftk.adaptation import QuantizationConfig
+from hftk.config.model import QuantizationConfig
+from hftk.config.problems import Problem
 from hftk.models import sharded
 from hftk.models.heads import head_layers, linear_layers
 from hftk.models.precision import cpu_has_bf16
-from hftk.problems import Problem
 
 if TYPE_CHECKING:
     from transformers import BitsAndBytesConfig, PreTrainedModel
@@ -130,8 +130,19 @@ def _widen(module: torch.nn.Module, inputs: Any, output: torch.Tensor) -> torch.
     return output.float()
 
 
-def let_go_of_file(model: PreTrainedModel) -> None:
-    """Copy the weights that are not quantized, in place: they are views of the mapped file, all of which would stay in memory."""
+def keep_layout(model: PreTrainedModel) -> None:
+    """Keep 4-bit weights as they were loaded, in place.
+
+    On processors with AVX512_BF16, bitsandbytes (0.50) repacks them in the first evaluation: the product with repacked weights has
+    no gradient, so that training after an evaluation fails or leaves out the layers below, and dequantizing reads the wrong shape.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
+
+
+def detach_from_mmap(model: PreTrainedModel) -> None:
+    """Copy the weights that are not quantized, in place: as views of the mapped file they would keep all of it in memory."""
     for parameter in model.parameters():
         if not is_quantized(parameter) and parameter.device.type == "cpu":
             parameter.data = parameter.data.clone()

@@ -34,7 +34,7 @@ def class_name(model: Any) -> str:
     return type(model).__name__.removeprefix("FSDP" if _is_fsdp(model) else "")
 
 
-def arithmetic(model: Any) -> torch.dtype:
+def compute_dtype(model: Any) -> torch.dtype:
     """The type in which a forward pass has the weights: that in which FSDP2 gathers them, else their own."""
     policy = getattr(model._get_fsdp_state(), "_mp_policy", None) if _is_fsdp(model) else None
     dtype: torch.dtype = getattr(policy, "param_dtype", None) or model.dtype
@@ -66,7 +66,7 @@ def gather(model: Any, *, trained: bool = False) -> dict[str, torch.Tensor] | No
 
 
 @contextmanager
-def editable(module: torch.nn.Module, model: Any) -> Iterator[None]:
+def gathered_for_update(module: torch.nn.Module, model: Any) -> Iterator[None]:
     """Inside, in-place operations on the weights of ``module``, a part of ``model``, reach every process's share of them.
 
     All processes come here and do the same, element by element.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,10 +15,86 @@ import torch
 from hftk.config import InputError, ModelConfig, Problem, QuantizationConfig
 from hftk.console import note
 from hftk.models import adapter_files, adapters, device_map, quantization
-from hftk.models.hub_names import UNLOADABLE, explain, load_named
+from hftk.models.hub_names import (
+    UNLOADABLE,
+    explain,
+    from_config,
+    from_pretrained,
+    load_named,
+    read_generation_config,
+)
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+WRAPPERS = ("module.", "_orig_mod.", "model.", "base_model.model.")
+"""Prefixes that DataParallel, torch.compile, training loops and PEFT put before the names of weights."""
+
+
+def check_index(name: str) -> None:
+    """Refuse a weight index that names files outside of its own folder.
+
+    Raises:
+        InputError: it does, or it is not a JSON object with a ``weight_map``.
+    """
+    folder = Path(name).expanduser()
+    for path in sorted(folder.glob("*.index.json")) if folder.is_dir() else []:
+        try:
+            files = set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values())
+            outside = sorted(file for file in files if Path(file).name != file or ".." in file)
+        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+            message = f"{path} is damaged: expected a JSON object whose weight_map names a file for each weight"
+            raise InputError(Problem(setting="model.name", message=message, fix="copy or download the file again")) from error
+        if outside:
+            message = f"{path} names {outside[0]}; expected names of files in the same folder"
+            raise InputError(Problem(setting="model.name", message=message, fix="copy the weights into the folder"))
+
+
+def check_complete(name: str, model: PreTrainedModel, loading: dict[str, Any], *, new_head: bool) -> None:
+    """Refuse weights that do not fit the model: any but those of a new head (with ``new_head``) have to be in the checkpoint.
+
+    Raises:
+        InputError: some are missing, with their number and the prefix that explains it.
+    """
+    base = model.base_model_prefix
+    inner = f"{base}." if base and hasattr(model, base) else ""
+    head = {name for name, module in model.named_modules() if module is model.get_output_embeddings()}
+
+    def is_new(key: str) -> bool:
+        outside = bool(inner) and not key.startswith(inner)
+        crossed = getattr(model.config, "add_cross_attention", False) and "crossattention" in key.lower().replace("_", "")
+        return outside or key.rpartition(".")[0] in head or ".pooler." in f".{key}" or crossed
+
+    missing = sorted(key for key in loading["missing_keys"] if not (new_head and is_new(key)))
+    if not missing:
+        return
+    found = set(loading["unexpected_keys"])
+    total = len(model.state_dict())
+    message = f"{len(missing)} of the {total} weights of a {type(model).__name__} are not in {name} ({', '.join(missing[:3])})"
+    fix = "name a complete checkpoint of this architecture"
+    for prefix in WRAPPERS:
+        bare = {key.removeprefix(prefix) for key in found if key.startswith(prefix)}
+        if bare & {*missing, *(key.removeprefix(inner) for key in missing)}:
+            message += f"; its weights are saved with the prefix {prefix!r}"
+            fix = f"save them again without it: {{key.removeprefix({prefix!r}): value for key, value in weights.items()}}"
+            break
+    raise InputError(Problem(setting="model.name", message=message, fix=fix))
+
+
+def check_finite(name: str, model: PreTrainedModel) -> None:
+    """Refuse to train from weights that hold NaN or infinity.
+
+    Raises:
+        InputError: some do.
+    """
+    broken = [
+        key for key, weight in model.named_parameters()
+        if weight.is_floating_point() and not weight.is_meta and not bool(weight.detach().isfinite().all())
+    ]  # fmt: skip
+    if broken:
+        message = f"{len(broken)} weights in {name} hold NaN or infinity ({', '.join(broken[:3])})"
+        raise InputError(Problem(setting="model.name", message=message, fix="use an earlier checkpoint"))
+
 
 def load_weights(
     config: ModelConfig, auto_model: str, made: PretrainedConfig, *, training: bool = True, **options: Any
@@ -28,6 +105,7 @@ def load_weights(
     """
     import transformers
 
+    check_index(str(config.name))
     auto = getattr(transformers, auto_model)
     quantized = config.quantization.bits is not None or getattr(made, "quantization_config", None) is not None
     devices = device_map.arguments(config.device_map, training=training) if quantized else {}
@@ -36,8 +114,8 @@ def load_weights(
 
     def load(name: str, **place: Any) -> Any:
         with device_map.told(devices):
-            return auto.from_pretrained(
-                name, config=made, dtype=dtype_of(config), output_loading_info=True, **devices, **options, **place
+            return from_pretrained(
+                auto, name, config=made, dtype=dtype_of(config), output_loading_info=True, **devices, **options, **place
             )
 
     if config.quantization.bits is None:
@@ -46,21 +124,22 @@ def load_weights(
             device_map.placed(model)
         return plain(model), loading
     with torch.device("meta"):
-        names = auto.from_config(made)
+        names = from_config(auto, made)
     options["quantization_config"] = quantization.bitsandbytes_config(config.quantization, names)
 
     def load_quantized(name: str, **place: Any) -> Any:
         if "gguf_file" not in place:
             return load(name, **place)
         # transformers does not load GGUF files into quantized layers: by way of plain weights on the disk.
-        whole = plain(auto.from_pretrained(name, dtype=dtype_of(config), **place))
+        whole = plain(from_pretrained(auto, name, dtype=dtype_of(config), **place))
         with tempfile.TemporaryDirectory() as folder, no_progress_bars():
             whole.save_pretrained(folder)
             del whole
             return load(folder)
 
     model, loading = load_named(config, load_quantized)
-    quantization.let_go_of_file(model)
+    quantization.detach_from_mmap(model)
+    quantization.keep_layout(model)
     setattr(made, adapter_files.QUANTIZATION, asdict(config.quantization))
     setattr(model.config, adapter_files.QUANTIZATION, asdict(config.quantization))
     note(
@@ -84,12 +163,13 @@ def load_adapted(config: ModelConfig, auto_model: str, *, quantized: bool = True
     below = replace(below, quantization=bits if quantized else QuantizationConfig())
     rows = made.vocab_size if made is not None and hasattr(made, "vocab_size") else None
     if made is None:
-        made = load_named(below, lambda name, **kw: transformers.AutoConfig.from_pretrained(name, **kw))
+        made = load_named(below, lambda name, **kw: from_pretrained(transformers.AutoConfig, name, **kw))
     elif rows is not None:
         made.vocab_size = load_named(
-            below, lambda name, **kw: transformers.AutoConfig.from_pretrained(name, **kw)
+            below, lambda name, **kw: from_pretrained(transformers.AutoConfig, name, **kw)
         ).vocab_size
-    model = load_weights(below, auto_model, made, training=False, ignore_mismatched_sizes=True)[0]
+    model, loading = load_weights(below, auto_model, made, training=False, ignore_mismatched_sizes=True)
+    check_complete(name, model, loading, new_head=True)  # the adapter holds the head
     resized = rows is not None and rows > made.vocab_size
     if resized:
         model.resize_token_embeddings(rows)
@@ -103,7 +183,7 @@ def load_adapted(config: ModelConfig, auto_model: str, *, quantized: bool = True
         raise InputError(Problem(setting="model.name", **explain(config.name, error))) from error
     spread_adapted(adapted, config.device_map)
     if adapted.can_generate() and (Path(config.name) / "generation_config.json").is_file():
-        model.generation_config = transformers.GenerationConfig.from_pretrained(config.name)
+        model.generation_config = read_generation_config(config.name)
     return adapted.eval()
 
 
@@ -125,7 +205,7 @@ def dtype_of(config: ModelConfig) -> torch.dtype:
 def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
-    tokenizer = load_named(config, lambda name, **kw: AutoTokenizer.from_pretrained(name, **kw))
+    tokenizer = load_named(config, lambda name, **kw: from_pretrained(AutoTokenizer, name, **kw))
     return _with_padding(tokenizer)
 
 
@@ -134,7 +214,7 @@ def existing_tokenizer(name: str) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
     try:
-        return _with_padding(AutoTokenizer.from_pretrained(name))
+        return _with_padding(from_pretrained(AutoTokenizer, name))
     except UNLOADABLE as error:
         raise InputError(Problem(setting="model.tokenizer", **explain(name, error))) from error
 

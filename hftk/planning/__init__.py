@@ -56,8 +56,6 @@ class Setup:
     """Share of the peak of ``device`` that training reaches, where nothing was measured."""
     price_per_hour: float | None = None
     """Price of one device for an hour, in any currency."""
-    processor: bool | None = None
-    """Whether ``device_memory`` is that of a processor. Default: only where no device is named and this machine has no GPU."""
 
     def problems(self) -> Iterator[Problem]:
         for name in ("devices", "device_memory", "tokens", "tokens_per_second", "utilization"):
@@ -208,18 +206,6 @@ def _largest_batch(bytes_of: Callable[[int], int], rows: int, now: int, room: fl
     return largest
 
 
-def foresee(
-    config: RunConfig, task: Task, made: PretrainedConfig, *, devices: int, precision: str, sharding: Sharding = "none"
-) -> tuple[Footprint, int]:
-    """The count, and the most bytes that a device holds at once in a training step, for the model of ``made`` on ``devices``:
-    what a run that is over is compared with. Raises as :func:`plan`."""
-    setup = Setup(devices=devices, sharding=sharding)
-    shape, _, accumulation = batch_of(config, task, made, devices)
-    judged = _judged(config, made, shape, "loss" in task.judged_by)
-    found = _footprint(config, task, made, shape, setup, precision, judged, accumulation)
-    return found, max(_training(found, setup, precision)[1], found.weights + found.optimizer + found.judging_peak)
-
-
 def remedies(config: RunConfig, task: Task, setup: Setup) -> list[tuple[str, Plan]]:
     """Changes of settings, the mildest first, under which the run fits: what to type, and the plan with it; at most three."""
     changes: list[tuple[str, dict[str, Any], dict[str, Any]]] = []
@@ -313,7 +299,6 @@ def _footprint(
         judged=judged,
         accumulate=accumulation > 1,
         dtype=dtype,
-        processor=on_processor(setup),
     )
     if dtype is None:
         return found
@@ -334,7 +319,7 @@ def _training(found: Footprint, setup: Setup, precision: str) -> tuple[dict[str,
         batch["activations"] += max(0.0, found.batch_peak - sum(batch.values()))
         memory = {**states, "copies": 0.0, **batch, "buffers": buffers}
     if on_processor(setup):
-        memory["allocator"] = PROCESSOR_BYTES + found.holes
+        memory["allocator"] = PROCESSOR_BYTES
     return {kind: int(size) for kind, size in memory.items()}, int(sum(memory.values()))
 
 

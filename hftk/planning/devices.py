@@ -90,9 +90,7 @@ def tokens_per_second(flops_per_token: float, device: Device, devices: int, util
 
 
 def on_processor(setup: Any) -> bool:
-    """Whether the :class:`hftk.planning.Setup` means a processor: it says so, or means this machine, and this machine has no GPU."""
+    """Whether the :class:`hftk.planning.Setup` means this machine, and this machine has no GPU."""
     import torch
 
-    if setup.processor is not None:
-        return bool(setup.processor)
     return setup.device is None and setup.device_memory is None and not torch.cuda.is_available()

@@ -2,13 +2,12 @@
 
 The task's own loss, the model's own forward and backward and the run's own optimizer are executed under torch's ``FakeTensorMode``,
 and :class:`LiveBytes` sees each storage come and go. So the count is exact for every architecture, adapter and loss, with no formula.
-What it cannot see is scratch space inside a kernel; what a processor's allocator wastes, :mod:`hftk.planning.heap` knows. Attention keeps what torch's fused kernels keep (query, key, value, output
+What it cannot see is scratch space inside a kernel and what an allocator wastes. Attention keeps what torch's fused kernels keep (query, key, value, output
 and one number per row, as FlashAttention does: Dao et al. 2022, arXiv:2205.14135) unless ``model.attention`` is ``eager``.
 """
 
 from __future__ import annotations
 
-import gc
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -18,13 +17,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
 from hftk.config import InputError, Problem, RunConfig
 from hftk.models.architectures import kind_of
 from hftk.models.encoder_decoder import joined_config
+from hftk.models.hub_names import from_config
 from hftk.planning.fake_adapters import adapt
-from hftk.planning.heap import Heap
-from hftk.planning.kernels import FLOPS, kernels_of, masks_as_in
 from hftk.task import Task
 from hftk.training.activation_offload import moves, stays, weight_shapes
 from hftk.training.optimizers import BITSANDBYTES, make_optimizer, state_bytes
@@ -67,8 +66,6 @@ class Footprint:
     """Floating-point operations of its forward pass: two for each multiply-add of matrix products and attention."""
     flops_training: int
     """Those of forward and backward pass, what gradient checkpointing computes again included."""
-    holes: int = 0
-    """Bytes that lie idle between blocks of a processor's memory when it is fullest; 0 where that was not counted."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,12 +79,29 @@ class BatchShape:
     """Tokens of a target, in tasks that have targets."""
 
 
+def _attention_backward(
+    grad: Any, query: Any, key: Any, value: Any, *args: Any, out_val: Any = None, **kwargs: Any
+) -> int:
+    """Five products where the forward pass has two, as scores are computed again (Dao et al. 2022)."""
+    return int(sdpa_flop_count(query.shape, key.shape, value.shape) * 5 // 2)
+
+
+FLOPS: dict[Any, Any] = {
+    **flop_registry,
+    torch.ops.aten.addmm_: flop_registry[torch.ops.aten.addmm],
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: flop_registry[
+        torch.ops.aten._scaled_dot_product_flash_attention
+    ],
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
+}
+"""Operation to the function that counts its multiplications and additions, as torch's FlopCounterMode has it."""
+
+
 class LiveBytes(TorchDispatchMode):
     """Inside, every storage that an operation makes is counted from its birth to its death. Works on fake and on real tensors."""
 
-    def __init__(self, vocabulary: int = 0, positions: int = 0, heap: Heap | None = None) -> None:
-        """``vocabulary`` and ``positions`` (rows x tokens of the logits) tell logits by their number of elements; ``heap`` gets every
-        storage a place."""
+    def __init__(self, vocabulary: int = 0, positions: int = 0) -> None:
+        """``vocabulary`` and ``positions`` (rows x tokens of the logits) tell logits by their number of elements."""
         super().__init__()
         self.live = dict.fromkeys(KINDS, 0)
         self.peak = dict(self.live)
@@ -95,8 +109,6 @@ class LiveBytes(TorchDispatchMode):
         self.stage = "weights"
         """Kind of what is born now."""
         self.flops = 0
-        self.heap = heap
-        self._places: dict[int, int] = {}
         self._logits = vocabulary * positions, vocabulary
         self._known: dict[int, tuple[str, int, weakref.ref[Any]]] = {}
 
@@ -111,14 +123,6 @@ class LiveBytes(TorchDispatchMode):
     def restart(self) -> None:
         """Forget the peaks and the operations so far."""
         self.peak, self.batch_peak, self.flops = dict(self.live), self.batch, 0
-
-    def compact(self) -> None:
-        """Put what is alive side by side: a run loads its weights from a mapped file, so that those it converts leave no holes in the heap."""
-        if self.heap is not None:
-            gc.collect()  # a storage that is freed meanwhile would be looked for at its old place
-            heap = Heap()
-            places = {key: heap.take(self._known[key][1]) for key in list(self._places)}
-            self.heap, self._places = heap, places
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
@@ -149,14 +153,10 @@ class LiveBytes(TorchDispatchMode):
         self.batch_peak = max(self.batch_peak, self.batch)
         if self.total > sum(self.peak.values()):
             self.peak = dict(self.live)
-        if self.heap is not None and size:
-            self._places[key] = self.heap.take(size)
 
     def _drop(self, key: int) -> None:
         kind, size, _ = self._known.pop(key)
         self.live[kind] -= size
-        if self.heap is not None and key in self._places:
-            self.heap.give(self._places.pop(key))
 
     def kind_of(self, tensor: Any) -> str:
         """Kind of the storage behind a tensor; "" for one that was made outside."""
@@ -175,13 +175,12 @@ class LiveBytes(TorchDispatchMode):
 
 def simulate(
     config: RunConfig, task: Task, made: PretrainedConfig, shape: BatchShape, *, precision: str, judged: BatchShape,
-    accumulate: bool = False, dtype: torch.dtype | None = None, processor: bool = True,
+    accumulate: bool = False, dtype: torch.dtype | None = None,
 ) -> Footprint:  # fmt: skip
     """Count one optimizer step of ``shape`` and one judged batch, without memory for either; seconds, for any size of model.
 
     ``precision`` is fp32, bf16 or fp16. With ``accumulate`` the gradients of an earlier micro-batch are held through the step.
-    ``dtype`` overrules ``model.dtype``: sharded weights are gathered, and so computed with, in 16 bits. On a ``processor`` dropout and
-    malloc are what they are there, else those of a GPU.
+    ``dtype`` overrules ``model.dtype``: sharded weights are gathered, and so computed with, in 16 bits.
 
     Raises:
         InputError: no model can be made of these settings; the adapter needs a package that is missing.
@@ -194,10 +193,9 @@ def simulate(
 
     vocabulary = int(getattr(made.get_text_config(decoder=True), "vocab_size", 0) or 0)
     logits = vocabulary if "loss" in task.judged_by else 0, shape.rows * (shape.target_length or shape.length)
-    live = LiveBytes(*logits, heap=Heap() if processor else None)
-    with torch.random.fork_rng(devices=[]), FakeTensorMode(allow_non_fake_inputs=True), kernels_of(processor), live:
+    live = LiveBytes(*logits)
+    with torch.random.fork_rng(devices=[]), FakeTensorMode(allow_non_fake_inputs=True), live:
         model = _make(config, task, made, dtype)
-        live.compact()
         try:
             return _count_step(config, task, model, shape, judged, precision, accumulate, live)
         except (DataDependentOutputException, DynamicOutputShapeException) as error:
@@ -246,14 +244,13 @@ def _count_step(
             optimizer.step()
             optimizer.zero_grad()
     peak, batch_peak = dict(live.peak), live.batch_peak
-    holes = live.heap.highest - sum(peak.values()) if live.heap else 0
     if config.train.optimizer in BITSANDBYTES:  # its kernels take no fake tensors
         states = peak["optimizer"] = state_bytes(config.train.optimizer, model)
     return Footprint(
         parameters=sum(_count(p) for p in model.parameters()), trained=sum(p.numel() for p in trained), **_layers(model),
         weights=weights, gradients=gradients, optimizer=states, peak=peak, batch_peak=batch_peak, kept=kept,
         judging_peak=_judge(task, model, judged, live), tokens=shape.rows * (shape.length + shape.target_length),
-        flops_forward=forward, flops_training=training, holes=holes,
+        flops_forward=forward, flops_training=training,
     )  # fmt: skip
 
 
@@ -264,8 +261,8 @@ def _build(config: RunConfig, task: Task, made: PretrainedConfig, dtype: torch.d
     attention = "eager" if config.model.attention == "eager" else None
     if task.auto_model == "AutoModelForSeq2SeqLM" and kind_of(made) == "encoder":
         made = joined_config(made)
-    model: PreTrainedModel = getattr(transformers, task.auto_model).from_config(
-        made, dtype=dtype or asked, **({"attn_implementation": attention} if attention else {})
+    model: PreTrainedModel = from_config(
+        getattr(transformers, task.auto_model), made, dtype=dtype or asked, **({"attn_implementation": attention} if attention else {})
     )
     return model
 
@@ -307,19 +304,15 @@ def _forward_backward(
     if task.config.train.gradient_checkpointing:
         # The random state is kept on the real device, where there is nothing to keep it for.
         model.activation_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": False})
-    batch = example_batch(task, model, shape)
+    batch = task.example_batch(shape.rows, shape.length, shape.target_length)
     live.stage = "activations"
-    if live.heap:
-        live.heap.recording = True
     half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
     away = _elsewhere(weight_shapes(model)) if task.config.train.activation_offload else nullcontext()
-    with away, torch.autocast("cpu", half) if half else nullcontext(), masks_as_in(batch):
+    with away, torch.autocast("cpu", half) if half else nullcontext():
         terms = task.loss(model, batch)
     loss: Any = sum(total.float() / items for total, items in terms.values())
     kept, forward = live.live["activations"] + live.live["logits"] + live.live["copies"], live.flops
     live.stage = "temporary"
-    if live.heap:
-        live.heap.release()
     del terms
     if loss.requires_grad:
         loss.backward()
@@ -343,23 +336,10 @@ def _judge(task: Task, model: Any, shape: BatchShape, live: LiveBytes) -> int:
     before = live.total
     live.restart()
     live.stage = "activations"
-    batch = example_batch(task, model, shape, training=False)
-    with torch.no_grad(), masks_as_in(batch):
+    batch = task.example_batch(shape.rows, shape.length, shape.target_length, training=False)
+    with torch.no_grad():
         task.outputs(model, batch)
     return sum(live.peak.values()) - before
-
-
-def example_batch(task: Task, model: Any, shape: BatchShape, *, training: bool = True) -> dict[str, torch.Tensor]:
-    """A batch of full rows as the task's collator makes them: (rows, length) of ids, labels and masks."""
-    ids = torch.ones(shape.rows, shape.length, dtype=torch.long)
-    if "CausalLM" in task.auto_model:
-        packed = training and getattr(task.config, "packing", "") == "documents"
-        return {"input_ids": ids, "labels": ids.clone(), **({"position_ids": ids.clone()} if packed else {})}
-    batch = {"input_ids": ids, "attention_mask": ids.clone()}
-    if "Seq2SeqLM" in task.auto_model:
-        target = torch.ones(shape.rows, shape.target_length, dtype=torch.long)
-        return {**batch, "labels": target, "decoder_input_ids": target.clone()}
-    return {**batch, "labels": torch.zeros(shape.rows, dtype=torch.long)}
 
 
 def _layers(model: torch.nn.Module) -> dict[str, int]:

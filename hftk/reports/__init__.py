@@ -49,7 +49,7 @@ def summary_lines(record: RunRecord, folder: str | Path | None = None) -> list[s
     """
     at = Path(folder or record.config.get("output") or "out")
     _, steps, _ = wording.training_done(record)
-    done = "Trained" if steps else "Judged"
+    done = "Trained" if steps else "ValidationSet"
     everything, _ = wording.parameters(record)
     model = wording.model_name(record) + (f", {wording.about(everything)} parameters," if everything else "")
     cost = [f"Took {wording.duration(record.seconds.get('total'))}"]

@@ -23,6 +23,7 @@ from hftk.console import forget, noted
 from hftk.launch.environment import command_line, environment, private, redact
 from hftk.launch.files import write_atomically
 from hftk.launch.output_folder import read_status
+from hftk.redaction import redact as redact_secrets
 from hftk.task import Score
 from hftk.version import __version__
 
@@ -75,8 +76,6 @@ class RunRecord:
     """Non-padding tokens trained on, over training time without evaluation and saving."""
     peak_memory_bytes: int | None = None
     """Most memory held at once by the main process (on a GPU: of the device)."""
-    plan: dict[str, Any] = field(default_factory=dict)
-    """``peak_memory_bytes`` and ``seconds``, each ``planned`` and ``measured``; operations for each token and second. Empty for short runs."""
     processes: int = 1
     """Processes that trained together."""
     hardware: dict[str, Any] = field(default_factory=dict)
@@ -129,7 +128,7 @@ class RunRecord:
 
 CONTAINERS: dict[str, type] = {
     "config": dict, "choices": list, "model": dict, "data": dict, "history": list, "scores": list, "samples": list,
-    "analysis": list, "seconds": dict, "plan": dict, "hardware": dict, "versions": dict,
+    "analysis": list, "seconds": dict, "hardware": dict, "versions": dict,
 }  # fmt: skip
 
 
@@ -175,7 +174,6 @@ def record(
         seconds=seconds,
         tokens_per_second=getattr(trained, "tokens_per_second", None),
         peak_memory_bytes=getattr(trained, "peak_memory_bytes", None),
-        plan=dict(getattr(trained, "plan", {})),
         processes=processes or int(os.environ.get("WORLD_SIZE") or 1),
         **environment(),
     )
@@ -223,7 +221,10 @@ def _samples(before: Any, after: Any) -> list[dict[str, Any]]:
 
 def save_record(record: RunRecord, folder: str | Path) -> Path:
     """Write ``folder/record.json`` (made if absent) and return its path. Strict JSON: NaN and infinity become null."""
-    text = json.dumps(plain(record.to_dict()), ensure_ascii=False, allow_nan=False, indent=1)
+    values = plain(record.to_dict())
+    kept = ("git", "samples")  # the names of commits, and rows of the data
+    values = {n: v if n in kept else redact_secrets(v, n, by_name=False) for n, v in values.items()}
+    text = json.dumps(values, ensure_ascii=False, allow_nan=False, indent=1)
     return write_text(Path(folder) / RECORD, text + "\n")
 
 
@@ -303,6 +304,9 @@ def _score(values: Any) -> Score:
     given: dict[str, Any] = {"n": 0, "higher_is_better": True, "value": None}
     given |= {f.name: values[f.name] for f in fields(Score) if f.name in values}
     ends = given.get("interval") or (None,)
+    numbers = [given["value"], *(ends if isinstance(ends, list | tuple) else [ends])]
+    if not all(number is None or isinstance(number, int | float) for number in numbers):
+        raise InputError(_problem(f"expected numbers in the score {values['name']}, found {values!r:.80}"))
     given["interval"] = None if None in ends else tuple(ends)
     return Score(**{**given, "value": math.nan if given["value"] is None else given["value"]})
 

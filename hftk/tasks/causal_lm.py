@@ -185,17 +185,17 @@ class CausalLM(Task):
 
     def loss(self, model: Any, batch: Batch) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
         """Cross-entropy in nats, summed over the predicted tokens."""
-        from hftk.models.chunked_cross_entropy import summed_nats
+        from hftk.models.chunked_cross_entropy import cross_entropy_sum
 
         smoothing = self.config.train.label_smoothing
-        total = summed_nats(model, decoder_inputs(batch), batch["labels"], label_smoothing=smoothing)
+        total = cross_entropy_sum(model, decoder_inputs(batch), batch["labels"], label_smoothing=smoothing)
         return {"tokens": (total, self.items(batch)["tokens"])}
 
     def outputs(self, model: Any, batch: Batch) -> dict[str, torch.Tensor]:
         """``nats``: (batch,) summed cross-entropy of each feature, float64; ``tokens``: (batch,) its predicted tokens."""
-        from hftk.models.chunked_cross_entropy import token_nats
+        from hftk.models.chunked_cross_entropy import token_losses
 
-        nats = token_nats(model, decoder_inputs(batch), batch["labels"])
+        nats = token_losses(model, decoder_inputs(batch), batch["labels"])
         # On the CPU, since Apple's GPU has no float64.
         return {"nats": nats.cpu().double().sum(1), "tokens": (batch["labels"] != IGNORED).sum(1)}
 

@@ -199,18 +199,18 @@ class Seq2Seq(Task):
 
     def loss(self, model: Any, batch: Batch) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
         """Cross-entropy in nats, summed over the target tokens."""
-        from hftk.models.chunked_cross_entropy import summed_nats
+        from hftk.models.chunked_cross_entropy import cross_entropy_sum
 
         inputs, labels = self.way.aligned(batch)
-        total = summed_nats(model, inputs, labels, label_smoothing=self.config.train.label_smoothing)
+        total = cross_entropy_sum(model, inputs, labels, label_smoothing=self.config.train.label_smoothing)
         return {"tokens": (total, self.items(batch)["tokens"])}
 
     def outputs(self, model: Any, batch: Batch) -> dict[str, torch.Tensor]:
         """``nats``: (batch,) summed cross-entropy of each target, float64; ``tokens``: (batch,) its tokens."""
-        from hftk.models.chunked_cross_entropy import token_nats
+        from hftk.models.chunked_cross_entropy import token_losses
 
         inputs, labels = self.way.aligned(batch)
-        nats = token_nats(model, inputs, labels)
+        nats = token_losses(model, inputs, labels)
         return {"nats": nats.cpu().double().sum(1), "tokens": (labels != IGNORED).sum(1)}
 
     # Judging ------------------------------------------------------------------------------------------------------------

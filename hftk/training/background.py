@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    pass
 
 
-class Sealer:
-    """Does one piece of work at a time in a thread; what went wrong in it is raised by the next :meth:`wait`."""
+class BackgroundTask:
+    """One task at a time in a thread; its error is raised by the next :meth:`wait`."""
 
     def __init__(self) -> None:
         self._thread: threading.Thread | None = None
@@ -19,17 +15,17 @@ class Sealer:
 
     @property
     def failed(self) -> bool:
-        """Whether something went wrong that nobody has been told of."""
+        """Whether a task ended with an error that was not raised yet."""
         return self._error is not None
 
     def start(self, work: Callable[[], None]) -> None:
-        """Begin with ``work``, once the work before is done."""
+        """Start ``work``, once the task before is done."""
         self.wait()
-        self._thread = threading.Thread(target=self._do, args=(work,), name="checkpoint-sealer")
+        self._thread = threading.Thread(target=self._do, args=(work,), name="checkpoint-writer")
         self._thread.start()
 
     def wait(self) -> None:
-        """Return when no work is under way; raises what went wrong in it, once."""
+        """Wait for the task under way; raises its error, once."""
         thread, self._thread = self._thread, None
         if thread is not None:
             thread.join()

@@ -1,21 +1,19 @@
-"""What is due after each optimizer step, and the progress bar."""
+"""The schedule of a training: when to log, evaluate, save and stop; and the progress bar."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from transformers import TrainerCallback
 
 from hftk.progress import progress_bar, write_beside
-
-if TYPE_CHECKING:
-    from hftk.training.trainer import ExactTrainer
+from hftk.training.protocols import RunningTrainer
 
 
-class Conductor(TrainerCallback):
-    """Says after each step what is due: a point of the curve, an evaluation, a checkpoint, the end. Draws the progress bar."""
+class ScheduleCallback(TrainerCallback):
+    """Decides after each optimizer step whether to log, evaluate, save or stop, and draws the progress bar."""
 
-    def __init__(self, trainer: ExactTrainer) -> None:
+    def __init__(self, trainer: RunningTrainer) -> None:
         self.trainer = trainer
         self.bar: Any = None
         self.epoch = 0

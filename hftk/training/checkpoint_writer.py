@@ -1,7 +1,7 @@
-"""Saving beside the training: it waits while Trainer writes its files, and goes on while they are made durable and renamed.
+"""Checkpoints saved in the background: training waits only while files are written, not while they are fsynced and renamed.
 
-A checkpoint counts only once its folder has its name: what follows from it (rotation, the best weights) comes after that. Where
-the disk does not take it, the run ends, and its state is saved where there is room.
+A checkpoint exists once its folder has its final name; rotation and best weights follow after that. If the disk is full, the run
+ends and its state is saved where there is room.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import shutil
 import sys
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 from accelerate.utils import gather_object
 from safetensors import SafetensorError
@@ -25,10 +25,8 @@ from hftk.launch.environment import versions
 from hftk.models import adapter_files, adapters
 from hftk.models.weights import no_progress_bars
 from hftk.training import checkpoints
-from hftk.training.background import Sealer
-
-if TYPE_CHECKING:
-    from hftk.training.trainer import ExactTrainer
+from hftk.training.background import BackgroundTask
+from hftk.training.protocols import RunningTrainer
 
 STATE = "hftk.json"
 """What a checkpoint of ours holds besides Trainer's files: history, counters, automatic choices, and what the run trains on."""
@@ -39,15 +37,13 @@ UNWRITTEN = re.compile(r"PytorchStreamWriter|inline_container|iostream|file writ
 RESCUED = "hftk-rescued-"
 
 
-
-
-class Saver:
+class CheckpointWriter:
     """Writes, seals and rotates the checkpoints of one trainer. All processes call ``begin``, ``save`` and ``finish`` together."""
 
-    def __init__(self, trainer: ExactTrainer) -> None:
+    def __init__(self, trainer: RunningTrainer) -> None:
         self._trainer = trainer
         self._output = Path(trainer.config.output)
-        self._sealer = Sealer()
+        self._background = BackgroundTask()
         self._companions: dict[str, bytes] = {}
         self._versions: dict[str, str] = {}
         self._random_states: list[tuple[str, bytes]] = []
@@ -57,7 +53,7 @@ class Saver:
     @property
     def failed(self) -> bool:
         """On the main process: whether the last checkpoint could not be sealed, which the next :meth:`save` raises."""
-        return self._sealer.failed
+        return self._background.failed
 
     def begin(self) -> None:
         """Make ready; what a run left that was killed while it saved is removed, else it would be sealed with the next one."""
@@ -70,12 +66,12 @@ class Saver:
             DiskError: it, or the one before it, could not be written; the message says where the state is instead.
         """
         try:
-            on_main(self._sealer.wait)
+            on_main(self._background.wait)
             staged = self._write(self._folder / checkpoints.STAGING)
             state, best = self._trainer.run_state(), self._trainer.best_step()
-            on_main(self._sealer.start, lambda: self._complete(staged, state, best))
+            on_main(self._background.start, lambda: self._complete(staged, state, best))
             if self._is_watched():
-                on_main(self._sealer.wait)
+                on_main(self._background.wait)
         except (OSError, DiskError) as error:
             self._rescue(error)
 
@@ -83,7 +79,7 @@ class Saver:
         """Return when the last checkpoint is whole, and those before it are gone that are not to be kept, also where the run that
         wrote it was killed before it came to that. Raises DiskError, as :meth:`save` does."""
         try:
-            on_main(self._sealer.wait)
+            on_main(self._background.wait)
             on_main(checkpoints.rotate, self._output, self._trainer.config.train.keep_checkpoints, self._trainer.best_step())
         except (OSError, DiskError) as error:
             self._rescue(error)
@@ -91,7 +87,7 @@ class Saver:
     def settle(self) -> None:
         """By each process alone, when an error ends the run: let the checkpoint under way become whole, or say that it did not."""
         try:
-            self._sealer.wait()
+            self._background.wait()
         except Exception as error:
             print(f"hftk: the last checkpoint could not be written: {error}", file=sys.stderr, flush=True)
 

@@ -1,8 +1,7 @@
-"""Numbers that are not finite: found before the weights take them in, looked into, and the end of the run or of one step's say.
+"""Detect non-finite losses and gradients before the optimizer step; stop the run with a diagnosis, or skip the step.
 
-A loss or gradient that is nan or infinite is found in the step that has it, before the optimizer acts. On a GPU a look means
-waiting for the device, so that there losses are looked at when something is logged, judged or saved (``on_non_finite: skip`` looks
-at every step); gradient norms of the steps between are remembered.
+On a CPU every step is checked. On a GPU a check waits for the device, so losses are checked when something is logged, evaluated
+or saved (``on_non_finite: skip`` checks every step); the gradient norms of the steps between are kept.
 """
 
 from __future__ import annotations
@@ -16,12 +15,11 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from accelerate.utils import gather_object
 
-from hftk import fused
 from hftk.config import InputError, PlainError, Problem
 from hftk.console import note
 from hftk.launch import on_main
@@ -29,9 +27,7 @@ from hftk.launch.exits import processes
 from hftk.launch.files import write_atomically
 from hftk.launch.output_folder import DIVERGENCE
 from hftk.training import checkpoints
-
-if TYPE_CHECKING:
-    from hftk.training.trainer import ExactTrainer
+from hftk.training.protocols import RunningTrainer
 
 CHECK_STEPS = 100
 """Most steps between two looks at the losses where not every step is looked at."""
@@ -82,7 +78,7 @@ class Diagnosis:
 class Guard:
     """Looks at the losses and gradients of one trainer. All processes come to the same conclusions at the same time."""
 
-    def __init__(self, trainer: ExactTrainer, skipped: list[dict[str, Any]]) -> None:
+    def __init__(self, trainer: RunningTrainer, skipped: list[dict[str, Any]]) -> None:
         self._trainer = trainer
         self._skips = trainer.config.train.on_non_finite == "skip"
         if self._skips and trainer.is_deepspeed_enabled:
@@ -219,7 +215,7 @@ class Guard:
         # A compiled model is not looked into: each hook would have it compiled anew.
         if self._again is not None and step == trainer.state.global_step + 1 and not trainer.args.torch_compile:
             trainer.plain.zero_grad()
-            with fused.paused(), seen.of(trainer.plain):
+            with seen.of(trainer.plain):
                 losses = self._again()
             pieces = trainer.loader.pieces
             suspects = [

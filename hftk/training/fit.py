@@ -19,19 +19,18 @@ from hftk.features.batches import BatchSize, EpochPlan, StreamPlan
 from hftk.features.loader import StepLoader
 from hftk.features.streams import encode_round_robin
 from hftk.generation.defaults import replace_defaults
-from hftk.launch import StopRequested, graceful, launcher, on_main, strategies
+from hftk.launch import StopRequested, graceful, launcher, on_main
 from hftk.launch.machines import bring
 from hftk.models import adapters, device_map, sharded
 from hftk.models.load import default_length
-from hftk.planning import out_of_memory
-from hftk.planning.measured import held_against_plan, memory_level
 from hftk.task import Features, Splits, Task
 from hftk.training import checkpoints
 from hftk.training.checkpoint_writer import STATE, STREAM_KEYS
 from hftk.training.memory import forget_peak, peak_memory
+from hftk.training.out_of_memory import explain_oom
 from hftk.training.resume import _check_same_run, _clear_checkpoints, fingerprint
 from hftk.training.trained import Trained, _model_facts, save_trained
-from hftk.training.trainer import ExactTrainer, Judged, make_arguments
+from hftk.training.trainer import ExactTrainer, ValidationSet, make_arguments
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -57,13 +56,12 @@ def fit(
         StopRequested: SIGTERM or SIGINT; a checkpoint was saved first.
         DiskError: a checkpoint or the trained model could not be written; the message says what is kept, and where.
         TrainingDiverged: a loss or gradient is no finite number; the message holds a diagnosis, the last checkpoint is kept.
-        OutOfMemory: the message holds the plan's numbers and settings that would fit.
+        OutOfMemory: the message names settings that need less.
     """
     task = task.with_config(config)
     _check_validation(splits, config)
     launcher.give_back_memory()
     peak_before = forget_peak()
-    level = memory_level(model)
     if config.resume == "never":
         on_main(_clear_checkpoints, config)
     checkpoint, told = on_main(checkpoints.choose, config.resume, config.output)
@@ -92,8 +90,7 @@ def fit(
     trainer.choose_precision(config, state.get("precision"))
     if checkpoint:
         note(f"continuing from {checkpoint} ({checkpoints.step_of(checkpoint)} of {plan.total_steps} steps done)")
-    on_main(out_of_memory.foretell, config, task, model, trainer.precision)
-    with graceful(), out_of_memory.explained(config, task, model, trainer.precision):
+    with graceful(), explain_oom(config):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if trainer.stopped:
         raise StopRequested(f"after step {trainer.state.global_step} of {plan.total_steps}")
@@ -109,10 +106,6 @@ def fit(
     on_main(save_trained, unwrapped, tokenizer, Path(config.output), weights)
     del weights
     peak = peak_memory()
-    plan_held = on_main(
-        held_against_plan, config, task, unwrapped, precision=trainer.precision, devices=arguments.world_size, level=level,
-        peak=peak, seconds=trainer.seconds["train"], history=trainer.history, sharding=strategies.sharding(arguments.world_size),
-    )  # fmt: skip
     return Trained(
         model=unwrapped,
         tokenizer=tokenizer,
@@ -125,21 +118,20 @@ def fit(
         data_facts=facts | ({"skipped_steps": trainer.guard.skipped} if trainer.guard.skipped else {}),
         analysis=analysis,
         stopped_early=trainer.state.global_step < plan.total_steps,
-        plan=plan_held,
         trackers=trainer.trackers,
     )
 
 
 def _judged(
     task: Task, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, splits: Splits, config: RunConfig
-) -> Judged | None:
+) -> ValidationSet | None:
     """The validation split, encoded once."""
     if splits.validation is None:
         return None
     rows = first_rows(splits.validation, config.eval.max_rows)
     max_length = default_length(model.config)
     features = encode(task, rows, tokenizer, max_length=max_length, training=False)
-    return Judged(rows=rows, features=features, max_length=max_length)
+    return ValidationSet(rows=rows, features=features, max_length=max_length)
 
 
 def _finish(

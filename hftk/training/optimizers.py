@@ -12,7 +12,6 @@ import torch
 from hftk.config import InputError, ModelConfig, Problem, TrainConfig
 from hftk.launch.launcher import strategy_in_environment
 from hftk.models.layers import depths
-from hftk.stepping import AdamW
 
 BITSANDBYTES = ("lion", "adamw_8bit", "paged_adamw_8bit")
 """Optimizers of bitsandbytes."""
@@ -133,9 +132,7 @@ def make_optimizer(model: torch.nn.Module, config: TrainConfig, learning_rate: f
     fused_sgd = {} if strategy_in_environment() == "fsdp" else fused
     match config.optimizer:
         case "adamw":
-            on_cpu = all(p.device.type == "cpu" for g in groups for p in g["params"])
-            make = AdamW if fused and on_cpu and not strategy_in_environment() else torch.optim.AdamW
-            return make(groups, lr=learning_rate, betas=betas, **fused)
+            return torch.optim.AdamW(groups, lr=learning_rate, betas=betas, **fused)
         case "adam":
             return torch.optim.Adam(groups, lr=learning_rate, betas=betas, **fused)
         case "sgd":

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 from hftk.config import Problem, TrainConfig
 from hftk.launch.environment import private
+from hftk.training.protocols import TrackedRun
 
 if TYPE_CHECKING:
     from hftk.task import Score
-    from hftk.training.trained import Trained
 
 PACKAGES: Mapping[str, tuple[str, ...]] = {
     "tensorboard": ("tensorboard", "tensorboardX"), "wandb": ("wandb",), "mlflow": ("mlflow",), "trackio": ("trackio",),
@@ -61,7 +61,7 @@ class Trackers:
                 )
 
 
-def track(trained: Trained, scores: Sequence[Score]) -> None:
+def track(trained: TrackedRun, scores: Sequence[Score]) -> None:
     """Add the scores of a run, its intervals and its baselines to the trackers of ``train.extra.report_to``, and close them.
 
     Names are ``test/bleu``, ``test/bleu_low`` and ``test/bleu_high`` (95 % interval), ``test/before/bleu``,

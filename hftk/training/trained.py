@@ -44,8 +44,6 @@ class Trained:
     analysis: list[dict[str, Any]] = field(default_factory=list, repr=False)
     """What :meth:`hftk.task.Task.after_training` found: sections for the report."""
     stopped_early: bool = False
-    plan: dict[str, Any] = field(default_factory=dict)
-    """Peak memory and seconds, planned and measured: :func:`hftk.planning.measured.held_against_plan`."""
     trackers: Trackers | None = field(default=None, repr=False)
     """Of ``train.extra.report_to``, open until :func:`hftk.training.trackers.track` has given them the scores."""
 

@@ -17,11 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import accelerate.optimizer
 import torch
 from transformers import PrinterCallback, TrainingArguments
 
-from hftk import fused, stepping
 from hftk.config import RunConfig
 from hftk.console import note
 from hftk.dropout import fast_dropout
@@ -35,8 +33,8 @@ from hftk.models.precision import autocast, choose_precision
 from hftk.task import Features, Outputs, Stream, Task
 from hftk.training import checkpoints, optimizers, schedules
 from hftk.training.activation_offload import check_device, offloading
-from hftk.training.callback import Conductor
-from hftk.training.checkpoint_writer import Saver
+from hftk.training.callback import ScheduleCallback
+from hftk.training.checkpoint_writer import CheckpointWriter
 from hftk.training.divergence import Guard
 from hftk.training.divergence import TrainingDiverged as TrainingDiverged
 from hftk.training.sharded_trainer import ShardedTrainer
@@ -50,7 +48,7 @@ CURVES = ("loss", "learning_rate", "grad_norm")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Judged:
+class ValidationSet:
     """The validation split as it is judged between steps."""
 
     rows: Any
@@ -96,12 +94,12 @@ class ExactTrainer(ShardedTrainer):
 
     def __init__(
         self, task: Task, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, arguments: TrainingArguments,
-        config: RunConfig, loader: StepLoader, validation: Judged | None, run: dict[str, Any], state: dict[str, Any],
+        config: RunConfig, loader: StepLoader, validation: ValidationSet | None, run: dict[str, Any], state: dict[str, Any],
     ) -> None:  # fmt: skip
         """``run`` is :func:`hftk.training.resume.fingerprint`, ``state`` what :data:`hftk.training.checkpoint_writer.STATE` of the checkpoint holds that the run continues from."""
         use_cache = getattr(model.config, "use_cache", None)
         # No processing_class: with one, Trainer writes the tokenizer's ids into the model's config (align_special_tokens).
-        self._conductor = Conductor(self)
+        self._conductor = ScheduleCallback(self)
         super().__init__(model=model, args=arguments, callbacks=[self._conductor])
         if use_cache is not None:
             model.config.use_cache = use_cache  # Trainer turns it off, and off it would be saved
@@ -130,7 +128,7 @@ class ExactTrainer(ShardedTrainer):
         self.saving_failed = False
         """Whether the last checkpoint could not be sealed: the end of this step will say so."""
         self._clock = time.perf_counter()
-        self.saver = Saver(self)
+        self.saver = CheckpointWriter(self)
         loader.tokens = state.get("tokens", 0)
 
     @property
@@ -195,11 +193,9 @@ class ExactTrainer(ShardedTrainer):
         note(f"train.precision: {chosen[0]} ({chosen[1]})")
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        _search_for_lomo_once()
         close_open()  # of an earlier run in this process
         try:
-            with self._fused_layers(), self._short_zero_grad(), stepping.settled_memory():
-                result = super().train(*args, **kwargs)
+            result = super().train(*args, **kwargs)
             self.saver.finish()
         except BaseException:
             self.saver.settle()
@@ -208,23 +204,6 @@ class ExactTrainer(ShardedTrainer):
             self._conductor.close()
         self.tick("save")
         return result
-
-    def _fused_layers(self) -> AbstractContextManager[Any]:
-        other = ""
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            other = "FSDP and DeepSpeed gather the weights of each layer for itself"
-        elif self.args.activation_checkpointing or self.config.train.gradient_checkpointing:
-            other = "gradient checkpointing computes the own layers again (--train.gradient_checkpointing)"
-        elif self.args.torch_compile:
-            other = "torch.compile replaces the same layers (--train.torch_compile)"
-        return fused.chosen(
-            self.config.train.fused_layers, self.plain, device=self.args.device, precision=self.precision, steps=self.args.max_steps, other=other
-        )  # fmt: skip
-
-    def _short_zero_grad(self) -> AbstractContextManager[None]:
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:  # they put other parameters in the place of these
-            return nullcontext()
-        return stepping.short_zero_grad(self.plain, self._trained)
 
     def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
         """Trainer ends its callbacks here; those of trackers stay open for the scores of the test split.
@@ -282,13 +261,7 @@ class ExactTrainer(ShardedTrainer):
 
     def _clip_grad_norm(self, model: Any) -> Any:
         self.guard.remember()
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled or self.precision == "fp16":
-            return super()._clip_grad_norm(model)
-        return stepping.clip_grad_norm_(self._trained, self.args.max_grad_norm)
-
-    @functools.cached_property
-    def _trained(self) -> list[torch.nn.Parameter]:
-        return [weight for weight in self.plain.parameters() if weight.requires_grad]
+        return super()._clip_grad_norm(model)
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
         if grad_norm is None:
@@ -467,10 +440,3 @@ class ExactTrainer(ShardedTrainer):
 
     def store_flos(self) -> None:
         """Nothing was counted. Trainer would sum it up over the processes in the middle of a save, of which one may have failed."""
-
-
-def _search_for_lomo_once() -> None:
-    """accelerate (1.15) searches the disk for the package lomo_optim twice in every optimizer step: 1 % of a small model's."""
-    search = accelerate.optimizer.is_lomo_available
-    if not hasattr(search, "cache_info"):
-        accelerate.optimizer.is_lomo_available = functools.cache(search)

@@ -16,8 +16,8 @@ from adapted_runs import LABELS, TASKS, fit, judge, load, make_config, splits_of
 
 import hftk
 from hftk.cli import main
+from hftk.config.parse import save_config
 from hftk.models.load import load_trained
-from hftk.parsing import save_config
 
 ROOT = Path(__file__).parents[2]
 

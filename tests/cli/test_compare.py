@@ -145,7 +145,7 @@ def test_runs_that_do_not_compare_are_refused(hftk: Any, runs: Path, name: str) 
 
 
 def test_wrong_numbers_and_two_wrong_folders_are_named_together(hftk: Any, runs: Path) -> None:
-    assert "--resamples: expected at least 1" in hftk("compare", runs / "run", runs / "run", "--resamples", 0).err
+    assert "--resamples: expected 1 to" in hftk("compare", runs / "run", runs / "run", "--resamples", 0).err
     result = hftk("compare", runs / "torn", runs / "no predictions")
     assert result.err.startswith("hftk: 2 problems in the input\n")
 
@@ -162,3 +162,19 @@ def test_the_help_is_quick(hftk: Any) -> None:
     assert min(seconds) < 0.6 and all(name in done.stdout for name in ("predict", "evaluate", "compare", "report"))
     shown = hftk("compare", "--help")
     assert shown.code == 0 and "DIR_A" in shown.out and "McNemar" in shown.out and "  hftk compare out/" in shown.out
+
+
+@pytest.mark.parametrize("line", ("[1]", "3", '{"index": 0}', '{"index": 0, "reference": 1, "prediction": {}}', "\udcff"))
+@pytest.mark.parametrize("command", ("compare", "report"))
+def test_predictions_that_are_none_end_in_a_sentence(hftk: Any, tmp_path: Path, line: str, command: str) -> None:
+    for name in ("a", "b"):
+        save_record(RunRecord(hftk="1", task="classification"), tmp_path / name)
+        (tmp_path / name / "predictions.jsonl").write_bytes(line.encode(errors="surrogateescape") + b"\n")
+    result = hftk(command, tmp_path / "a", tmp_path / "b")
+    assert result.code == 2 and "predictions.jsonl" in result.err and "Traceback" not in result.err
+
+
+@pytest.mark.parametrize("command", ("compare", "report"))
+def test_resamples_without_end_are_refused(hftk: Any, command: str) -> None:
+    result = hftk(command, "a", "b", "--resamples", 10**9)
+    assert result.code == 2 and "--resamples: expected 1 to 1,000,000" in result.err

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from hftk.config import PublishConfig
-from hftk.parsing.settings import read_settings
+from hftk.config.settings import read_settings
 from hftk.reports.record import RunRecord, save_record
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from hftk.config import AdapterConfig, InputError, ModelConfig, QuantizationConfig
-from hftk.parsing import parse
+from hftk.config.parse import parse
 from hftk.tasks.classification import ClassificationConfig
 
 

@@ -8,53 +8,52 @@ from dataclasses import fields
 
 import pytest
 
-from hftk.config import RunConfig
-from hftk.parsing import arguments, renamed
-from hftk.parsing.settings import read_settings
+from hftk.config import RunConfig, familiar_names, training_arguments
+from hftk.config.settings import read_settings
 
 KNOWN = [*read_settings(RunConfig()), "config"]
 LATER = {"model.quantization.bits", "model.adapter.method", "model.adapter.rank", "model.adapter.targets"}
 OPEN = ("data.columns.", "model.config.", "train.extra.")
 
 
-@pytest.mark.parametrize("table", [renamed.OWN_ARGUMENTS, renamed.RENAMED])
+@pytest.mark.parametrize("table", [familiar_names.OWN_ARGUMENTS, familiar_names.RENAMED])
 def test_every_setting_that_is_recommended_exists(table: dict[str, str]) -> None:
     for old, text in table.items():
         if text.startswith("--"):
-            for name in renamed.targets(text):
+            for name in familiar_names.targets(text):
                 known = name in KNOWN or name in LATER or name.startswith(OPEN)
                 assert known or name == "generation", f"{old} -> {name}"
 
 
 def test_own_arguments_are_fields_of_the_installed_transformers() -> None:
-    assert set(renamed.OWN_ARGUMENTS) <= set(arguments.argument_types())
+    assert set(familiar_names.OWN_ARGUMENTS) <= set(training_arguments.argument_types())
 
 
 def test_renamed_settings_are_no_fields_of_the_installed_transformers() -> None:
-    assert set(renamed.RENAMED) & set(arguments.argument_types()) == {
+    assert set(familiar_names.RENAMED) & set(training_arguments.argument_types()) == {
         "hub_token",  # refused as a secret
         "lr_scheduler_type", "optim",  # settings of ours by another name; in train.extra they bring transformers' own
     }  # fmt: skip
 
 
 def test_renamed_settings_are_no_settings_of_hftk() -> None:
-    assert not set(renamed.RENAMED) & set(KNOWN)
+    assert not set(familiar_names.RENAMED) & set(KNOWN)
 
 
 def test_every_hftk_setting_that_has_a_counterpart_keeps_it_to_itself() -> None:
-    same_name = {name.rpartition(".")[2] for name in KNOWN} & set(arguments.argument_types())
-    assert same_name <= set(renamed.OWN_ARGUMENTS)
+    same_name = {name.rpartition(".")[2] for name in KNOWN} & set(training_arguments.argument_types())
+    assert same_name <= set(familiar_names.OWN_ARGUMENTS)
 
 
 def test_fields_read_off_the_source_are_those_of_the_class() -> None:
     from transformers.training_args import TrainingArguments  # slow, and shared with the tests that train
 
-    assert [f.name for f in fields(TrainingArguments)] == list(arguments.argument_types())
+    assert [f.name for f in fields(TrainingArguments)] == list(training_arguments.argument_types())
 
 
 def test_reading_the_fields_imports_nothing_heavy() -> None:
     script = (
-        "import sys; from hftk.parsing.renamed import extra_problems\n"
+        "import sys; from hftk.config.familiar_names import extra_problems\n"
         "assert list(extra_problems({'neftune_noise_alpha': 'x', 'foo': 1}))\n"
         "assert not {'torch', 'transformers'} & set(sys.modules)"
     )
@@ -62,8 +61,8 @@ def test_reading_the_fields_imports_nothing_heavy() -> None:
 
 
 def test_nothing_is_read_for_an_empty_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(renamed, "argument_types", lambda: pytest.fail("read"))
-    assert list(renamed.extra_problems({}, KNOWN)) == []
+    monkeypatch.setattr(familiar_names, "argument_types", lambda: pytest.fail("read"))
+    assert list(familiar_names.extra_problems({}, KNOWN)) == []
 
 
 @pytest.mark.parametrize(
@@ -76,7 +75,7 @@ def test_nothing_is_read_for_an_empty_extra(monkeypatch: pytest.MonkeyPatch) -> 
     ],
 )  # fmt: skip
 def test_extra_takes_values_of_the_type_of_the_field(name: str, value: object) -> None:
-    assert list(renamed.extra_problems({name: value}, KNOWN)) == []
+    assert list(familiar_names.extra_problems({name: value}, KNOWN)) == []
 
 
 @pytest.mark.parametrize(
@@ -93,16 +92,16 @@ def test_extra_takes_values_of_the_type_of_the_field(name: str, value: object) -
     ],
 )
 def test_extra_refuses_values_of_another_type(name: str, value: object, words: str) -> None:
-    (problem,) = renamed.extra_problems({name: value}, KNOWN)
+    (problem,) = familiar_names.extra_problems({name: value}, KNOWN)
     assert problem.setting == f"train.extra.{name}"
     assert problem.message.startswith(words)
 
 
-@pytest.mark.parametrize("name", renamed.OWN_ARGUMENTS)
+@pytest.mark.parametrize("name", familiar_names.OWN_ARGUMENTS)
 def test_extra_refuses_what_hftk_sets_itself_and_names_its_setting(name: str) -> None:
-    (problem,) = renamed.extra_problems({name: 1}, KNOWN)
+    (problem,) = familiar_names.extra_problems({name: 1}, KNOWN)
     assert "hftk sets this field itself" in problem.message
-    assert renamed.OWN_ARGUMENTS[name] in problem.fix
+    assert familiar_names.OWN_ARGUMENTS[name] in problem.fix
 
 
 @pytest.mark.parametrize(
@@ -116,7 +115,7 @@ def test_extra_refuses_what_hftk_sets_itself_and_names_its_setting(name: str) ->
     ],
 )
 def test_an_unknown_field_in_extra_gets_the_nearest_name(name: str, fix: str) -> None:
-    (problem,) = renamed.extra_problems({name: 1}, KNOWN)
+    (problem,) = familiar_names.extra_problems({name: 1}, KNOWN)
     assert "has no such field" in problem.message
     assert problem.fix == fix
 
@@ -126,13 +125,13 @@ def test_an_unknown_field_in_extra_gets_the_nearest_name(name: str, fix: str) ->
     [{"hub_token": "hf_S"}, {"api_key": "hf_S"}, {"wandb_api_key": "hf_S"}, {"fsdp_config": {"a": {"TOKEN": "hf_S"}}}],
 )
 def test_extra_refuses_secrets_and_does_not_show_them(extra: dict[str, object]) -> None:
-    (problem,) = renamed.extra_problems(extra, KNOWN)
+    (problem,) = familiar_names.extra_problems(extra, KNOWN)
     assert "hf auth login" in problem.fix
     assert "hf_S" not in str(problem)
 
 
 def test_tokens_of_text_are_no_secrets() -> None:
-    assert not list(arguments.secrets({"include_num_input_tokens_seen": True, "max_tokens": 3}))
+    assert not list(training_arguments.secrets({"include_num_input_tokens_seen": True, "max_tokens": 3}))
 
 
 @pytest.mark.parametrize(
@@ -154,13 +153,13 @@ def test_tokens_of_text_are_no_secrets() -> None:
 )  # fmt: skip
 @pytest.mark.parametrize("prefix", ["", "train.", "model.", "training_args."])
 def test_a_renamed_setting_is_known_under_any_prefix(prefix: str, old: str, new: str) -> None:
-    assert new in renamed.correct(prefix + old, KNOWN)
+    assert new in familiar_names.correct(prefix + old, KNOWN)
 
 
 def test_a_setting_that_a_recipe_lacks_is_not_recommended() -> None:
     without = [name for name in KNOWN if name != "model.adapter.rank"]
-    assert renamed.advise("lora_r", without) == "its counterpart is --model.adapter.rank, which this recipe does not have"
-    assert renamed.advise("lora_r", KNOWN) == "use --model.adapter.rank"
+    assert familiar_names.advise("lora_r", without) == "its counterpart is --model.adapter.rank, which this recipe does not have"
+    assert familiar_names.advise("lora_r", KNOWN) == "use --model.adapter.rank"
 
 
 @pytest.mark.parametrize(
@@ -183,8 +182,8 @@ def test_a_setting_that_a_recipe_lacks_is_not_recommended() -> None:
     ],
 )
 def test_the_nearest_name_is_offered(wrong: str, right: str) -> None:
-    assert renamed.correct(wrong, KNOWN) == right
+    assert familiar_names.correct(wrong, KNOWN) == right
 
 
 def test_a_name_that_fits_several_settings_offers_them_all() -> None:
-    assert set(renamed.nearest("max_rows", KNOWN)) == {"data.max_rows", "eval.max_rows"}
+    assert set(familiar_names.nearest("max_rows", KNOWN)) == {"data.max_rows", "eval.max_rows"}

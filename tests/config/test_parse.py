@@ -10,7 +10,7 @@ from typing import Any, Literal
 import pytest
 
 from hftk.config import DataConfig, InputError, ModelConfig, Problem, RunConfig, TrainConfig, setting
-from hftk.parsing import dump_config, parse
+from hftk.config.parse import dump_config, parse
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -339,9 +339,9 @@ def test_a_setting_that_could_not_be_read_is_not_complained_about_twice() -> Non
 @pytest.mark.parametrize(
     "line",
     [
-        "--train.extra.hub_token hf_SECRETSECRET", "--hub_token hf_SECRETSECRET", "--token=hf_SECRETSECRET",
-        "--train.extra '{hub_token: hf_SECRETSECRET}'", "--train.extra.api_key = hf_SECRETSECRET", "hf_SECRETSECRET",
-        "hub_token=SECRETSECRET", "--train.seed hf_SECRETSECRET",
+        "--train.extra.hub_token hf_SECRETSECRETSECRETSECRETSECRETSECR", "--hub_token hf_SECRETSECRETSECRETSECRETSECRETSECR", "--token=hf_SECRETSECRETSECRETSECRETSECRETSECR",
+        "--train.extra '{hub_token: hf_SECRETSECRETSECRETSECRETSECRETSECR}'", "--train.extra.api_key = hf_SECRETSECRETSECRETSECRETSECRETSECR", "hf_SECRETSECRETSECRETSECRETSECRETSECR",
+        "hub_token=SECRETSECRET", "--train.seed hf_SECRETSECRETSECRETSECRETSECRETSECR",
     ],
 )  # fmt: skip
 def test_a_secret_is_refused_and_never_shown(line: str) -> None:
@@ -355,3 +355,11 @@ def test_a_secret_in_the_recipe_is_refused_and_not_saved() -> None:
     assert set(mistakes("", config)) == {"train.extra.hub_token", "train.extra.fsdp_config.api_key"}
     saved = dump_config(config)
     assert "hf_S" not in saved and "api_key" not in saved and "a: 1" in saved
+
+
+def test_a_file_may_name_a_setting_of_an_earlier_version_which_is_ignored_with_a_note(
+    yaml_file: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = yaml_file("train:\n  fused_layers: never\n  seed: 7\n")
+    assert parse(RunConfig(), ["--config", str(path)]).train.seed == 7
+    assert "train.fused_layers: ignored" in capsys.readouterr().out

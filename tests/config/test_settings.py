@@ -12,8 +12,8 @@ from typing import Literal
 import pytest
 
 from hftk.config import RunConfig, TrainConfig
-from hftk.parsing import parse
-from hftk.parsing.settings import format_help, read_settings
+from hftk.config.parse import parse
+from hftk.config.settings import format_help, read_settings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +86,7 @@ def test_an_optional_section_is_an_error_of_the_recipe_s_author() -> None:
 def test_help_is_there_in_a_blink_without_torch(tmp_path: Path) -> None:
     script = tmp_path / "recipe.py"
     script.write_text(
-        "import sys\nfrom hftk.config import RunConfig\nfrom hftk.parsing import parse\n"
+        "import sys\nfrom hftk.config import RunConfig\nfrom hftk.config.parse import parse\n"
         "try:\n    parse(RunConfig())\nfinally:\n    assert not {'torch', 'transformers', 'jsonargparse'} & set(sys.modules)\n"
     )
     seconds = []

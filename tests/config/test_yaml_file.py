@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from hftk.config import DataConfig, InputError, ModelConfig, Problem, RunConfig, TrainConfig, override
-from hftk.parsing import (
+from hftk.config.parse import (
     dump_changed,
     dump_config,
     load_config,
@@ -22,7 +22,7 @@ from hftk.parsing import (
     print_config,
     save_config,
 )
-from hftk.parsing.settings import Setting, read_settings
+from hftk.config.settings import Setting, read_settings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,7 +190,7 @@ def test_text_in_other_scripts_is_printed_as_it_is(capsys: pytest.CaptureFixture
 
 def test_a_terminal_without_the_characters_gets_escapes() -> None:
     script = (
-        "from hftk.config import RunConfig; from hftk.parsing import print_config; print_config(RunConfig(output='数'))"
+        "from hftk.config import RunConfig; from hftk.config.parse import print_config; print_config(RunConfig(output='数'))"
     )
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, env={"PYTHONIOENCODING": "ascii"}, check=True

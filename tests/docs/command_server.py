@@ -57,10 +57,10 @@ def shorten(config: Any) -> Any:
 
 
 def run_recipe(path: str, words: list[str]) -> None:
-    import hftk.parsing
+    import hftk.config.parse
 
-    parse = hftk.parsing.parse
-    hftk.parsing.parse = lambda *args, **kwargs: shorten(parse(*args, **kwargs))  # type: ignore[assignment]
+    parse = hftk.config.parse.parse
+    hftk.config.parse.parse = lambda *args, **kwargs: shorten(parse(*args, **kwargs))  # type: ignore[assignment]
     sys.argv = [path, *words]
     runpy.run_path(path, run_name="__main__")
 
@@ -148,14 +148,14 @@ def check(program: str, words: list[str]) -> None:
 
 
 def check_recipe(path: str, words: list[str]) -> None:
-    from hftk.parsing import parse
+    from hftk.config.parse import parse
 
     parse(runpy.run_path(path)["CONFIG"], words)
 
 
 def check_hftk(words: list[str]) -> None:
     from hftk import cli
-    from hftk.parsing import parse
+    from hftk.config.parse import parse
 
     parser, _ = cli._parsers()
     dotted: list[str] = []

@@ -111,7 +111,7 @@ def test_torchrun_alone_starts_a_recipe(tmp_path):
 def test_the_command_for_skypilot_is_one_that_accelerate_and_the_recipe_read(tmp_path):
     from accelerate.commands.launch import launch_command_parser
 
-    from hftk.parsing import parse
+    from hftk.config.parse import parse
 
     task = yaml.safe_load((CLUSTER / "skypilot.yaml").read_text())
     assert task["num_nodes"] == 2 and task["file_mounts"]["/runs"]["mode"] == "MOUNT_CACHED"

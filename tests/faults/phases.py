@@ -82,7 +82,7 @@ def show_phases(path: Path) -> None:
     around(reports, "write_report", "report")
     around(record, "record", "report")
     around(evaluate, "evaluate", lambda: _after("final evaluation"))
-    _count_steps(trainer.Conductor, shared)
+    _count_steps(trainer.ScheduleCallback, shared)
 
 
 def _count_steps(conductor: Any, shared: Shared) -> None:

@@ -89,6 +89,43 @@ def test_only_listed_files_are_sent(run: Path) -> None:
     assert names.isdisjoint(made.left_out)
 
 
+def test_no_link_and_no_weights_but_the_runs_own_are_sent(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "passwd").write_text("x:0:0:root")
+    (run / "vocab.txt").symlink_to(tmp_path / "passwd")
+    (run / "README.md").symlink_to(tmp_path / "passwd")
+    for name in ("optimizer.safetensors", "private.safetensors", "model-copy.safetensors", "mine.spm"):
+        (run / name).write_bytes(b"mine")
+    made = plan(run)
+    sent = {file.name for file in made.files}
+    stray = {"vocab.txt", "optimizer.safetensors", "private.safetensors", "model-copy.safetensors", "mine.spm"}
+    assert sent.isdisjoint(stray) and stray <= set(made.left_out)
+    assert b"x:0:0:root" not in b"".join(content(made, name) for name in sent)
+    weights = next(run.glob("model-00001-of-*.safetensors"))
+    weights.rename(tmp_path / "weights")
+    weights.symlink_to(tmp_path / "weights")
+    with pytest.raises(InputError, match=f"missing: {weights.name}"):
+        plan(run)
+
+
+@pytest.mark.parametrize("part", ("../passwd", "/etc/passwd", "a/model-00001-of-00002.safetensors", "notes.txt", 3))
+def test_an_index_of_weights_names_parts_in_its_folder_alone(run: Path, part: Any) -> None:
+    (run / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"x": part}}))
+    with pytest.raises(InputError, match=r"index\.json"):
+        plan(run)
+
+
+def test_no_json_file_is_sent_with_a_token(run: Path) -> None:
+    secret = "glpat-" + "aB3-x_" * 4
+    for name in ("tokenizer_config.json", "config.json", "generation_config.json"):
+        given = {"token": "plain", "use_auth_token": True, "eos_token": "<end>", "note": {"x": [secret], "api_key": "plain"}}
+        (run / name).write_text(json.dumps({**json.loads((run / name).read_text()), **given}))
+    made = plan(run)
+    for name in ("tokenizer_config.json", "config.json", "generation_config.json"):
+        sent = json.loads(content(made, name))
+        assert sent["eos_token"] == "<end>" and sent["note"] == {"x": ["<redacted>"]}
+        assert "token" not in sent and "use_auth_token" not in sent
+
+
 def test_paths_and_tokens_of_the_record_are_left_at_home(run: Path) -> None:
     secret = "hf_" + "a" * 30
     record = replace(
@@ -141,8 +178,8 @@ def test_missing_parts_of_the_weights_are_named(run: Path) -> None:
     shards[0].unlink()
     with pytest.raises(InputError, match=shards[0].name):
         plan(run)
-    for shard in shards[1:]:
-        shard.unlink()
+    for path in (*shards[1:], run / "model.safetensors.index.json"):
+        path.unlink()
     with pytest.raises(InputError, match="expected weights"):
         plan(run)
     (run / "config.json").unlink()

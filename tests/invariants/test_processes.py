@@ -8,7 +8,7 @@ import small_runs
 from safetensors.torch import load_file
 
 import hftk
-from hftk import parsing
+from hftk.config import parse as parsing
 
 FLAGS = {
     "model.config.n_layer": 2, "model.config.n_embd": 32, "model.config.n_head": 2, "model.config.n_positions": 64,

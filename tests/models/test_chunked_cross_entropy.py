@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from hftk.models import chunked_cross_entropy
-from hftk.models.chunked_cross_entropy import IGNORED, SummedNats, summed_nats, token_nats
+from hftk.models.chunked_cross_entropy import IGNORED, ChunkedCrossEntropy, cross_entropy_sum, token_losses
 
 V = 61
 SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2, "intermediate_size": 32}
@@ -88,7 +88,7 @@ def test_value_and_gradient_are_those_of_whole_logits(kind, smoothing):
     inputs, labels = batch_for(model)
     expected = whole(model, inputs, labels, smoothing)
     before = gradients(model, expected)
-    found = summed_nats(model, inputs, labels, label_smoothing=smoothing)
+    found = cross_entropy_sum(model, inputs, labels, label_smoothing=smoothing)
     assert found.item() == pytest.approx(expected.item(), rel=1e-5)
     after = gradients(model, found)
     assert after.keys() == before.keys()
@@ -102,7 +102,7 @@ def test_the_model_is_run_in_pieces_and_left_as_it_was(kind):
     model = make(kind).train()
     inputs, labels = batch_for(model)
     state = torch.get_rng_state()
-    summed_nats(model, inputs, labels)
+    cross_entropy_sum(model, inputs, labels)
     assert chunked_cross_entropy._in_pieces[model]
     assert model.training
     assert "forward" not in vars(model)
@@ -115,7 +115,7 @@ def test_a_model_that_caps_its_logits_keeps_them_whole(cap):
     model = make("gemma2")
     model.config.final_logit_softcapping = cap  # no number of a new model comes near 30
     inputs, labels = batch_for(model)
-    summed_nats(model, inputs, labels)
+    cross_entropy_sum(model, inputs, labels)
     assert not chunked_cross_entropy._in_pieces[model]
 
 
@@ -123,7 +123,7 @@ def test_a_head_with_an_adapter_is_left_to_the_model():
     peft = pytest.importorskip("peft")
     model = peft.get_peft_model(make("gpt2"), peft.LoraConfig(target_modules=["c_attn", "lm_head"], r=2))
     inputs, labels = batch_for(model)
-    assert summed_nats(model, inputs, labels).item() == pytest.approx(whole(model, inputs, labels, 0.0).item(), rel=1e-5)
+    assert cross_entropy_sum(model, inputs, labels).item() == pytest.approx(whole(model, inputs, labels, 0.0).item(), rel=1e-5)
 
 
 def test_an_adapter_under_a_frozen_head_gets_its_gradient():
@@ -131,7 +131,7 @@ def test_an_adapter_under_a_frozen_head_gets_its_gradient():
     model = peft.get_peft_model(make("llama"), peft.LoraConfig(target_modules=["q_proj"], r=2, init_lora_weights=False))
     inputs, labels = batch_for(model)
     before = gradients(model, whole(model, inputs, labels, 0.1))
-    after = gradients(model, summed_nats(model, inputs, labels, label_smoothing=0.1))
+    after = gradients(model, cross_entropy_sum(model, inputs, labels, label_smoothing=0.1))
     assert after.keys() == before.keys()
     assert all("lora" in name for name in after)
     for name, gradient in before.items():
@@ -145,15 +145,15 @@ def test_virtual_tokens_before_the_text_have_no_loss(kind):
     inputs, labels = batch_for(model)
     logits = model(**inputs, use_cache=False).logits[:, 3:]
     expected = cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="sum")
-    assert summed_nats(model, inputs, labels).item() == pytest.approx(expected.item(), rel=1e-5)
-    assert token_nats(model, inputs, labels).sum().item() == pytest.approx(expected.item(), rel=1e-5)
+    assert cross_entropy_sum(model, inputs, labels).item() == pytest.approx(expected.item(), rel=1e-5)
+    assert token_losses(model, inputs, labels).sum().item() == pytest.approx(expected.item(), rel=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "gemma2", "bart", "t5"])
 def test_the_nats_of_each_position_add_up(kind):
     model = make(kind).eval()
     inputs, labels = batch_for(model)
-    nats = token_nats(model, inputs, labels)
+    nats = token_losses(model, inputs, labels)
     logits = model(**inputs).logits
     expected = cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="none").view(labels.shape)
     assert torch.allclose(nats, expected, rtol=1e-4, atol=1e-5)
@@ -164,11 +164,11 @@ def test_the_nats_of_each_position_add_up(kind):
 def test_those_who_look_at_logits_can_have_them_whole():
     model = make("gpt2")
     inputs, labels = batch_for(model)
-    before = token_nats(model, inputs, labels)
+    before = token_losses(model, inputs, labels)
     seen = []
     handle = model.register_forward_hook(lambda module, arguments, output: seen.append(output.logits))
     with chunked_cross_entropy.whole_logits(model):
-        assert torch.allclose(token_nats(model, inputs, labels), before, atol=1e-5)
+        assert torch.allclose(token_losses(model, inputs, labels), before, atol=1e-5)
     handle.remove()
     assert seen[0].shape == (*labels.shape, V)
     assert chunked_cross_entropy._in_pieces[model]
@@ -180,15 +180,15 @@ def test_tensors_without_values_have_a_loss_in_pieces_too():
     with FakeTensorMode():
         model = make("marian")
         inputs, labels = batch_for(model)
-        assert summed_nats(model, inputs, labels, label_smoothing=0.1).shape == ()
-        assert token_nats(model, inputs, labels).shape == labels.shape
+        assert cross_entropy_sum(model, inputs, labels, label_smoothing=0.1).shape == ()
+        assert token_losses(model, inputs, labels).shape == labels.shape
 
 
 def test_a_batch_without_a_single_target_gives_0_and_no_gradient():
     model = make("gpt2").train()
     inputs, labels = batch_for(model)
-    summed_nats(model, inputs, labels)
-    loss = summed_nats(model, inputs, torch.full_like(labels, IGNORED), label_smoothing=0.1)
+    cross_entropy_sum(model, inputs, labels)
+    loss = cross_entropy_sum(model, inputs, torch.full_like(labels, IGNORED), label_smoothing=0.1)
     assert loss.item() == 0
     assert all(torch.all(g == 0) for g in gradients(model, loss).values())
 
@@ -198,7 +198,7 @@ def test_autocast_is_as_close_to_the_truth_as_whole_logits_are():
     inputs, labels = batch_for(model)
     exact = gradients(model, whole(model, inputs, labels, 0.1))
     with torch.autocast("cpu", torch.bfloat16):
-        pieces = summed_nats(model, inputs, labels, label_smoothing=0.1)
+        pieces = cross_entropy_sum(model, inputs, labels, label_smoothing=0.1)
     after = gradients(model, pieces)
     for name, gradient in exact.items():
         assert torch.nn.functional.cosine_similarity(after[name].flatten(), gradient.flatten(), dim=0) > 0.99, name
@@ -206,12 +206,12 @@ def test_autocast_is_as_close_to_the_truth_as_whole_logits_are():
 
 def test_logits_that_no_float_can_exponentiate_keep_their_loss():
     hidden, weight = torch.tensor([[1.0, 0.0]]), torch.tensor([[900.0, 0.0], [-900.0, 0.0], [0.0, 5.0]])
-    assert SummedNats.apply(hidden, weight, None, torch.tensor([1]), 0.0).item() == pytest.approx(1800)
-    assert SummedNats.apply(hidden, weight, None, torch.tensor([0]), 0.0).item() == pytest.approx(0)
+    assert ChunkedCrossEntropy.apply(hidden, weight, None, torch.tensor([1]), 0.0).item() == pytest.approx(1800)
+    assert ChunkedCrossEntropy.apply(hidden, weight, None, torch.tensor([0]), 0.0).item() == pytest.approx(0)
 
 
 def test_a_copy_of_a_model_is_looked_at_anew():
     model = make("gpt2")
     inputs, labels = batch_for(model)
-    summed_nats(model, inputs, labels)
+    cross_entropy_sum(model, inputs, labels)
     assert copy.deepcopy(model) not in chunked_cross_entropy._in_pieces

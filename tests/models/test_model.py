@@ -23,6 +23,7 @@ from hftk.models.load import (
     load_trained,
     model_config,
 )
+from hftk.models.sizes import model_sizes
 from hftk.models.tokenizers import train_byte_bpe, train_characters
 from hftk.task import Splits
 from hftk.tasks.causal_lm import CausalLM, CausalLMConfig
@@ -83,7 +84,7 @@ def test_sizes_of_gpt2_are_those_that_were_published(size: str, millions: int) -
 @pytest.mark.parametrize("architecture", ["gpt2", "llama"])
 def test_every_size_can_be_made(architecture: str) -> None:
     contexts = [
-        default_length(check_model(ModelConfig(size=s, architecture=architecture), TASK)) for s in TASK.sizes(architecture)
+        default_length(check_model(ModelConfig(size=s, architecture=architecture), TASK)) for s in model_sizes(architecture, TASK.auto_model)
     ]
     assert contexts == sorted(contexts) and contexts[0] >= 128 and contexts[-1] == 1024
 

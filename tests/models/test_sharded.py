@@ -78,10 +78,10 @@ def test_embeddings_that_three_modules_share_are_left_to_the_root(kind):
 def test_a_whole_model_is_not_gathered():
     model = MADE["gpt2"][0]()
     assert not sharded.is_sharded(model) and sharded.gather(model) is None
-    assert sharded.class_name(model) == "GPT2LMHeadModel" and sharded.arithmetic(model) == torch.float32
+    assert sharded.class_name(model) == "GPT2LMHeadModel" and sharded.compute_dtype(model) == torch.float32
     weight = model.lm_head.weight
     assert (sharded.size(weight), sharded.shape(weight)) == (320, (20, 16))
-    with sharded.editable(model.lm_head, model):
+    with sharded.gathered_for_update(model.lm_head, model):
         pass
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from hftk.config import InputError, ModelConfig, TrainConfig
-from hftk.planning import Setup, batch_of, foresee, plan, remedies
+from hftk.planning import Setup, batch_of, plan, remedies
 from hftk.planning.compute import formula_flops
 from hftk.planning.devices import buffers_per_device, states_per_device
 from hftk.planning.shapes import BY_SHORT_NAME, SHAPES, planned_config
@@ -250,5 +250,3 @@ def test_every_task_can_be_planned() -> None:
     ):
         found = plan(task.config, task)
         assert found.fits and found.memory["activations"] > 0
-        made = planned_config(task.config.model, task)
-        assert foresee(task.config, task, made, devices=1, precision=found.batch["precision"])[1] <= found.peak

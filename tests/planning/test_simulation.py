@@ -178,7 +178,7 @@ def test_offloaded_activations_take_no_byte_between_forward_and_backward() -> No
     for offload in (False, True):
         task = task_of("gpt2", activation_offload=offload)
         made = planned_config(task.config.model, task)
-        found[offload] = simulate(task.config, task, made, shape, judged=shape, precision="fp32", processor=False)
+        found[offload] = simulate(task.config, task, made, shape, judged=shape, precision="fp32")
     assert found[True].kept < 0.1 * found[False].kept
     assert sum(found[True].peak.values()) < sum(found[False].peak.values())
 

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 import hftk
-from hftk import parsing
+from hftk.config import parse as parsing
 from hftk.models.sizes import model_sizes
 
 RECIPES = Path(__file__).parents[2] / "recipes"

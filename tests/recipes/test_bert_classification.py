@@ -13,9 +13,9 @@ import pytest
 import torch
 
 import hftk
-from hftk import parsing
 from hftk.cli import main as command
 from hftk.config import InputError, override
+from hftk.config import parse as parsing
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "recipes/bert_classification.py"

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 import hftk
-from hftk import parsing
 from hftk.cli import main as command
 from hftk.config import InputError, override
+from hftk.config import parse as parsing
 
 ROOT = Path(__file__).parents[2]
 RECIPES = {"translation": "marian_translation", "summarization": "t5_summarization"}

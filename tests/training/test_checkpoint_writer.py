@@ -20,7 +20,7 @@ import small_runs
 from hftk.config import DiskError, override
 from hftk.launch import StopRequested
 from hftk.training import checkpoints
-from hftk.training.background import Sealer
+from hftk.training.background import BackgroundTask
 from hftk.training.trainer import ExactTrainer
 
 pytestmark = pytest.mark.usefixtures("tiny_runs")
@@ -75,7 +75,7 @@ def failing(monkeypatch: pytest.MonkeyPatch, step: int, error: Exception = FULL)
 
 
 def test_a_sealer_does_one_thing_at_a_time_and_tells_of_an_error_once() -> None:
-    sealer, seen = Sealer(), []
+    sealer, seen = BackgroundTask(), []
 
     def work(number: int) -> Callable[[], None]:
         def do() -> None:

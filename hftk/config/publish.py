@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from hftk.problems import Problem
+from hftk.config.problems import Problem
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,8 +18,9 @@ from typing import Any, ClassVar
 import yaml
 
 from hftk.config import InputError, Problem, to_dict
-from hftk.parsing.arguments import SECRET
-from hftk.parsing.renamed import did_you_mean
+from hftk.config.familiar_names import did_you_mean
+from hftk.config.training_arguments import SECRET
+from hftk.redaction import redact
 
 _PLAIN: Mapping[str, tuple[str, str]] = {
     "tag:yaml.org,2002:null": (r"^(?:~|null|Null|NULL|)$", "~nN\0"),
@@ -181,7 +182,7 @@ def _entries(loader: _Loader, node: yaml.MappingNode, path: str | Path) -> Itera
 
 def dump_config(config: Any) -> str:
     """The config as YAML, in the order of its fields, non-ASCII text as it is; entries that look like secrets are left out."""
-    values = to_dict(config)
+    values = redact(_plain(to_dict(config)))
     extra = values.get("train", {}).get("extra") if isinstance(values.get("train"), dict) else None
     if extra:
         values["train"]["extra"] = _without_secrets(extra)
@@ -191,7 +192,7 @@ def dump_config(config: Any) -> str:
 def dump_changed(config: Any, recipe: Any) -> str:
     """What differs from the defaults of the config's class, or was changed from ``recipe``, as YAML with a line or two per section;
     what ``config`` merely leaves out of the recipe is not told, nor are secrets. "" where nothing differs."""
-    found = _changed(config, type(config)(), recipe)
+    found = redact(_plain(_changed(config, type(config)(), recipe)))
     if "extra" in found.get("train", {}):
         found["train"]["extra"] = _without_secrets(found["train"]["extra"])
     return _dump(found, allow_unicode=True, default_flow_style=None, width=FLOW_WIDTH) if found else ""

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from hftk.config import ALTERNATIVES, InputError, Problem
-from hftk.parsing.arguments import SECRET
-from hftk.parsing.renamed import advise, correct, did_you_mean, extra_problems, targets
-from hftk.parsing.settings import Setting, WrongValue, convert, expected, format_help, read_settings
-from hftk.parsing.settings_file import (
+from hftk.config.familiar_names import advise, correct, did_you_mean, extra_problems, targets
+from hftk.config.settings import Setting, WrongValue, convert, expected, format_help, read_settings
+from hftk.config.training_arguments import SECRET
+from hftk.config.yaml_file import (
     Entry,
     Given,
     dump_changed,
@@ -31,6 +31,8 @@ from hftk.parsing.settings_file import (
     read_value,
     save_config,
 )
+from hftk.console import note
+from hftk.redaction import REDACTED, redact_text
 
 __all__ = [
     "dump_changed",
@@ -45,9 +47,11 @@ __all__ = [
 
 Config = TypeVar("Config")
 
+REMOVED = frozenset({"train.fused_layers"})
+"""Settings of earlier versions, which a file may still name: ignored with a note."""
+
 _NUMBER = re.compile(r"-\.?\d")
 _DASHES = "-\N{EN DASH}\N{EM DASH}"
-_TOKEN = re.compile(r"\bhf_\w{8,}")
 
 _EITHER_OR: tuple[tuple[str, ...], ...] = (
     *ALTERNATIVES,
@@ -90,7 +94,12 @@ def parse(
         raise SystemExit(0)
     reading = _Reading(read_settings(config))
     flags, files = reading.read_flags(argv)
-    return reading.merge(config, [*map(reading.read_file, files), flags])
+    levels = [reading.read_file(file) for file in files]
+    for name, value in {name: value for level in levels for name, value in level.items()}.items():
+        if REDACTED in str(value) and name not in flags:
+            message = "the file was saved without the secret in this setting"
+            reading.complain(name, message, f"type the value again: --{name} VALUE", reading.places.get(name, ""))
+    return reading.merge(config, [*levels, flags])
 
 
 def load_config(config: Config, path: str | Path) -> Config:
@@ -111,8 +120,8 @@ class _Reading:
     """Name to the file and line that set it last; "" for flags."""
 
     def complain(self, name: str, message: str, fix: str = "", where: str = "") -> None:
-        message = _TOKEN.sub("hf_***", f"{message} ({where})" if where else message)
-        self.problems.append(Problem(setting=name, message=message, fix=fix))
+        message = f"{message} ({where})" if where else message
+        self.problems.append(Problem(setting=name, message=redact_text(message), fix=redact_text(fix)))
         self.failed.update(filter(None, [name, *targets(fix)]))
 
     def find(self, name: str) -> tuple[Setting | None, list[str]]:
@@ -191,6 +200,8 @@ class _Reading:
                     self.read_entries(level, entry.entries, f"{name}.")
                 elif entry.given.value is not None:
                     self.complain(name, "expected settings as `name: value`", where=entry.given.where)
+            elif name in REMOVED:
+                note(f"{name}: ignored, this version has no such setting ({entry.given.where})")
             elif item is None:
                 self.complain_unknown(name, entry.given.where)
             elif item.mapping is not None and not keys and entry.entries is not None:

@@ -1,4 +1,4 @@
-"""Settings of quantized weights and of adapters: the blocks ``model.quantization`` and ``model.adapter``."""
+"""The model, its quantized weights and its adapter: ``model.*``."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
-from hftk.problems import Problem
+from hftk.config.problems import Problem
 
 AdapterMethod = Literal["none", "lora", "rslora", "dora", "pissa", "ia3", "prompt_tuning"]
 LORA = ("lora", "rslora", "dora", "pissa")
@@ -106,3 +106,77 @@ def _given(config: Any, switch: str) -> list[str]:
     """Names of the settings that are not as the class has them, but for the one that switches the block on."""
     default = type(config)()
     return [f.name for f in fields(config) if f.name != switch and getattr(config, f.name) != getattr(default, f.name)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Which weights and tokenizer: a name of existing ones, or a size made on the spot."""
+
+    name: str | None = None
+    """Hub id or local folder of a pre-trained model and its tokenizer."""
+    revision: str | None = None
+    """Branch, tag or commit of a Hub model."""
+    size: str | None = None
+    """Make an untrained model on the spot: tiny, mini, small, medium, large ... (an unknown name lists those of the task)."""
+    architecture: str | None = None
+    """Model type of a model made on the spot, as transformers names it, such as gpt2 or llama. Default: the recipe's."""
+    config: dict[str, Any] = field(default_factory=dict)
+    """Fields of the model's own config laid over it, such as --model.config.n_layer 4."""
+    tokenizer: str | None = None
+    """For a model made on the spot: bpe (byte-level BPE), wordpiece or characters, trained on the training split; or the Hub id or folder of an existing tokenizer. Default: wordpiece for encoders such as BERT, else bpe."""
+    vocab_size: int = 4096
+    """Entries in a tokenizer trained on the spot, special tokens included (fewer if the data have fewer)."""
+    initialization: Literal["default", "xavier", "he"] = "default"
+    """Initial weights of the matrices of a model made on the spot: the model's own scheme, Xavier (Glorot) uniform, or He (Kaiming) normal."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Type in which weights are held; auto: float32, with --train.precision deciding the type of the arithmetic."""
+    attention: Literal["auto", "eager", "sdpa", "flash_attention_2"] = "auto"
+    """Attention implementation; auto: the model's best supported one."""
+    device_map: Literal["none", "auto", "balanced", "sequential"] = "none"
+    """One process, several GPUs: how the layers of a model too large for one GPU are spread over them. auto and balanced: evenly; sequential: one GPU after the other is filled. none: the whole model on one device. Without several GPUs, training is as without it."""
+    dropout: float | None = None
+    """Dropout probability set on all of the model's dropouts. Default: the model's own (0 for a GPT-2 or Llama made on the spot)."""
+    quantization: QuantizationConfig = field(default_factory=QuantizationConfig)
+    adapter: AdapterConfig = field(default_factory=AdapterConfig)
+    frozen: list[str] = field(default_factory=list)
+    """Weights that are not trained: embeddings, a number of lower layers such as 6 (with the embeddings), or names and parts of names such as encoder.layer.0."""
+
+    def problems(self) -> Iterator[Problem]:
+        yield from self.quantization.problems()
+        yield from self.adapter.problems()
+        yield from self._contradictions()
+        if self.name is not None:
+            for setting in ("architecture", "tokenizer"):
+                if getattr(self, setting) is not None:
+                    yield Problem(
+                        setting=f"model.{setting}",
+                        message=f"is for a model made on the spot, but --model.name {self.name} is a pre-trained one",
+                        fix=f"leave out --model.{setting}, or use --model.size instead of --model.name",
+                    )
+            if self.initialization != "default":
+                yield Problem(
+                    setting="model.initialization",
+                    message="is for a model made on the spot; pre-trained weights are not initialized again",
+                    fix="leave it out, or use --model.size instead of --model.name",
+                )
+        if self.vocab_size < 2:
+            yield Problem(setting="model.vocab_size", message=f"expected at least 2, found {self.vocab_size}")
+        if self.dropout is not None and not 0 <= self.dropout < 1:
+            yield Problem(setting="model.dropout", message=f"expected 0 <= dropout < 1, found {self.dropout}")
+
+    def _contradictions(self) -> Iterator[Problem]:
+        """Quantization, adapter and frozen weights beside each other."""
+        bits, method = self.quantization.bits, self.adapter.method
+        if bits is not None and method == "none":
+            message = f"weights in {bits} bits cannot be trained themselves: a step is far smaller than the distance between two values"
+            yield Problem(setting="model.quantization.bits", message=message, fix="add --model.adapter.method lora, or leave out --model.quantization.bits")
+        if bits is not None and starts_from_weights(self.adapter):
+            setting = "method" if method == "pissa" else "initialization"
+            message = f"pissa and olora take a part out of the frozen weights, which {bits} bits cannot give up"
+            yield Problem(setting=f"model.adapter.{setting}", message=message, fix="use --model.adapter.method lora, or leave out --model.quantization.bits")
+        if bits is None and self.adapter.initialization == "loftq":
+            message = "loftq starts from what quantization rounds away, and --model.quantization.bits is not set"
+            yield Problem(setting="model.adapter.initialization", message=message, fix="add --model.quantization.bits 4, or leave it out")
+        if self.frozen and method != "none":
+            message = f"the adapter {method} freezes all weights of the model already"
+            yield Problem(setting="model.frozen", message=message, fix="leave out --model.frozen; --model.adapter.targets says which layers get an adapter")

@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from hftk.config import Problem
-from hftk.parsing.arguments import SECRET, argument_types, secrets, wrong_type
+from hftk.config.training_arguments import SECRET, argument_types, secrets, wrong_type
 
 _PLAN = "leave it out: hftk plans the batches of an epoch by itself (--train.group_by_length)"
 _MEMORY = "leave it out: batches come tokenized from memory, there is nothing to wait for"

@@ -13,7 +13,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from docstring_parser import parse_from_object
 
-from hftk.parsing.settings_file import Given
+from hftk.config.yaml_file import Given
 
 _NONE = ("none", "null", "~")
 _WORDS: Mapping[Any, str] = {int: "a whole number", float: "a number", bool: "true or false", str: "text", dict: "a mapping",
