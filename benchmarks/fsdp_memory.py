@@ -1,10 +1,11 @@
-"""Memory of each of 64 devices that train a 7B model under FSDP2: counted by torch's own tracker, beside what `hftk plan` says.
+"""Memory of each of 64 devices that train a 7B model under FSDP2: counted by torch's own tracker, beside what
+`hftk plan` says.
 
     python benchmarks/fsdp_memory.py
 
-No weight is made and no device is needed: the 64 processes are a fake group, of which this one is the first, and tensors are without
-values. One step of Llama 2 7B (batch of one row of 4,096 tokens, bf16 with float32 shards, AdamW) is done as :mod:`hftk.training.trainer` does
-it. Writes results/fsdp_memory.json.
+No weight is made and no device is needed: the 64 processes are a fake group, of which this one is the first,
+and tensors are without values. One step of Llama 2 7B (batch of one row of 4,096 tokens, bf16 with float32
+shards, AdamW) is done as :mod:`hftk.training.trainer` does it. Writes results/fsdp_memory.json.
 """
 
 from __future__ import annotations
@@ -23,9 +24,15 @@ from hftk.planning import Setup, plan
 RESULT = Path(__file__).resolve().parent.parent / "results" / "fsdp_memory.json"
 DEVICES, ROWS, TOKENS = 64, 1, 4096
 LLAMA = {
-    "num_hidden_layers": 32, "hidden_size": 4096, "num_attention_heads": 32, "num_key_value_heads": 32, "intermediate_size": 11008,
-    "max_position_embeddings": 4096, "vocab_size": 32000, "tie_word_embeddings": False,
-}  # fmt: skip
+    "num_hidden_layers": 32,
+    "hidden_size": 4096,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 32,
+    "intermediate_size": 11008,
+    "max_position_embeddings": 4096,
+    "vocab_size": 32000,
+    "tie_word_embeddings": False,
+}
 
 
 def main() -> None:
@@ -35,12 +42,22 @@ def main() -> None:
     for name, checkpointing in (("whole activations", False), ("gradient checkpointing", True)):
         counted, planned = count(checkpointing), planned_memory(checkpointing)
         total = sum(planned.values())
-        cases[name] = {"counted_bytes": counted, "planned_bytes": total, "ratio": round(total / counted["total"], 4), "plan": planned}
+        cases[name] = {
+            "counted_bytes": counted,
+            "planned_bytes": total,
+            "ratio": round(total / counted["total"], 4),
+            "plan": planned,
+        }
         print(json.dumps({name: cases[name]}, indent=1), flush=True)
     found = {
-        "command": "python benchmarks/fsdp_memory.py", "devices": DEVICES, "rows": ROWS, "tokens": TOKENS, "model": LLAMA,
-        "cases": cases, **environment(),
-    }  # fmt: skip
+        "command": "python benchmarks/fsdp_memory.py",
+        "devices": DEVICES,
+        "rows": ROWS,
+        "tokens": TOKENS,
+        "model": LLAMA,
+        "cases": cases,
+        **environment(),
+    }
     RESULT.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 
@@ -48,16 +65,25 @@ def config_of(checkpointing: bool) -> Any:
     return hftk.CausalLMConfig(
         model=ModelConfig(size="tiny", architecture="llama", config=LLAMA, vocab_size=LLAMA["vocab_size"]),
         train=TrainConfig(
-            per_device_batch_size=ROWS, global_batch_size=DEVICES * ROWS, max_length=TOKENS, max_steps=1, precision="bf16",
+            per_device_batch_size=ROWS,
+            global_batch_size=DEVICES * ROWS,
+            max_length=TOKENS,
+            max_steps=1,
+            precision="bf16",
             gradient_checkpointing=checkpointing,
         ),
-    )  # fmt: skip
+    )
 
 
 def planned_memory(checkpointing: bool) -> dict[str, int]:
     """Bytes by kind, as `hftk plan --devices 64 --device a100-80gb --sharding fsdp` has them."""
     config = config_of(checkpointing)
-    made = plan(config, hftk.CausalLM(config), Setup(devices=DEVICES, device="a100-80gb", sharding="fsdp"), precision="bf16")
+    made = plan(
+        config,
+        hftk.CausalLM(config),
+        Setup(devices=DEVICES, device="a100-80gb", sharding="fsdp"),
+        precision="bf16",
+    )
     return {kind: int(size) for kind, size in made.memory.items()}
 
 
@@ -92,7 +118,8 @@ def count(checkpointing: bool, devices: int = DEVICES) -> dict[str, int]:
 
 
 def sharded_model(checkpointing: bool, mesh: Any) -> tuple[Any, Any]:
-    """The task, and the model cut as accelerate cuts it: layers, embeddings, last norm with the head, and the rest."""
+    """The task, and the model cut as accelerate cuts it: layers, embeddings, last norm with the head, and the
+    rest."""
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
     from transformers import AutoConfig, AutoModelForCausalLM
 

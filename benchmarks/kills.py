@@ -1,12 +1,14 @@
-"""Kill runs at whatever they do, start them again, and compare what they leave with runs that nobody killed, bit for bit.
+"""Kill runs at whatever they do, start them again, and compare what they leave with runs that nobody killed,
+bit for bit.
 
     python benchmarks/kills.py [--kills 100] [--seed 0]
 
-Small runs of the GPT-2, BERT, Marian and T5 recipes, on one process and on two, get SIGKILL at a moment that is drawn by the
-seed: between the first byte of a checkpoint and its rename, in training, evaluation, generation and at the end; some of them
-through ``accelerate launch``. Then one run is killed before each file operation of one save and half-way through each of its
-writes, and the disks are tried that a power cut at any operation of a whole run may leave. Writes results/kills.json; about
-ten minutes on one core. Exits with 1 if anything was lost.
+Small runs of the GPT-2, BERT, Marian and T5 recipes, on one process and on two, get SIGKILL at a moment that
+is drawn by the seed: between the first byte of a checkpoint and its rename, in training, evaluation,
+generation and at the end; some of them through ``accelerate launch``. Then one run is killed before each file
+operation of one save and half-way through each of its writes, and the disks are tried that a power cut at any
+operation of a whole run may leave. Writes results/kills.json; about ten minutes on one core. Exits with 1 if
+anything was lost.
 """
 
 from __future__ import annotations
@@ -35,8 +37,12 @@ from hftk.launch.environment import environment  # noqa: E402
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=100, help="how many, besides those through accelerate launch")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--kills", type=int, default=100, help="how many, besides those through accelerate launch"
+    )
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args()
     server, folder = Server(), Path(tempfile.mkdtemp(prefix="kills"))
@@ -46,7 +52,11 @@ def main() -> None:
         server.close()
         shutil.rmtree(server.folder)
         shutil.rmtree(folder)
-    result = {"command": f"python benchmarks/kills.py --kills {asked.kills} --seed {asked.seed}", **found, **environment()}
+    result = {
+        "command": f"python benchmarks/kills.py --kills {asked.kills} --seed {asked.seed}",
+        **found,
+        **environment(),
+    }
     path = ROOT / "results" / "kills.json"
     path.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     print(f"written to {path}")
@@ -58,7 +68,10 @@ def measure(range_: aimed.Range, kills: int, seed: int, folder: Path) -> dict[st
 
     def note(name: str, begun: float, **facts: Any) -> None:
         found[name] = {**facts, "seconds": round(time.monotonic() - begun)}
-        print(json.dumps({name: {key: value for key, value in found[name].items() if key != "each"}}), flush=True)
+        print(
+            json.dumps({name: {key: value for key, value in found[name].items() if key != "each"}}),
+            flush=True,
+        )
 
     for name, shots in (
         ("forked", aimed.shoot_all(range_, itertools.islice(aimed.long_list(), kills), seed)),
@@ -71,7 +84,12 @@ def measure(range_: aimed.Range, kills: int, seed: int, folder: Path) -> dict[st
         note(name, begun, **aimed.summary(outcomes), each=[asdict(outcome) for outcome in outcomes])
     begun = time.monotonic()
     points = save_points.points_of(range_.reference("gpt2", 1).operations)
-    note("every_operation_of_a_save", begun, kills=len(points), wrong=save_points.killed_at(range_, "gpt2", points))
+    note(
+        "every_operation_of_a_save",
+        begun,
+        kills=len(points),
+        wrong=save_points.killed_at(range_, "gpt2", points),
+    )
     begun = time.monotonic()
     operations = range_.reference("gpt2", 1).operations
     disks, wrong = power_cuts.cut_everywhere(operations, folder)

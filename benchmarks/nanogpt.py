@@ -1,10 +1,12 @@
-"""Time the character-level recipe beside nanoGPT's own train.py: same data, same model size, same steps, same cores.
+"""Time the character-level recipe beside nanoGPT's own train.py: same data, same model size, same steps, same
+cores.
 
     python benchmarks/nanogpt.py --nanogpt DIR --data DIR [--rounds 3]
 
-DIR of --nanogpt is a checkout of github.com/karpathy/nanoGPT; DIR of --data holds train.txt and validation.txt of tiny Shakespeare.
-Whole processes are timed from outside, in turn, start-up and final evaluation included; nothing of nanoGPT is imported here.
-The loss of both is nats per character over all validation characters in non-overlapping blocks of 64. Writes results/nanogpt.json.
+DIR of --nanogpt is a checkout of github.com/karpathy/nanoGPT; DIR of --data holds train.txt and
+validation.txt of tiny Shakespeare. Whole processes are timed from outside, in turn, start-up and final
+evaluation included; nothing of nanoGPT is imported here. The loss of both is nats per character over all
+validation characters in non-overlapping blocks of 64. Writes results/nanogpt.json.
 """
 
 from __future__ import annotations
@@ -26,7 +28,21 @@ HERE = Path(__file__).resolve().parent
 RECIPE = HERE.parent / "recipes" / "gpt2_clm.py"
 CONFIGS = HERE.parent / "recipes" / "configs"
 # The command for a CPU in nanoGPT's README.
-SETTINGS = ["config/train_shakespeare_char.py", "--device=cpu", "--compile=False", "--eval_iters=20", "--log_interval=1", "--block_size=64", "--batch_size=12", "--n_layer=4", "--n_head=4", "--n_embd=128", "--max_iters=2000", "--lr_decay_iters=2000", "--dropout=0.0"]
+SETTINGS = [
+    "config/train_shakespeare_char.py",
+    "--device=cpu",
+    "--compile=False",
+    "--eval_iters=20",
+    "--log_interval=1",
+    "--block_size=64",
+    "--batch_size=12",
+    "--n_layer=4",
+    "--n_head=4",
+    "--n_embd=128",
+    "--max_iters=2000",
+    "--lr_decay_iters=2000",
+    "--dropout=0.0",
+]
 # Its checkpoint, judged in its own code: every validation character once.
 JUDGE = """
 import numpy as np, torch
@@ -43,7 +59,9 @@ print(float(total / y.numel()))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--nanogpt", type=Path, required=True)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--rounds", type=int, default=3)
@@ -74,12 +92,16 @@ def measure(nanogpt: Path, data: Path, rounds: int, folder: Path) -> dict[str, o
             if done.returncode:
                 sys.exit(f"{name} failed:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
             print(f"round {number + 1}: {name} {seconds[name][-1]:.1f} s", flush=True)
-    judged = subprocess.run([sys.executable, "-c", JUDGE], cwd=theirs, capture_output=True, text=True, check=True)
+    judged = subprocess.run(
+        [sys.executable, "-c", JUDGE], cwd=theirs, capture_output=True, text=True, check=True
+    )
     loss = {"nanogpt": float(judged.stdout.splitlines()[-1])}
     training = {}
     for name in ("hftk", "hftk_better"):
         record = json.loads((folder / name / "record.json").read_text(encoding="utf-8"))
-        loss[name] = next(s["value"] for s in record["scores"] if s["name"] == "loss" and s["when"] == "after")
+        loss[name] = next(
+            s["value"] for s in record["scores"] if s["name"] == "loss" and s["when"] == "after"
+        )
         training[name] = record["seconds"]["train"]
     ratios = {
         name: statistics.median(a / b for a, b in zip(seconds[name], seconds["nanogpt"], strict=True))
@@ -87,7 +109,10 @@ def measure(nanogpt: Path, data: Path, rounds: int, folder: Path) -> dict[str, o
     }
     return {
         "command": "python benchmarks/nanogpt.py --nanogpt DIR --data DIR",
-        "what": "tiny Shakespeare by characters, 4 layers, 4 heads, width 128, blocks of 64, 12 a step, 2000 steps",
+        "what": (
+            "tiny Shakespeare by characters, 4 layers, 4 heads, width 128, blocks of 64, 12 a step, 2000"
+            " steps"
+        ),
         "seconds_of_whole_process": {name: [round(s, 1) for s in values] for name, values in seconds.items()},
         "time_ratio_to_nanogpt": {name: round(value, 3) for name, value in ratios.items()},
         "loss_nats_per_character": {name: round(value, 4) for name, value in loss.items()},
@@ -102,7 +127,9 @@ def prepare(theirs: Path, data: Path) -> None:
     folder = theirs / "data" / "shakespeare_char"
     text = "".join((data / f"{split}.txt").read_text(encoding="utf-8") for split in ("train", "validation"))
     (folder / "input.txt").write_text(text, encoding="utf-8")
-    script = re.sub(r"^import requests.*$", "", (folder / "prepare.py").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    script = re.sub(
+        r"^import requests.*$", "", (folder / "prepare.py").read_text(encoding="utf-8"), flags=re.MULTILINE
+    )
     (folder / "prepare.py").write_text(script, encoding="utf-8")
     subprocess.run([sys.executable, "prepare.py"], cwd=folder, check=True, capture_output=True)
 
@@ -110,9 +137,16 @@ def prepare(theirs: Path, data: Path) -> None:
 def recipe(config: str, data: Path, folder: Path) -> list[str]:
     name = config.replace("shakespeare_char", "hftk")
     return [
-        sys.executable, str(RECIPE), "--config", str(CONFIGS / f"{config}.yaml"), "--data.path", str(data),
-        "--output", str(folder / name), "--overwrite",
-    ]  # fmt: skip
+        sys.executable,
+        str(RECIPE),
+        "--config",
+        str(CONFIGS / f"{config}.yaml"),
+        "--data.path",
+        str(data),
+        "--output",
+        str(folder / name),
+        "--overwrite",
+    ]
 
 
 if __name__ == "__main__":

@@ -2,9 +2,9 @@
 
     python benchmarks/notebooks.py [--threads 2]
 
-Runs the English notebooks (the Chinese ones have the same code) in a temporary folder, with no network. Writes results/notebooks.json:
-seconds by the clock, seconds of processor time, and the load of the machine before each, which tells whether the clock can be
-believed.
+Runs the English notebooks (the Chinese ones have the same code) in a temporary folder, with no network.
+Writes results/notebooks.json: seconds by the clock, seconds of processor time, and the load of the machine
+before each, which tells whether the clock can be believed.
 """
 
 from __future__ import annotations
@@ -27,7 +27,9 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--threads", type=int, default=2, help="OMP_NUM_THREADS of each kernel")
     asked = parser.parse_args()
     found: dict[str, Any] = {}
@@ -36,9 +38,11 @@ def main() -> None:
             found[path.stem] = run(path, folder, asked.threads)
         print(json.dumps({path.stem: found[path.stem]}), flush=True)
     result = {
-        "command": f"python benchmarks/notebooks.py --threads {asked.threads}", "threads": asked.threads, "notebooks": found,
+        "command": f"python benchmarks/notebooks.py --threads {asked.threads}",
+        "threads": asked.threads,
+        "notebooks": found,
         **environment(),
-    }  # fmt: skip
+    }
     target = ROOT / "results" / "notebooks.json"
     target.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     print(f"written to {target}")
@@ -47,8 +51,15 @@ def main() -> None:
 def run(path: Path, folder: str, threads: int) -> dict[str, float]:
     """Execute one notebook; an error in a cell ends the measurement."""
     notebook = nbformat.read(path, as_version=4)
-    client = NotebookClient(notebook, timeout=900, kernel_name="python3", resources={"metadata": {"path": folder}})
-    settings = {"PYTHONPATH": str(ROOT), "IPYTHONDIR": folder, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": str(threads)}
+    client = NotebookClient(
+        notebook, timeout=900, kernel_name="python3", resources={"metadata": {"path": folder}}
+    )
+    settings = {
+        "PYTHONPATH": str(ROOT),
+        "IPYTHONDIR": folder,
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": str(threads),
+    }
     load, before, started = os.getloadavg()[0], _processor_seconds(), time.perf_counter()
     client.execute(env={**os.environ, **settings})
     return {

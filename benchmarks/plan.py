@@ -1,10 +1,13 @@
-"""Hold `hftk plan` against whole runs: planned bytes, and the rise of resident memory over the level after the imports.
+"""Hold `hftk plan` against whole runs: planned bytes, and the rise of resident memory over the level after
+the imports.
 
     python benchmarks/plan.py [--only NAME ...] [--threads 1]
 
-Each case is a process of its own on the CPU: it imports what a run imports, notes its resident memory, then runs a recipe's stages (data, model, training
-of a few steps, no judging) on rows that are as long as `train.max_length` allows, and reports the highest resident memory. Models are made on the spot
-in published sizes, so nothing is downloaded. Writes results/plan.json; a case that was run before is kept unless it is named again.
+Each case is a process of its own on the CPU: it imports what a run imports, notes its resident memory, then
+runs a recipe's stages (data, model, training of a few steps, no judging) on rows that are as long as
+`train.max_length` allows, and reports the highest resident memory. Models are made on the spot in published
+sizes, so nothing is downloaded. Writes results/plan.json; a case that was run before is kept unless it is
+named again.
 """
 
 from __future__ import annotations
@@ -42,10 +45,33 @@ GPT2 = [
     "512",
     *SAME,
 ]
-SMOLLM2 = ["gpt2_clm", "--packing", "concatenate", "--model.architecture", "llama", "--model.size", "mini",
-           "--model.config.hidden_size", "576", "--model.config.num_hidden_layers", "30", "--model.config.num_attention_heads", "9",
-           "--model.config.num_key_value_heads", "3", "--model.config.intermediate_size", "1536",
-           "--model.config.tie_word_embeddings", "true", "--model.config.max_position_embeddings", "2048", *vocabulary(49152), "--train.max_length", "512", *SAME]  # fmt: skip
+SMOLLM2 = [
+    "gpt2_clm",
+    "--packing",
+    "concatenate",
+    "--model.architecture",
+    "llama",
+    "--model.size",
+    "mini",
+    "--model.config.hidden_size",
+    "576",
+    "--model.config.num_hidden_layers",
+    "30",
+    "--model.config.num_attention_heads",
+    "9",
+    "--model.config.num_key_value_heads",
+    "3",
+    "--model.config.intermediate_size",
+    "1536",
+    "--model.config.tie_word_embeddings",
+    "true",
+    "--model.config.max_position_embeddings",
+    "2048",
+    *vocabulary(49152),
+    "--train.max_length",
+    "512",
+    *SAME,
+]
 BERT = [
     "bert_classification",
     "--suspicious_labels",
@@ -57,8 +83,19 @@ BERT = [
     "128",
     *SAME,
 ]
-T5 = ["t5_summarization", "--model.architecture", "t5", "--max_target_length", "64", "--model.size", "base",
-      *vocabulary(32128), "--train.max_length", "128", *SAME]  # fmt: skip
+T5 = [
+    "t5_summarization",
+    "--model.architecture",
+    "t5",
+    "--max_target_length",
+    "64",
+    "--model.size",
+    "base",
+    *vocabulary(32128),
+    "--train.max_length",
+    "128",
+    *SAME,
+]
 
 
 def rows(number: int) -> list[str]:
@@ -94,8 +131,12 @@ CASES: dict[str, list[str]] = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", choices=list(CASES), metavar="NAME", help="run these cases alone")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--only", nargs="+", choices=list(CASES), metavar="NAME", help="run these cases alone"
+    )
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--steps", type=int, default=2)
     parser.add_argument("--child", help=argparse.SUPPRESS)
@@ -135,7 +176,8 @@ def run(flags: list[str], threads: int) -> dict[str, Any]:
 
 
 def measure(flags: list[str]) -> None:
-    """Plan, then run in this process, and print both. Planning comes last, so that it cannot raise the level."""
+    """Plan, then run in this process, and print both. Planning comes last, so that it cannot raise the
+    level."""
     import psutil
 
     import hftk
@@ -151,7 +193,9 @@ def measure(flags: list[str]) -> None:
     recipe = load_recipe(name)
     with tempfile.TemporaryDirectory() as folder:
         data = made_up_rows(Path(folder) / "rows.jsonl")
-        config = parse(recipe.CONFIG, [*rest, "--data.path", str(data), "--output", str(Path(folder) / "out")])
+        config = parse(
+            recipe.CONFIG, [*rest, "--data.path", str(data), "--output", str(Path(folder) / "out")]
+        )
         task = recipe.TASK(config)
         splits = hftk.load_splits(config.data, task)
         warm_up(adapted=config.model.adapter.method != "none")
@@ -163,14 +207,23 @@ def measure(flags: list[str]) -> None:
         (c.split()[1] for c in trained.choices if c.startswith("train.precision: ")), config.train.precision
     )
     made = plan(config, task, precision=precision)
-    print(json.dumps({
-        "flags": flags, "precision": precision, "planned_bytes": made.peak, "measured_bytes": after - before,
-        "ratio": round(made.peak / (after - before), 4), "memory": made.memory,
-    }))  # fmt: skip
+    print(
+        json.dumps(
+            {
+                "flags": flags,
+                "precision": precision,
+                "planned_bytes": made.peak,
+                "measured_bytes": after - before,
+                "ratio": round(made.peak / (after - before), 4),
+                "memory": made.memory,
+            }
+        )
+    )
 
 
 def warm_up(adapted: bool) -> None:
-    """Load what a run loads only at its first step: the Trainer, and the libraries behind matrix products and adapters."""
+    """Load what a run loads only at its first step: the Trainer, and the libraries behind matrix products and
+    adapters."""
     import torch
     import transformers
 
@@ -185,7 +238,8 @@ def warm_up(adapted: bool) -> None:
 
 
 def made_up_rows(path: Path) -> Path:
-    """Rows of made-up words that a tokenizer trained on them knows whole: sources longer than any block here, targets of 58 words."""
+    """Rows of made-up words that a tokenizer trained on them knows whole: sources longer than any block here,
+    targets of 58 words."""
     chance = random.Random(0)
     words = ["".join(chance.choices("abcdefghijklmnopqrstuvwxyz", k=6)) for _ in range(800)]
     with path.open("w", encoding="utf-8") as file:
@@ -194,7 +248,12 @@ def made_up_rows(path: Path) -> Path:
             target = " ".join(chance.choices(words, k=58))
             file.write(
                 json.dumps(
-                    {"text": text, "label": "even" if row % 2 == 0 else "odd", "document": text, "summary": target}
+                    {
+                        "text": text,
+                        "label": "even" if row % 2 == 0 else "odd",
+                        "document": text,
+                        "summary": target,
+                    }
                 )
                 + "\n"
             )

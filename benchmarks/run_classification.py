@@ -1,16 +1,22 @@
-"""Time the classification recipe beside Hugging Face's run_classification.py: same model, same data, same cores.
+"""Time the classification recipe beside Hugging Face's run_classification.py: same model, same data, same
+cores.
 
-    python benchmarks/run_classification.py --script FILE --model DIR --data DIR [--seeds 0 1 2] [--timed_rows N] [--keep SYSTEM] [--rows N]
+    python benchmarks/run_classification.py --script FILE --model DIR --data DIR [--seeds 0 1 2] [--timed_rows
+    N] [--keep SYSTEM] [--rows N]
 
-FILE of --script is examples/pytorch/text-classification/run_classification.py of github.com/huggingface/transformers; DIR of
---model holds a BERT encoder with its tokenizer, such as MiniLM; DIR of --data holds train.jsonl, validation.jsonl and test.jsonl
-with the columns text and label. The script runs unchanged in processes of its own, once with its defaults and once with dynamic
-padding; only `evaluate`, which would download its metric, is replaced by scikit-learn's accuracy, and checkpoints are off.
-Throughput is non-padding tokens (special tokens included) per second of training; the machine's matrix products are measured
-before every seed. GPUs are hidden. The script at its defaults takes half an hour a seed on two cores: with --timed_rows it is
-timed on the first N training rows for one epoch, and its accuracy is that with dynamic padding, which makes the same updates (apart from the
-draws of dropout). With --keep the runs of a system are taken over from the stored result, if script, data and seeds are the
-same, after a change to the recipe for instance. Writes results/run_classification.json; with --rows (the first N training rows, a trial) it only prints.
+FILE of --script is examples/pytorch/text-classification/run_classification.py of
+github.com/huggingface/transformers; DIR of
+--model holds a BERT encoder with its tokenizer, such as MiniLM; DIR of --data holds train.jsonl,
+validation.jsonl and test.jsonl
+with the columns text and label. The script runs unchanged in processes of its own, once with its defaults and
+once with dynamic padding; only `evaluate`, which would download its metric, is replaced by scikit-learn's
+accuracy, and checkpoints are off. Throughput is non-padding tokens (special tokens included) per second of
+training; the machine's matrix products are measured before every seed. GPUs are hidden. The script at its
+defaults takes half an hour a seed on two cores: with --timed_rows it is timed on the first N training rows
+for one epoch, and its accuracy is that with dynamic padding, which makes the same updates (apart from the
+draws of dropout). With --keep the runs of a system are taken over from the stored result, if script, data and
+seeds are the same, after a change to the recipe for instance. Writes results/run_classification.json; with
+--rows (the first N training rows, a trial) it only prints.
 """
 
 from __future__ import annotations
@@ -38,7 +44,17 @@ MAX_LENGTH = 128  # the script's default; the recipe's configuration says the sa
 SPLITS = ("train", "validation", "test")
 SCRIPT = {"script_default": [], "script_dynamic": ["--pad_to_max_length", "False"]}
 SYSTEMS = (*SCRIPT, "hftk")
-SETTINGS = ["--do_train", "--do_eval", "--do_predict", "--save_strategy", "no", "--text_column_names", "text", "--label_column_name", "label"]  # fmt: skip
+SETTINGS = [
+    "--do_train",
+    "--do_eval",
+    "--do_predict",
+    "--save_strategy",
+    "no",
+    "--text_column_names",
+    "text",
+    "--label_column_name",
+    "label",
+]
 JUDGING = ("--do_eval", "--do_predict")
 # Every system gets the whole machine: a number of threads set for other work would be taken over.
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
@@ -62,16 +78,28 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--script", type=Path, required=True)
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--timed_rows", type=int, help="time the script at its defaults on so many rows (default: all, three epochs)")
-    parser.add_argument("--keep", choices=SYSTEMS, nargs="+", default=[], help="systems whose stored runs are taken over")
+    parser.add_argument(
+        "--timed_rows",
+        type=int,
+        help="time the script at its defaults on so many rows (default: all, three epochs)",
+    )
+    parser.add_argument(
+        "--keep", choices=SYSTEMS, nargs="+", default=[], help="systems whose stored runs are taken over"
+    )
     parser.add_argument("--rows", type=int, help="first training rows, for a trial (default: all)")
     asked = parser.parse_args()
-    for path in (asked.script, asked.model / "config.json", *(asked.data / f"{split}.jsonl" for split in SPLITS)):
+    for path in (
+        asked.script,
+        asked.model / "config.json",
+        *(asked.data / f"{split}.jsonl" for split in SPLITS),
+    ):
         if not path.is_file():
             parser.error(f"there is no file {path}")
     for name in THREADS:
@@ -81,7 +109,14 @@ def main() -> None:
     kept = stored(path, asked.keep, asked.script, asked.seeds) if asked.keep else {}
     with tempfile.TemporaryDirectory() as folder:
         for result in measure(
-            asked.script.resolve(), asked.model.resolve(), asked.data, asked.seeds, asked.rows, asked.timed_rows, Path(folder), kept
+            asked.script.resolve(),
+            asked.model.resolve(),
+            asked.data,
+            asked.seeds,
+            asked.rows,
+            asked.timed_rows,
+            Path(folder),
+            kept,
         ):
             text = json.dumps(result, indent=1, ensure_ascii=False) + "\n"
             if not asked.rows:
@@ -102,9 +137,15 @@ def stored(path: Path, names: list[str], script: Path, seeds: list[int]) -> dict
 
 
 def measure(
-    script: Path, model: Path, data: Path, seeds: list[int], limit: int | None, timed: int | None, folder: Path,
+    script: Path,
+    model: Path,
+    data: Path,
+    seeds: list[int],
+    limit: int | None,
+    timed: int | None,
+    folder: Path,
     kept: dict[str, list[dict[str, Any]]],
-) -> Iterator[dict[str, Any]]:  # fmt: skip
+) -> Iterator[dict[str, Any]]:
     """The result so far, after every seed: it is hours to the last one."""
     rows = prepare(data, limit, folder)
     texts = [row["text"] for row in rows["train"]]
@@ -122,14 +163,29 @@ def measure(
             if name == "hftk":
                 run = run_recipe(model, seed, folder)
             elif name == "script_default" and timed:
-                words = [str(script), *SCRIPT[name], "--max_train_samples", str(timed), "--num_train_epochs", "1"]
+                words = [
+                    str(script),
+                    *SCRIPT[name],
+                    "--max_train_samples",
+                    str(timed),
+                    "--num_train_epochs",
+                    "1",
+                ]
                 run = run_script(words, model, seed, None, count_tokens(model, texts[:timed]), folder)
             else:
                 run = run_script([str(script), *SCRIPT[name]], model, seed, rows["test"], tokens, folder)
             runs[name].append({"seed": seed, **run})
             judged = f"test accuracy {run['test_accuracy']:.4f}, " if "test_accuracy" in run else ""
-            print(f"seed {seed}: {name} {run['tokens_per_second']:,.0f} tokens/s, {judged}{run['minutes_of_training']:.2f} min of training", flush=True)
-        flags = (f" --timed_rows {timed}" if timed else "") + (f" --keep {' '.join(kept)}" if kept else "") + (f" --rows {limit}" if limit else "")
+            print(
+                f"seed {seed}: {name} {run['tokens_per_second']:,.0f} tokens/s,"
+                f" {judged}{run['minutes_of_training']:.2f} min of training",
+                flush=True,
+            )
+        flags = (
+            (f" --timed_rows {timed}" if timed else "")
+            + (f" --keep {' '.join(kept)}" if kept else "")
+            + (f" --rows {limit}" if limit else "")
+        )
         yield describe(script, flags, rows, tokens, weights, peaks, runs)
 
 
@@ -145,11 +201,22 @@ def describe(
     peak = {key: max(p[key] for p in peaks) for key in peaks[0]}
     systems = {name: summary(runs[name], weights, peak) for name in SYSTEMS}
     return {
-        "command": "python benchmarks/run_classification.py --script FILE --model DIR --data DIR --seeds " + " ".join(str(run["seed"]) for run in runs["hftk"]) + flags,
-        "what": "run_classification.py of Hugging Face at its defaults (8 rows a step, all padded to 128 tokens, learning rate 5e-5, linear, 3 epochs), "
-        "the same with dynamic padding, and recipes/bert_classification.py with configs/sst2_minilm.yaml (32 rows of similar length a step; the rest is in that file); all cores of one machine, one after the other",
-        "counted": "non-padding tokens, special tokens included, per second of training; the script's train_runtime, checkpoints off; "
-        "hftk's training time without evaluation and saving, which the script does after training",
+        "command": (
+            "python benchmarks/run_classification.py --script FILE --model DIR --data DIR --seeds "
+            + " ".join(str(run["seed"]) for run in runs["hftk"])
+            + flags
+        ),
+        "what": (
+            "run_classification.py of Hugging Face at its defaults (8 rows a step, all padded to 128 tokens,"
+            " learning rate 5e-5, linear, 3 epochs), the same with dynamic padding, and"
+            " recipes/bert_classification.py with configs/sst2_minilm.yaml (32 rows of similar length a step;"
+            " the rest is in that file); all cores of one machine, one after the other"
+        ),
+        "counted": (
+            "non-padding tokens, special tokens included, per second of training; the script's train_runtime,"
+            " checkpoints off; hftk's training time without evaluation and saving, which the script does"
+            " after training"
+        ),
         "script_sha256": hashlib.sha256(script.read_bytes()).hexdigest(),
         "rows": {split: len(values) for split, values in rows.items()},
         "tokens_of_an_epoch": tokens,
@@ -161,18 +228,26 @@ def describe(
             if "test_accuracy" in systems[name]
         },
         "systems": systems,
-        "peak": {"gflop_per_second": peak, "per_seed": peaks, "encoder_parameters": weights, "flop_per_token": 6 * weights},
+        "peak": {
+            "gflop_per_second": peak,
+            "per_seed": peaks,
+            "encoder_parameters": weights,
+            "flop_per_token": 6 * weights,
+        },
         **environment(),
-    }  # fmt: skip
+    }
 
 
 def prepare(data: Path, limit: int | None, folder: Path) -> dict[str, list[dict[str, Any]]]:
-    """The rows of each split, written for the script (JSON lines named .json) and for the recipe (.jsonl) alike."""
+    """The rows of each split, written for the script (JSON lines named .json) and for the recipe (.jsonl)
+    alike."""
     rows = {}
     for name in ("json", "jsonl"):
         (folder / name).mkdir()
     for split in SPLITS:
-        lines = [line for line in (data / f"{split}.jsonl").read_text(encoding="utf-8").split("\n") if line.strip()]
+        lines = [
+            line for line in (data / f"{split}.jsonl").read_text(encoding="utf-8").split("\n") if line.strip()
+        ]
         lines = lines[:limit] if split == "train" else lines
         for name in ("json", "jsonl"):
             (folder / name / f"{split}.{name}").write_text("\n".join(lines) + "\n", encoding="utf-8")
@@ -197,11 +272,15 @@ def encoder(model: Path) -> tuple[int, int]:
     config = AutoConfig.from_pretrained(str(model))
     with torch.device("meta"):
         named = AutoModel.from_config(config).named_parameters()
-    return sum(p.numel() for name, p in named if not name.startswith(("embeddings.", "pooler."))), config.hidden_size
+    return (
+        sum(p.numel() for name, p in named if not name.startswith(("embeddings.", "pooler."))),
+        config.hidden_size,
+    )
 
 
 def time_products(hidden: int) -> dict[str, float]:
-    """GFLOP/s of the best of 20 matrix products each, on all threads: a large one, and the model's widest on 1024 tokens."""
+    """GFLOP/s of the best of 20 matrix products each, on all threads: a large one, and the model's widest on
+    1024 tokens."""
     import torch
 
     from hftk.models.precision import CPU_FLAGS
@@ -214,7 +293,11 @@ def time_products(hidden: int) -> dict[str, float]:
     found = {}
     for precision, dtype in dtypes.items():
         for shape, (m, k, n) in shapes.items():
-            a, b, out = torch.randn(m, k).to(dtype), torch.randn(k, n).to(dtype), torch.empty(m, n, dtype=dtype)
+            a, b, out = (
+                torch.randn(m, k).to(dtype),
+                torch.randn(k, n).to(dtype),
+                torch.empty(m, n, dtype=dtype),
+            )
             seconds = []
             for _ in range(20):
                 started = time.perf_counter()
@@ -232,9 +315,19 @@ def run_script(
     splits = SPLITS if test else SPLITS[:2]
     files = [word for split in splits for word in (f"--{split}_file", str(folder / "json" / f"{split}.json"))]
     command = [
-        sys.executable, "-c", LAUNCHER, *words, *(SETTINGS if test else [s for s in SETTINGS if s not in JUDGING]), *files,
-        "--model_name_or_path", str(model), "--seed", str(seed), "--output_dir", str(output),
-    ]  # fmt: skip
+        sys.executable,
+        "-c",
+        LAUNCHER,
+        *words,
+        *(SETTINGS if test else [s for s in SETTINGS if s not in JUDGING]),
+        *files,
+        "--model_name_or_path",
+        str(model),
+        "--seed",
+        str(seed),
+        "--output_dir",
+        str(output),
+    ]
     minutes = run_process("run_classification.py", command, folder)
     training = json.loads((output / "train_results.json").read_text(encoding="utf-8"))
     judged = {}
@@ -256,12 +349,24 @@ def run_script(
 def run_recipe(model: Path, seed: int, folder: Path) -> dict[str, Any]:
     output = folder / "hftk"
     command = [
-        sys.executable, str(RECIPE), "--config", str(CONFIG), "--model.name", str(model),
-        "--data.path", str(folder / "jsonl"), "--train.seed", str(seed), "--output", str(output),
-    ]  # fmt: skip
+        sys.executable,
+        str(RECIPE),
+        "--config",
+        str(CONFIG),
+        "--model.name",
+        str(model),
+        "--data.path",
+        str(folder / "jsonl"),
+        "--train.seed",
+        str(seed),
+        "--output",
+        str(output),
+    ]
     minutes = run_process("hftk", command, folder)
     record = json.loads((output / "record.json").read_text(encoding="utf-8"))
-    score = next(s for s in record["scores"] if (s["name"], s["split"], s["when"]) == ("accuracy", "test", "after"))
+    score = next(
+        s for s in record["scores"] if (s["name"], s["split"], s["when"]) == ("accuracy", "test", "after")
+    )
     shutil.rmtree(output)
     return {
         "tokens_per_second": round(record["tokens_per_second"], 1),
@@ -291,8 +396,13 @@ def run_process(name: str, command: list[str], folder: Path) -> float:
 
 
 def summary(runs: list[dict[str, Any]], weights: int, peak: dict[str, float]) -> dict[str, Any]:
-    """Means over the seeds; the share of each measured product's speed, at 6 FLOPs per encoder weight and real token."""
-    keys = [key for key in ("tokens_per_second", "test_accuracy", "minutes_of_training", "minutes_of_whole_process") if key in runs[0]]
+    """Means over the seeds; the share of each measured product's speed, at 6 FLOPs per encoder weight and
+    real token."""
+    keys = [
+        key
+        for key in ("tokens_per_second", "test_accuracy", "minutes_of_training", "minutes_of_whole_process")
+        if key in runs[0]
+    ]
     means = {key: statistics.mean(run[key] for run in runs) for key in keys}
     gflops = 6 * weights * means["tokens_per_second"] / 1e9
     return {
@@ -303,7 +413,9 @@ def summary(runs: list[dict[str, Any]], weights: int, peak: dict[str, float]) ->
     }
 
 
-def ratio(runs: dict[str, list[dict[str, Any]]], systems: dict[str, dict[str, Any]], name: str) -> dict[str, Any]:
+def ratio(
+    runs: dict[str, list[dict[str, Any]]], systems: dict[str, dict[str, Any]], name: str
+) -> dict[str, Any]:
     pairs = zip(runs["hftk"], runs[name], strict=True)
     return {
         "of_means": round(systems["hftk"]["tokens_per_second"] / systems[name]["tokens_per_second"], 3),

@@ -1,11 +1,13 @@
-"""How long a save keeps the training waiting: hftk's against Trainer's own save of the same files, side by side.
+"""How long a save keeps the training waiting: hftk's against Trainer's own save of the same files, side by
+side.
 
     python benchmarks/saving.py [--rounds 12] [--runs 3] [--folder DIR]
 
-For a tiny GPT-2 and for one whose weights take up more than 100 MB: in one run, at each save, both ways write the files of the
-same moment, in turns first (``blocked``: seconds until the training may go on; Trainer neither syncs nor hashes nor deletes older
-checkpoints here). Then whole runs that save every few steps, in turns with one way and the other (``run``: seconds of training
-and saving), where what hftk does beside the training takes its share of the processor. Writes results/saving.json.
+For a tiny GPT-2 and for one whose weights take up more than 100 MB: in one run, at each save, both ways write
+the files of the same moment, in turns first (``blocked``: seconds until the training may go on; Trainer
+neither syncs nor hashes nor deletes older checkpoints here). Then whole runs that save every few steps, in
+turns with one way and the other (``run``: seconds of training and saving), where what hftk does beside the
+training takes its share of the processor. Writes results/saving.json.
 """
 
 from __future__ import annotations
@@ -46,8 +48,14 @@ class Sides(ExactTrainer):
     seconds_blocked: dict[str, list[float]]
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        turn = (self._by_hftk, self._by_trainer) if self.state.global_step % 2 else (self._by_trainer, self._by_hftk)
-        ways = turn if self.way == "both" else ((self._by_hftk,) if self.way == "hftk" else (self._by_trainer,))
+        turn = (
+            (self._by_hftk, self._by_trainer)
+            if self.state.global_step % 2
+            else (self._by_trainer, self._by_hftk)
+        )
+        ways = (
+            turn if self.way == "both" else ((self._by_hftk,) if self.way == "hftk" else (self._by_trainer,))
+        )
         for save in ways:
             if self.way == "both":
                 os.sync()
@@ -79,18 +87,25 @@ class Sides(ExactTrainer):
             Trainer._save_rng_state(self, output_dir)
 
 
-def run(name: str, way: str, saves: int, steps_between: int, folder: Path) -> tuple[dict[str, list[float]], dict[str, Any]]:
+def run(
+    name: str, way: str, saves: int, steps_between: int, folder: Path
+) -> tuple[dict[str, list[float]], dict[str, Any]]:
     """Seconds of each save by way, and what is to be known of the run."""
     output = folder / "run"
     config = hftk.CausalLMConfig(
         data=DataConfig(sample="python_docs", max_rows=300),
         model=ModelConfig(size="tiny", vocab_size=4096, config={**MODELS[name], "n_positions": 64}),
         train=TrainConfig(
-            max_steps=saves * steps_between, save_steps=steps_between, per_device_batch_size=4, learning_rate=1e-3, precision="fp32", log_steps=1000,
+            max_steps=saves * steps_between,
+            save_steps=steps_between,
+            per_device_batch_size=4,
+            learning_rate=1e-3,
+            precision="fp32",
+            log_steps=1000,
         ),
         eval=EvalConfig(resamples=0),
         output=str(output),
-    )  # fmt: skip
+    )
     blocked: dict[str, list[float]] = {"hftk": [], "trainer": []}
     task = hftk.CausalLM(config)
     splits = hftk.load_splits(config.data, task)
@@ -102,7 +117,9 @@ def run(name: str, way: str, saves: int, steps_between: int, folder: Path) -> tu
     facts = {
         "seconds": trained.seconds["train"] + trained.seconds["save"],
         "weights_mb": round(sum(p.nbytes for p in model.parameters()) / 1e6, 1),
-        "checkpoint_mb": round(sum(f.stat().st_size for f in saved[-1].rglob("*")) / 1e6, 1) if saved else None,
+        "checkpoint_mb": round(sum(f.stat().st_size for f in saved[-1].rglob("*")) / 1e6, 1)
+        if saved
+        else None,
     }
     shutil.rmtree(output)
     return blocked, facts
@@ -119,7 +136,8 @@ def compared(ours: list[float], theirs: list[float]) -> dict[str, Any]:
 
 
 def measure(name: str, rounds: int, runs: int, folder: Path) -> dict[str, Any]:
-    # An odd number of steps, so that the two ways take turns at being first; the first two saves only warm up.
+    # An odd number of steps, so that the two ways take turns at being first; the first two saves only warm
+    # up.
     blocked, facts = run(name, "both", rounds + 2, 3, folder)
     whole: dict[str, list[float]] = {"hftk": [], "trainer": []}
     for number in range(runs):
@@ -134,7 +152,9 @@ def measure(name: str, rounds: int, runs: int, folder: Path) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=12, help="saves that are compared")
     parser.add_argument("--runs", type=int, default=3, help="whole runs of each way")
     parser.add_argument("--folder", type=Path, help="where to save (default: the system's temporary folder)")
@@ -144,7 +164,13 @@ def main() -> None:
         for name in MODELS:
             found[name] = measure(name, asked.rounds, asked.runs, Path(folder))
             print(json.dumps({name: found[name]}), flush=True)
-    result = {"command": "python benchmarks/saving.py", "rounds": asked.rounds, "runs": asked.runs, "models": found, **environment()}
+    result = {
+        "command": "python benchmarks/saving.py",
+        "rounds": asked.rounds,
+        "runs": asked.runs,
+        "models": found,
+        **environment(),
+    }
     path = ROOT / "results" / "saving.json"
     path.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     print(f"written to {path}")

@@ -1,11 +1,11 @@
-"""What transformers' own Trainer and the usual metrics compute beside what is right, and what hftk computes: every number of
-docs/stock-trainer.md.
+"""What transformers' own Trainer and the usual metrics compute beside what is right, and what hftk computes:
+every number of docs/stock-trainer.md.
 
     python benchmarks/stock_trainer.py            # about a minute on two cores, no network
 
-Models of some thousand weights, in fp32, without dropout; hftk and the stock trainer get the same weights, tokens and rows. "Right" is
-computed by itself, from the definition: one row at a time, the sum of the losses of all items divided by their number.
-Writes results/stock_trainer.json.
+Models of some thousand weights, in fp32, without dropout; hftk and the stock trainer get the same weights,
+tokens and rows. "Right" is computed by itself, from the definition: one row at a time, the sum of the losses
+of all items divided by their number. Writes results/stock_trainer.json.
 """
 
 from __future__ import annotations
@@ -46,15 +46,33 @@ LENGTHS = (5, 11, 23, 47, 8, 30)
 MANY = 7
 """Rows that two processes judge."""
 BART = {
-    "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 2, "decoder_attention_heads": 2, "d_model": 32,
-    "encoder_ffn_dim": 64, "decoder_ffn_dim": 64, "max_position_embeddings": 64,
-}  # fmt: skip
+    "encoder_layers": 2,
+    "decoder_layers": 2,
+    "encoder_attention_heads": 2,
+    "decoder_attention_heads": 2,
+    "d_model": 32,
+    "encoder_ffn_dim": 64,
+    "decoder_ffn_dim": 64,
+    "max_position_embeddings": 64,
+}
 KINDS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
-    "gpt2": (hftk.CausalLM, hftk.CausalLMConfig, {"n_layer": 2, "n_head": 2, "n_embd": 32, "n_positions": 64}),
-    "bert": (hftk.Classification, hftk.ClassificationConfig, {"num_hidden_layers": 2, "num_attention_heads": 2, "hidden_size": 32, "intermediate_size": 64}),
-    "t5": (hftk.Summarization, hftk.SummarizationConfig, {"num_layers": 2, "num_decoder_layers": 2, "num_heads": 2, "d_model": 32, "d_kv": 16, "d_ff": 64}),
+    "gpt2": (
+        hftk.CausalLM,
+        hftk.CausalLMConfig,
+        {"n_layer": 2, "n_head": 2, "n_embd": 32, "n_positions": 64},
+    ),
+    "bert": (
+        hftk.Classification,
+        hftk.ClassificationConfig,
+        {"num_hidden_layers": 2, "num_attention_heads": 2, "hidden_size": 32, "intermediate_size": 64},
+    ),
+    "t5": (
+        hftk.Summarization,
+        hftk.SummarizationConfig,
+        {"num_layers": 2, "num_decoder_layers": 2, "num_heads": 2, "d_model": 32, "d_kv": 16, "d_ff": 64},
+    ),
     "marian": (hftk.Translation, hftk.TranslationConfig, BART),
-}  # fmt: skip
+}
 
 
 class Setup:
@@ -65,13 +83,25 @@ class Setup:
         self.kind, self.per_device = kind, per_device
         self.config = config(
             data=DataConfig(deduplicate=False),
-            model=ModelConfig(size="tiny", architecture=kind, tokenizer="characters", config=shape, dropout=0.0),
-            train=TrainConfig(
-                max_steps=1, per_device_batch_size=per_device, global_batch_size=len(rows), learning_rate=0.1, optimizer="sgd",
-                max_grad_norm=0.0, precision="fp32", log_steps=1, save_steps=0, max_length=64,
+            model=ModelConfig(
+                size="tiny", architecture=kind, tokenizer="characters", config=shape, dropout=0.0
             ),
-            eval=EvalConfig(resamples=0, batch_size=per_device), generation=GenerationSettings(max_new_tokens=4), output=str(output),
-        )  # fmt: skip
+            train=TrainConfig(
+                max_steps=1,
+                per_device_batch_size=per_device,
+                global_batch_size=len(rows),
+                learning_rate=0.1,
+                optimizer="sgd",
+                max_grad_norm=0.0,
+                precision="fp32",
+                log_steps=1,
+                save_steps=0,
+                max_length=64,
+            ),
+            eval=EvalConfig(resamples=0, batch_size=per_device),
+            generation=GenerationSettings(max_new_tokens=4),
+            output=str(output),
+        )
         self.splits = Splits(train=rows, test=rows)
         self.task = made(self.config)
         self.model, self.tokenizer = hftk.load_model(self.config.model, self.task, self.splits, seed=0)
@@ -82,7 +112,9 @@ class Setup:
 
     def features(self) -> list[dict[str, Any]]:
         """The rows as the stock collators take them."""
-        encoded = self.task.encode(self.splits.train, self.tokenizer, max_length=64, training=self.kind != "gpt2")
+        encoded = self.task.encode(
+            self.splits.train, self.tokenizer, max_length=64, training=self.kind != "gpt2"
+        )
         rows = [encoded[i] for i in range(len(encoded))]
         if self.kind == "gpt2":  # rows for judging are shifted already, and have no end token
             end = self.tokenizer.eos_token_id
@@ -91,7 +123,11 @@ class Setup:
             self.kind, ("input_ids", "attention_mask", "labels")
         )
         return [
-            {name: row[name].tolist() if hasattr(row[name], "tolist") else row[name] for name in names if name in row}
+            {
+                name: row[name].tolist() if hasattr(row[name], "tolist") else row[name]
+                for name in names
+                if name in row
+            }
             for row in rows
         ]
 
@@ -105,7 +141,8 @@ class Setup:
         )
 
     def right(self) -> tuple[float, dict[str, torch.Tensor]]:
-        """Loss and gradient of the global batch by definition: row by row, the sum over all items by their number."""
+        """Loss and gradient of the global batch by definition: row by row, the sum over all items by their
+        number."""
         total, items = torch.zeros((), dtype=torch.float64), 0
         collate = self.collator()
         self.model.zero_grad()
@@ -130,7 +167,8 @@ class Setup:
 
 
 class LanguageModelCollator:
-    """Pads on the right; padding is not trained (``DataCollatorForLanguageModeling`` would not train the end tokens either)."""
+    """Pads on the right; padding is not trained (``DataCollatorForLanguageModeling`` would not train the end
+    tokens either)."""
 
     def __init__(self, pad: int) -> None:
         self.pad = pad
@@ -153,7 +191,9 @@ class Watch(TrainerCallback):
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if not self.gradient:
-            self.gradient = {n: p.grad.clone() for n, p in kwargs["model"].named_parameters() if p.grad is not None}
+            self.gradient = {
+                n: p.grad.clone() for n, p in kwargs["model"].named_parameters() if p.grad is not None
+            }
 
 
 def rows_for(kind: str, lengths: tuple[int, ...] = LENGTHS) -> Dataset:
@@ -169,17 +209,33 @@ def stock_trainer(setup: Setup, output: Path, **changes: Any) -> Any:
     """The stock trainer with everything else as in ``setup``."""
     sequence = setup.kind in ("t5", "marian")
     arguments = (Seq2SeqTrainingArguments if sequence else TrainingArguments)(
-        output_dir=str(output), max_steps=1, per_device_train_batch_size=setup.per_device, per_device_eval_batch_size=setup.per_device,
-        gradient_accumulation_steps=max(1, len(setup.splits.train) // setup.per_device), learning_rate=0.1, optim="sgd", max_grad_norm=0.0,
-        lr_scheduler_type="constant", logging_steps=1, save_strategy="no", report_to="none", use_cpu=True, train_sampling_strategy="sequential",
-        disable_tqdm=True, **changes,
-    )  # fmt: skip
+        output_dir=str(output),
+        max_steps=1,
+        per_device_train_batch_size=setup.per_device,
+        per_device_eval_batch_size=setup.per_device,
+        gradient_accumulation_steps=max(1, len(setup.splits.train) // setup.per_device),
+        learning_rate=0.1,
+        optim="sgd",
+        max_grad_norm=0.0,
+        lr_scheduler_type="constant",
+        logging_steps=1,
+        save_strategy="no",
+        report_to="none",
+        use_cpu=True,
+        train_sampling_strategy="sequential",
+        disable_tqdm=True,
+        **changes,
+    )
     features = setup.features()
     data = Dataset.from_list(features)
     return (Seq2SeqTrainer if sequence else Trainer)(
-        model=setup.model, args=arguments, train_dataset=data, eval_dataset=data, data_collator=setup.collator(),
+        model=setup.model,
+        args=arguments,
+        train_dataset=data,
+        eval_dataset=data,
+        data_collator=setup.collator(),
         processing_class=setup.tokenizer,
-    )  # fmt: skip
+    )
 
 
 def compare(found: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> dict[str, float]:
@@ -204,7 +260,10 @@ def one_step(kind: str, per_device: int, folder: Path) -> dict[str, Any]:
         "loss": next(p["loss"] for p in trainer.state.log_history if "loss" in p),
         **compare(watch.gradient, gradient),
     }
-    setup, watch = Setup(kind, folder / f"hftk {kind} {per_device}", per_device=per_device, rows=rows), Watch()
+    setup, watch = (
+        Setup(kind, folder / f"hftk {kind} {per_device}", per_device=per_device, rows=rows),
+        Watch(),
+    )
 
     class Watched(ExactTrainer):
         def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -213,7 +272,10 @@ def one_step(kind: str, per_device: int, folder: Path) -> dict[str, Any]:
 
     with mock.patch.object(fit, "ExactTrainer", Watched):
         trained = hftk.fit(setup.task, setup.model, setup.tokenizer, setup.splits, setup.config)
-    ours = {"loss": next(p["loss"] for p in trained.history if "loss" in p), **compare(watch.gradient, gradient)}
+    ours = {
+        "loss": next(p["loss"] for p in trained.history if "loss" in p),
+        **compare(watch.gradient, gradient),
+    }
     for entry in (stock, ours):
         entry["loss_ratio"] = entry["loss"] / loss
     return {"right_loss": loss, "stock": stock, "hftk": ours}
@@ -226,7 +288,9 @@ def eval_losses(folder: Path) -> dict[str, Any]:
         setup = Setup("t5", folder / f"eval {size}", per_device=size, rows=rows_for("t5"))
         found["right"] = setup.right()[0]
         found["stock"][size] = stock_trainer(setup, folder / "stock").evaluate()["eval_loss"]
-        judged = hftk.evaluate(setup.task, setup.model, setup.tokenizer, setup.splits.held_out, setup.config.eval)
+        judged = hftk.evaluate(
+            setup.task, setup.model, setup.tokenizer, setup.splits.held_out, setup.config.eval
+        )
         found["hftk"][size] = next(s.value for s in judged.scores if s.name == "loss")
     return found
 
@@ -240,8 +304,12 @@ def identical_texts() -> list[dict[str, Any]]:
     from hftk.metrics.translation import translation_scores
 
     found = []
-    for language, text in (("zh", "今天下午的天气非常好，我们去公园散步吧。"), ("ru", "Сегодня прекрасная погода, пойдём гулять в парк."),
-                           ("ja", "今日はとても天気がいいので公園へ散歩に行きましょう。"), ("en", "The weather is very nice today, let us walk in the park.")):  # fmt: skip
+    for language, text in (
+        ("zh", "今天下午的天气非常好，我们去公园散步吧。"),
+        ("ru", "Сегодня прекрасная погода, пойдём гулять в парк."),
+        ("ja", "今日はとても天気がいいので公園へ散歩に行きましょう。"),
+        ("en", "The weather is very nice today, let us walk in the park."),
+    ):
         ours = {
             s.name: s.value
             for s in (
@@ -253,12 +321,15 @@ def identical_texts() -> list[dict[str, Any]]:
             "rougeL": 100 * RougeScorer(["rougeL"]).score(text, text)["rougeL"].fmeasure,
             "bleu": BLEU().corpus_score([text], [[text]]).score,
         }
-        found += [{"language": language, "score": name, "stock": stock[name], "hftk": ours[name]} for name in stock]
+        found += [
+            {"language": language, "score": name, "stock": stock[name], "hftk": ours[name]} for name in stock
+        ]
     return found
 
 
 def end_tokens(folder: Path) -> dict[str, Any]:
-    """How many of the documents' end tokens are trained where the padding token is the end token, as GPT-2 users set it."""
+    """How many of the documents' end tokens are trained where the padding token is the end token, as GPT-2
+    users set it."""
     setup = Setup("gpt2", folder / "ends", per_device=len(LENGTHS), rows=rows_for("gpt2"))
     end = setup.tokenizer.eos_token_id
     setup.tokenizer.pad_token = setup.tokenizer.eos_token
@@ -270,7 +341,8 @@ def end_tokens(folder: Path) -> dict[str, Any]:
 
 
 def grouped_order(folder: Path) -> dict[str, Any]:
-    """How many outputs of predict() stand at their own row with ``train_sampling_strategy="group_by_length"``."""
+    """How many outputs of predict() stand at their own row with
+    ``train_sampling_strategy="group_by_length"``."""
     rng = random.Random(1)
     lengths = tuple(rng.randint(3, 50) for _ in range(32))
     setup = Setup("bert", folder / "order", per_device=8, rows=rows_for("bert", lengths))
@@ -279,7 +351,9 @@ def grouped_order(folder: Path) -> dict[str, Any]:
     with torch.no_grad():
         alone = torch.cat(
             [
-                setup.model.eval()(**setup.collator()([{k: v for k, v in row.items() if k != "labels"}])).logits
+                setup.model.eval()(
+                    **setup.collator()([{k: v for k, v in row.items() if k != "labels"}])
+                ).logits
                 for row in rows
             ]
         )
@@ -290,12 +364,15 @@ def grouped_order(folder: Path) -> dict[str, Any]:
     judged = hftk.evaluate(setup.task, setup.model, setup.tokenizer, setup.splits.held_out, setup.config.eval)
     ours = torch.tensor(judged.outputs["logits"])
     outputs = {"stock": stock, "stock_sequential": sequential, "hftk": ours}
-    near = {name: int(((found - alone).abs().max(dim=1).values < 1e-4).sum()) for name, found in outputs.items()}
+    near = {
+        name: int(((found - alone).abs().max(dim=1).values < 1e-4).sum()) for name, found in outputs.items()
+    }
     return {"rows": len(rows), **near}
 
 
 def worker(folder: Path) -> None:
-    """On two processes: how many outputs there are for ``MANY`` rows, and the loss of a classifier beside the right one."""
+    """On two processes: how many outputs there are for ``MANY`` rows, and the loss of a classifier beside the
+    right one."""
     found: dict[str, Any] = {"rows": MANY}
     lengths = (*LENGTHS, 17)
     setup = Setup("t5", folder / "generated", per_device=2, rows=rows_for("t5", lengths))
@@ -319,9 +396,15 @@ def worker(folder: Path) -> None:
 
 def two_processes(folder: Path) -> dict[str, Any]:
     command = [
-        sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(ROOT / "recipes/accelerate/two_processes.yaml"),
-        __file__, "--worker", str(folder),
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--config_file",
+        str(ROOT / "recipes/accelerate/two_processes.yaml"),
+        __file__,
+        "--worker",
+        str(folder),
+    ]
     done = subprocess.run(
         command, cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True
     )
@@ -341,10 +424,15 @@ def rounded(value: Any) -> Any:
 def measure(folder: Path) -> dict[str, Any]:
     """All of it; ``folder`` takes what the runs write."""
     return {
-        "one_step": {kind: {size: one_step(kind, size, folder / kind) for size in (len(LENGTHS), 1)} for kind in KINDS},
-        "eval_loss": eval_losses(folder), "identical_texts": identical_texts(), "end_tokens": end_tokens(folder),
-        "grouped_order": grouped_order(folder), "two_processes": two_processes(folder),
-    }  # fmt: skip
+        "one_step": {
+            kind: {size: one_step(kind, size, folder / kind) for size in (len(LENGTHS), 1)} for kind in KINDS
+        },
+        "eval_loss": eval_losses(folder),
+        "identical_texts": identical_texts(),
+        "end_tokens": end_tokens(folder),
+        "grouped_order": grouped_order(folder),
+        "two_processes": two_processes(folder),
+    }
 
 
 def main() -> None:

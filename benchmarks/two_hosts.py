@@ -2,9 +2,9 @@
 
     sudo python benchmarks/two_hosts.py            # writes results/two_hosts.json
 
-Each host is a network namespace of Linux with a host name and an address of its own, and a third one is the switch between them.
-Faults: the processes of one host are killed; the switch drops everything that one host sends or gets. Linux, and root or another
-user who may make namespaces.
+Each host is a network namespace of Linux with a host name and an address of its own, and a third one is the
+switch between them. Faults: the processes of one host are killed; the switch drops everything that one host
+sends or gets. Linux, and root or another user who may make namespaces.
 """
 
 from __future__ import annotations
@@ -29,10 +29,28 @@ ROOT = Path(__file__).resolve().parents[1]
 NAMES = ("a", "b")
 PORT = 29500
 GPT2 = (
-    str(ROOT / "recipes" / "gpt2_clm.py"), "--data.sample", "python_docs", "--data.max_rows", "400", "--model.size", "tiny",
-    "--model.vocab_size", "500", "--eval.max_rows", "20", "--eval.resamples", "0", "--train.max_length", "64",
-    "--train.save_steps", "20", "--train.eval_steps", "1000", "--train.max_steps", "60",
-)  # fmt: skip
+    str(ROOT / "recipes" / "gpt2_clm.py"),
+    "--data.sample",
+    "python_docs",
+    "--data.max_rows",
+    "400",
+    "--model.size",
+    "tiny",
+    "--model.vocab_size",
+    "500",
+    "--eval.max_rows",
+    "20",
+    "--eval.resamples",
+    "0",
+    "--train.max_length",
+    "64",
+    "--train.save_steps",
+    "20",
+    "--train.eval_steps",
+    "1000",
+    "--train.max_steps",
+    "60",
+)
 """The recipe with settings that make it short."""
 
 
@@ -59,7 +77,20 @@ class Hosts:
         for name in NAMES:
             host = self.space(name)
             _ip("netns", "add", host)
-            _ip("-n", switch, "link", "add", f"port-{name}", "type", "veth", "peer", "name", "eth0", "netns", host)
+            _ip(
+                "-n",
+                switch,
+                "link",
+                "add",
+                f"port-{name}",
+                "type",
+                "veth",
+                "peer",
+                "name",
+                "eth0",
+                "netns",
+                host,
+            )
             _ip("-n", switch, "link", "set", f"port-{name}", "master", "switch", "up")
             _ip("-n", host, "address", "add", f"{self.addresses[name]}/24", "dev", "eth0")
             _ip("-n", host, "link", "set", "eth0", "up")
@@ -75,23 +106,30 @@ class Hosts:
         return f"{self.prefix}{name}"
 
     def start(self, name: str, words: Sequence[str], said: Path, **settings: Any) -> subprocess.Popen[bytes]:
-        """A program on a host, whose name it sees as ``node-a`` or ``node-b``; what it says goes to the file ``said``."""
+        """A program on a host, whose name it sees as ``node-a`` or ``node-b``; what it says goes to the file
+        ``said``."""
         named = ["unshare", "--uts", "sh", "-c", f'hostname node-{name}; exec "$@"', "sh"]
         with said.open("wb") as file:
             return subprocess.Popen(
-                ["ip", "netns", "exec", self.space(name), *named, *words], stdin=subprocess.DEVNULL, stdout=file,
-                stderr=subprocess.STDOUT, **settings,
-            )  # fmt: skip
+                ["ip", "netns", "exec", self.space(name), *named, *words],
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                **settings,
+            )
 
     def kill(self, space: str) -> None:
         """SIGKILL to all processes of a namespace."""
-        found = subprocess.run(["ip", "netns", "pids", space], capture_output=True, text=True, check=False).stdout
+        found = subprocess.run(
+            ["ip", "netns", "pids", space], capture_output=True, text=True, check=False
+        ).stdout
         for pid in found.split():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(int(pid), signal.SIGKILL)
 
     def cut(self, name: str) -> None:
-        """The switch no longer passes on what this host sends or gets; the host's own link stays up, as behind a real switch."""
+        """The switch no longer passes on what this host sends or gets; the host's own link stays up, as
+        behind a real switch."""
         _ip("-n", self.prefix, "link", "set", f"port-{name}", "nomaster")
 
 
@@ -114,21 +152,50 @@ def _ip(*words: str) -> None:
 
 
 def launch(
-    hosts: Hosts, folder: Path, command: Sequence[str], *, per_host: int = 1, outputs: Mapping[str, str] | None = None
+    hosts: Hosts,
+    folder: Path,
+    command: Sequence[str],
+    *,
+    per_host: int = 1,
+    outputs: Mapping[str, str] | None = None,
 ) -> dict[str, subprocess.Popen[bytes]]:
-    """``accelerate launch`` of a recipe with its flags on both hosts; ``outputs``: a folder for each, where they share none."""
+    """``accelerate launch`` of a recipe with its flags on both hosts; ``outputs``: a folder for each, where
+    they share none."""
     variables = {
-        **os.environ, "ACCELERATE_USE_CPU": "true", "GLOO_SOCKET_IFNAME": "eth0", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": str(ROOT), "TOKENIZERS_PARALLELISM": "false",
-    }  # fmt: skip
+        **os.environ,
+        "ACCELERATE_USE_CPU": "true",
+        "GLOO_SOCKET_IFNAME": "eth0",
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(ROOT),
+        "TOKENIZERS_PARALLELISM": "false",
+    }
     started = {}
     for rank, name in enumerate(NAMES):
         output = (outputs or {}).get(name, str(folder / "out"))
         words = [
-            sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "2", "--machine_rank", str(rank),
-            "--num_processes", str(2 * per_host), "--main_process_ip", hosts.addresses["a"], "--main_process_port", str(PORT),
-            "--mixed_precision", "no", "--dynamo_backend", "no", *command, "--output", output,
-        ]  # fmt: skip
+            sys.executable,
+            "-m",
+            "accelerate.commands.launch",
+            "--multi_gpu",
+            "--num_machines",
+            "2",
+            "--machine_rank",
+            str(rank),
+            "--num_processes",
+            str(2 * per_host),
+            "--main_process_ip",
+            hosts.addresses["a"],
+            "--main_process_port",
+            str(PORT),
+            "--mixed_precision",
+            "no",
+            "--dynamo_backend",
+            "no",
+            *command,
+            "--output",
+            output,
+        ]
         started[name] = hosts.start(name, words, said_by(folder, name), env=variables, cwd=folder)
     return started
 
@@ -139,7 +206,10 @@ def said_by(folder: Path, name: str) -> Path:
 
 
 def wait_for(
-    condition: Callable[[], bool], folder: Path, started: Mapping[str, subprocess.Popen[bytes]], seconds: float = 300.0
+    condition: Callable[[], bool],
+    folder: Path,
+    started: Mapping[str, subprocess.Popen[bytes]],
+    seconds: float = 300.0,
 ) -> None:
     """Returns once ``condition`` holds; RuntimeError with what was said where the run ends before."""
     deadline = time.monotonic() + seconds
@@ -156,13 +226,19 @@ def has_checkpoint(folder: Path, step: int = 20) -> bool:
 
 
 def fail(
-    fault: str, host: str, folder: Path, command: Sequence[str] = GPT2, *, per_host: int = 1,
-    ready: Callable[[Path], bool] = has_checkpoint, outputs: Mapping[str, str] | None = None,
-) -> dict[str, Any]:  # fmt: skip
+    fault: str,
+    host: str,
+    folder: Path,
+    command: Sequence[str] = GPT2,
+    *,
+    per_host: int = 1,
+    ready: Callable[[Path], bool] = has_checkpoint,
+    outputs: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
     """A run on both hosts, to which ``fault`` happens on ``host`` as soon as ``ready(folder)``.
 
-    Returns ``seconds`` from the fault to the end of the launcher on the other host (with a cut, on each), what each host ``said``,
-    and the ``status`` that is left.
+    Returns ``seconds`` from the fault to the end of the launcher on the other host (with a cut, on each),
+    what each host ``said``, and the ``status`` that is left.
     """
     with Hosts() as hosts:
         started = launch(hosts, folder, command, per_host=per_host, outputs=outputs)
@@ -174,7 +250,11 @@ def fail(
             hosts.cut(host)
         seconds: dict[str, float] = {}
         while len(seconds) < len(started) and time.monotonic() < begun + 180:
-            ended = [name for name, process in started.items() if name not in seconds and process.poll() is not None]
+            ended = [
+                name
+                for name, process in started.items()
+                if name not in seconds and process.poll() is not None
+            ]
             seconds |= {name: round(time.monotonic() - begun, 2) for name in ended}
             time.sleep(0.02)
         if fault == "killed":
@@ -192,7 +272,8 @@ def scratch() -> Iterator[Path]:
 
 
 def resume(folder: Path, *, per_host: int = 1, outputs: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """The same command again with ``--resume auto``, to its end: what was ``said``, and the ``record`` of the whole run."""
+    """The same command again with ``--resume auto``, to its end: what was ``said``, and the ``record`` of the
+    whole run."""
     with Hosts() as hosts:
         started = launch(hosts, folder, [*GPT2, "--resume", "auto"], per_host=per_host, outputs=outputs)
         codes = [process.wait(600) for process in started.values()]
@@ -204,8 +285,12 @@ def resume(folder: Path, *, per_host: int = 1, outputs: Mapping[str, str] | None
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", default=str(ROOT / "results" / "two_hosts.json"), help="file for the figures")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--output", default=str(ROOT / "results" / "two_hosts.json"), help="file for the figures"
+    )
     output = parser.parse_args().output
     reason = missing()
     if reason:
@@ -221,7 +306,12 @@ def main() -> None:
     ):
         runs.append(measure(fault, host, per_host))
         print(json.dumps(runs[-1]), flush=True)
-        facts = {"command": "python benchmarks/two_hosts.py", "peer_timeout": 30, "runs": runs, **environment()}
+        facts = {
+            "command": "python benchmarks/two_hosts.py",
+            "peer_timeout": 30,
+            "runs": runs,
+            **environment(),
+        }
         Path(output).write_text(json.dumps(facts, indent=1) + "\n")
 
 
@@ -232,9 +322,14 @@ def measure(fault: str, host: str, per_host: int) -> dict[str, Any]:
         again = resume(folder, per_host=per_host)
     message, _, rest = seen["status"]["message"].partition("; ")
     return {
-        "fault": fault, "host": host, "processes_per_host": per_host, "seconds_to_the_end": seen["seconds"], "message": message,
-        "last_checkpoint": rest.partition(";")[0], "steps_after_resuming": again["record"]["history"][-1]["step"],
-    }  # fmt: skip
+        "fault": fault,
+        "host": host,
+        "processes_per_host": per_host,
+        "seconds_to_the_end": seen["seconds"],
+        "message": message,
+        "last_checkpoint": rest.partition(";")[0],
+        "steps_after_resuming": again["record"]["history"][-1]["step"],
+    }
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """From the docstrings of hftk, which people read in a terminal, to what Sphinx reads.
 
-Tables are Markdown tables there, code stands indented, and a task's docstring opens with a card (Needs, When, Siblings).
+Tables are Markdown tables there, code stands indented, and a task's docstring opens with a card (Needs, When,
+Siblings).
 """
 
 from __future__ import annotations
@@ -54,11 +55,16 @@ def _table(lines: list[str]) -> Iterator[str]:
 
 
 def process(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
-    """Convert in place. Google sections (Args, Returns, Raises) everywhere but in the one-line texts of fields."""
+    """Convert in place. Google sections (Args, Returns, Raises) everywhere but in the one-line texts of
+    fields."""
     from sphinx.ext.napoleon import Config, GoogleDocstring
 
     text = list(convert(lines))
-    lines[:] = text if what == "attribute" else GoogleDocstring(text, Config(), app, what, name, obj, options).lines()
+    lines[:] = (
+        text
+        if what == "attribute"
+        else GoogleDocstring(text, Config(), app, what, name, obj, options).lines()
+    )
 
 
 def setup(app: Any) -> dict[str, bool]:

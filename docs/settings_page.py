@@ -14,16 +14,24 @@ PAGE = HERE / "settings.md"
 HEAD = """\
 # Settings
 
-Every recipe takes these as flags, and as YAML by `--config FILE.yaml` under the same names (`train.epochs` is `epochs` under
-`train`). Flags win over files, later files over earlier ones, and both over the recipe's `CONFIG`. The `--help` of a recipe shows the same
-list with that recipe's own values; the defaults here are those of the classes. `none` unsets a setting that may be unset.
+Every recipe takes these as flags, and as YAML by `--config FILE.yaml` under the same names (`train.epochs` is
+`epochs` under `train`). Flags win over files, later files over earlier ones, and both over the recipe's
+`CONFIG`. The `--help` of a recipe shows the same list with that recipe's own values; the defaults here are
+those of the classes. `none` unsets a setting that may be unset.
 
 <!-- Written by docs/settings_page.py from the configs in hftk/: edit those. -->
 """
 SECTIONS = {
-    "data": "Data", "model": "Model", "model.quantization": "Quantization", "model.adapter": "Adapter", "train": "Training",
-    "eval": "Evaluation", "generation": "Generation", "publish": "Publishing", "": "Run",
-}  # fmt: skip
+    "data": "Data",
+    "model": "Model",
+    "model.quantization": "Quantization",
+    "model.adapter": "Adapter",
+    "train": "Training",
+    "eval": "Evaluation",
+    "generation": "Generation",
+    "publish": "Publishing",
+    "": "Run",
+}
 
 
 def render() -> str:
@@ -38,8 +46,12 @@ def render() -> str:
     parts = [HEAD]
     for section, items in by_section.items():
         parts.append(_section(SECTIONS.get(section, section), items))
-    configs = {"Language models": hftk.CausalLMConfig, "Classification": hftk.ClassificationConfig,
-               "Summarization": hftk.SummarizationConfig, "Translation": hftk.TranslationConfig}  # fmt: skip
+    configs = {
+        "Language models": hftk.CausalLMConfig,
+        "Classification": hftk.ClassificationConfig,
+        "Summarization": hftk.SummarizationConfig,
+        "Translation": hftk.TranslationConfig,
+    }
     for title, config in configs.items():
         own = [item for name, item in read_settings(config()).items() if name not in common]
         parts.append(_section(title, own))
@@ -68,7 +80,13 @@ def _default(item: Any) -> str:
 
 
 def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("<", "&lt;").replace("*", "\\*").replace("_", "\\_").replace("{", "&#123;")
+    return (
+        text.replace("|", "\\|")
+        .replace("<", "&lt;")
+        .replace("*", "\\*")
+        .replace("_", "\\_")
+        .replace("{", "&#123;")
+    )
 
 
 def main() -> None:

@@ -1,7 +1,7 @@
 """hftk: fine-tune Hugging Face models on the classic NLP tasks, with numbers that can be trusted.
 
-The names below are what recipes and notebooks use; nothing else is promised. They load when first used, so that
-``import hftk`` is quick and changes nothing.
+The names below are what recipes and notebooks use; nothing else is promised. They load when first used, so
+that ``import hftk`` is quick and changes nothing.
 """
 
 from __future__ import annotations
@@ -44,7 +44,18 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "hftk.training.checks": ("check",),
-    "hftk.config": ("AdapterConfig", "DataConfig", "EvalConfig", "GenerationSettings", "InputError", "ModelConfig", "PublishConfig", "QuantizationConfig", "RunConfig", "TrainConfig"),
+    "hftk.config": (
+        "AdapterConfig",
+        "DataConfig",
+        "EvalConfig",
+        "GenerationSettings",
+        "InputError",
+        "ModelConfig",
+        "PublishConfig",
+        "QuantizationConfig",
+        "RunConfig",
+        "TrainConfig",
+    ),
     "hftk.data.load": ("load_splits",),
     "hftk.evaluation.evaluate": ("evaluate", "evaluate_baselines"),
     "hftk.generation.generate": ("generate",),
@@ -55,7 +66,7 @@ _HOMES = {
     "hftk.reports": ("write_report",),
     "hftk.training.trackers": ("track",),
     "hftk.training.fit": ("fit",),
-}  # fmt: skip
+}
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 _HOME |= {name: module for module, *names in TASKS.values() for name in names}
 

@@ -1,4 +1,5 @@
-"""What a run chose by itself: each automatic choice is said once, in one line with its reason, and kept for the record."""
+"""What a run chose by itself: each automatic choice is said once, in one line with its reason, and kept for
+the record."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ _listening: list[list[str]] = []
 
 
 def note(line: str) -> None:
-    """Print an automatic choice (on the main process only) and keep it; a line already said is not repeated."""
+    """Print an automatic choice (on the main process only) and keep it; a line already said is not
+    repeated."""
     for heard_lines in _listening:
         heard_lines.append(line)
     if line in _noted:

@@ -17,9 +17,12 @@ def progress_bar(*args: Any, **settings: Any) -> Any:
     from tqdm.auto import tqdm
 
     lively = in_notebook() or sys.stderr.isatty()
-    return tqdm(*args, **{"mininterval": 0.2 if lively else 10, "dynamic_ncols": not in_notebook(), **settings})
+    return tqdm(
+        *args, **{"mininterval": 0.2 if lively else 10, "dynamic_ncols": not in_notebook(), **settings}
+    )
 
 
 def write_beside(bar: Any, line: str) -> None:
-    """Print a line while a bar is drawn: on stderr, but in a notebook on stdout, since there stderr looks like a fault."""
+    """Print a line while a bar is drawn: on stderr, but in a notebook on stdout, since there stderr looks
+    like a fault."""
     bar.write(line, file=sys.stdout if in_notebook() else sys.stderr)

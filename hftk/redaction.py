@@ -39,7 +39,8 @@ BEARER = re.compile(r"(?<=Bearer )[\w.~+/=-]{16,}|(?<=Basic )[\w+/=]{16,}")
 
 
 def redact(value: Any, key: str = "", *, by_name: bool = True) -> Any:
-    """A copy of plain ``value`` without secrets: texts by :func:`redact_text`, with ``by_name`` also entries named like one."""
+    """A copy of plain ``value`` without secrets: texts by :func:`redact_text`, with ``by_name`` also entries
+    named like one."""
     if isinstance(value, Mapping):
         return {name: _redact_entry(str(name), entry, key, by_name) for name, entry in value.items()}
     if isinstance(value, list | tuple):

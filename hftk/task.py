@@ -1,7 +1,7 @@
 """The interface of tasks and stages: a base class and types, which every other module can import.
 
-A :class:`Task` holds what differs between tasks, and nothing else. Stages (data, model, evaluation, training ...) know this base
-class and never a concrete task.
+A :class:`Task` holds what differs between tasks, and nothing else. Stages (data, model, evaluation, training
+...) know this base class and never a concrete task.
 """
 
 from __future__ import annotations
@@ -29,9 +29,12 @@ if TYPE_CHECKING:
     Place = tuple[str, int]  # file, and row in it from 1 on
 
     class PredictRows(Protocol):
-        """``predict_rows(split, indices)``: rows of a split (all, or some) and the trained model's outputs on them."""
+        """``predict_rows(split, indices)``: rows of a split (all, or some) and the trained model's outputs on
+        them."""
 
-        def __call__(self, split: str, indices: Sequence[int] | None = None) -> tuple[Dataset, dict[str, np.ndarray]]: ...
+        def __call__(
+            self, split: str, indices: Sequence[int] | None = None
+        ) -> tuple[Dataset, dict[str, np.ndarray]]: ...
 
 
 class Stream(Protocol):
@@ -40,7 +43,8 @@ class Stream(Protocol):
     def batches(
         self, size: int, begin: Mapping[str, Any] | None = None, keys: bytes = b""
     ) -> Iterator[tuple[dict[str, Any], dict[str, list[Any]]]]:
-        """(where it begins, columns) of ``size`` rows at a time; ``begin`` and ``keys`` go on with an earlier pass."""
+        """(where it begins, columns) of ``size`` rows at a time; ``begin`` and ``keys`` go on with an earlier
+        pass."""
 
     def keys(self, begin: Mapping[str, Any]) -> bytes:
         """What has to be kept beside ``begin``, which the present pass gave, to go on there."""
@@ -61,7 +65,8 @@ class Score:
     interval: tuple[float, float] | None = None
     """95 % bootstrap interval, or None where it was not asked for or has no meaning."""
     signature: str = ""
-    """Everything that a second person needs to get the same number: tokenizer, context, smoothing, version."""
+    """Everything that a second person needs to get the same number: tokenizer, context, smoothing,
+    version."""
     split: str = ""
     """The split that was judged."""
     when: str = "after"
@@ -110,11 +115,13 @@ class Splits:
 
     train: Rows
     stream: Stream | None = None
-    """What ``train`` is read from where it is a stream, if it can go on where a pass stood; else it is read anew from its beginning."""
+    """What ``train`` is read from where it is a stream, if it can go on where a pass stood; else it is read
+    anew from its beginning."""
     validation: Dataset | None = None
     test: Dataset | None = None
     facts: dict[str, Any] = field(default_factory=dict)
-    """What was read, changed and dropped, with counts, and the proof of disjointness: goes into the record as ``data``."""
+    """What was read, changed and dropped, with counts, and the proof of disjointness: goes into the record as
+    ``data``."""
 
     @property
     def held_out(self) -> tuple[str, Dataset] | None:
@@ -126,7 +133,8 @@ class Splits:
 
 @dataclass(frozen=True, kw_only=True)
 class Features:
-    """Encoded rows. One row may give several features (windows over a long document), each keeping its row's index."""
+    """Encoded rows. One row may give several features (windows over a long document), each keeping its row's
+    index."""
 
     columns: Mapping[str, Sequence[Any]]
     """Name to one entry per feature, such as ``input_ids`` to a list of integer arrays."""
@@ -135,7 +143,8 @@ class Features:
     lengths: np.ndarray
     """(features,) tokens that the feature takes up in a batch before padding."""
     sides: np.ndarray | None = None
-    """(features, 2) tokens of source and target where each is padded to the longest of its own in a batch; ``lengths`` is their sum."""
+    """(features, 2) tokens of source and target where each is padded to the longest of its own in a batch;
+    ``lengths`` is their sum."""
     facts: dict[str, Any] = field(default_factory=dict)
     """Counts: tokens, truncated rows, tokens lost."""
     begin: Mapping[str, Any] | None = None
@@ -150,9 +159,12 @@ class Features:
         """The features of the first ``count`` rows."""
         most = sum(int(row) < count for row in self.rows)
         return Features(
-            columns={name: column[:most] for name, column in self.columns.items()}, rows=self.rows[:most],
-            lengths=self.lengths[:most], sides=None if self.sides is None else self.sides[:most], facts=self.facts,
-        )  # fmt: skip
+            columns={name: column[:most] for name, column in self.columns.items()},
+            rows=self.rows[:most],
+            lengths=self.lengths[:most],
+            sides=None if self.sides is None else self.sides[:most],
+            facts=self.facts,
+        )
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -195,7 +207,8 @@ class Outputs:
 class Task(ABC):
     """What differs between tasks; implementations live in ``hftk.tasks``.
 
-    A task says at least ``name``, ``columns``, ``auto_model``, and how it encodes rows, computes its loss, and scores outputs.
+    A task says at least ``name``, ``columns``, ``auto_model``, and how it encodes rows, computes its loss,
+    and scores outputs.
     """
 
     name: str
@@ -215,7 +228,8 @@ class Task(ABC):
     tokenizer_kind: str = "wordpiece"
     """Tokenizer that is trained where the user names no model: bpe, or wordpiece for encoders."""
     token_frame: str = "bert"
-    """Special tokens of that tokenizer: document, bert or t5; see :func:`hftk.models.tokenizers.train_tokenizer`."""
+    """Special tokens of that tokenizer: document, bert or t5; see
+    :func:`hftk.models.tokenizers.train_tokenizer`."""
     resume_settings: Sequence[str] = ()
     """Settings of the task's own config that only change the loss: they must not change on resume."""
     score_names: Sequence[str] = ()
@@ -238,7 +252,8 @@ class Task(ABC):
         return cls(config)
 
     def with_config(self, config: Any = None, **sections: Any) -> Self:
-        """This task with another config, or other sections of its own, such as ``eval=EvalConfig(stride=512)``.
+        """This task with another config, or other sections of its own, such as
+        ``eval=EvalConfig(stride=512)``.
 
         A stage goes by the settings that it is given, and not by those that its task was made with.
         """
@@ -246,19 +261,22 @@ class Task(ABC):
         if config == self.config:
             return self
         made = copy.copy(self)
-        for name in [n for n in vars(made) if isinstance(getattr(type(made), n, None), functools.cached_property)]:
+        for name in [
+            n for n in vars(made) if isinstance(getattr(type(made), n, None), functools.cached_property)
+        ]:
             del vars(made)[name]  # it may follow from the settings
         made.config = config
         return made
 
-    # Data -----------------------------------------------------------------------------------------------------------------
+    # --- Data
 
     def prepare(
         self, tables: Mapping[str, Table], places: Mapping[str, Sequence[Place]], columns: Mapping[str, str]
     ) -> Prepared:
         """Check the rows of all splits and convert columns that are not text; default: rows stay as they are.
 
-        ``columns`` is role to column name. Nothing is raised: problems are reported together with those of the data stage.
+        ``columns`` is role to column name. Nothing is raised: problems are reported together with those of
+        the data stage.
         """
         return Prepared(tables=tables)
 
@@ -273,7 +291,7 @@ class Task(ABC):
             if column.kind == "text" and role in splits.train.column_names:
                 yield from splits.train[role]
 
-    # Model ----------------------------------------------------------------------------------------------------------------
+    # --- Model
 
     def model_settings(self, splits: Splits) -> dict[str, Any]:
         """Fields of the model's config that follow from the data, such as the names of labels."""
@@ -282,17 +300,22 @@ class Task(ABC):
     def initialize(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, splits: Splits, new: Collection[str]
     ) -> None:
-        """Initialize weights that follow from the data, such as a bias; ``new`` names those that no checkpoint holds."""
+        """Initialize weights that follow from the data, such as a bias; ``new`` names those that no
+        checkpoint holds."""
         return None
 
-    # Encoding -------------------------------------------------------------------------------------------------------------
+    # --- Encoding
 
     @abstractmethod
-    def encode(self, rows: Rows, tokenizer: PreTrainedTokenizerBase, *, max_length: int, training: bool) -> Features:
-        """Rows to features: for training (targets included, packed where the task packs) or for evaluation."""
+    def encode(
+        self, rows: Rows, tokenizer: PreTrainedTokenizerBase, *, max_length: int, training: bool
+    ) -> Features:
+        """Rows to features: for training (targets included, packed where the task packs) or for
+        evaluation."""
 
     def encoded_by(self) -> dict[str, Any]:
-        """Settings that ``encode`` depends on; default: all of the task's own, ``train.max_length`` and ``eval.stride``."""
+        """Settings that ``encode`` depends on; default: all of the task's own, ``train.max_length`` and
+        ``eval.stride``."""
         from hftk.config import RunConfig
 
         shared = {f.name for f in fields(RunConfig)}
@@ -302,93 +325,116 @@ class Task(ABC):
     def collator(
         self, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, *, training: bool
     ) -> Callable[[list[dict[str, Any]]], dict[str, torch.Tensor]]:
-        """A function from a list of features to one batch, padded on the right: ids by the tokenizer's padding token, labels by
-        :data:`IGNORED`, everything else by 0."""
+        """A function from a list of features to one batch, padded on the right: ids by the tokenizer's
+        padding token, labels by :data:`IGNORED`, everything else by 0."""
         fillers = {"input_ids": tokenizer.pad_token_id or 0, "labels": IGNORED}
         return lambda features: _pad(features, fillers)
 
-    def example_batch(self, rows: int, length: int, target_length: int = 0, *, training: bool = True) -> dict[str, torch.Tensor]:
-        """A batch of ``rows`` full rows of ``length`` tokens, as the collator makes them, for planning; default: one label per row."""
+    def example_batch(
+        self, rows: int, length: int, target_length: int = 0, *, training: bool = True
+    ) -> dict[str, torch.Tensor]:
+        """A batch of ``rows`` full rows of ``length`` tokens, as the collator makes them, for planning;
+        default: one label per row."""
         import torch
 
         ids = torch.ones(rows, length, dtype=torch.long)
-        return {"input_ids": ids, "attention_mask": ids.clone(), "labels": torch.zeros(rows, dtype=torch.long)}
+        return {
+            "input_ids": ids,
+            "attention_mask": ids.clone(),
+            "labels": torch.zeros(rows, dtype=torch.long),
+        }
 
-    # Loss and outputs -----------------------------------------------------------------------------------------------------
+    # --- Loss and outputs
 
     def items(self, batch: Batch) -> dict[str, torch.Tensor]:
-        """Term of the loss to the number of trained items in the batch, a scalar on the batch's device; default: ``items``, the
-        labels that are not :data:`IGNORED`."""
+        """Term of the loss to the number of trained items in the batch, a scalar on the batch's device;
+        default: ``items``, the labels that are not :data:`IGNORED`."""
         return {"items": (batch["labels"] != IGNORED).sum()}
 
     @abstractmethod
     def loss(self, model: Any, batch: Batch) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-        """Term of the loss to (sum over its items, number of items). Trainer divides by the items of the *global* batch."""
+        """Term of the loss to (sum over its items, number of items). Trainer divides by the items of the
+        *global* batch."""
 
     @abstractmethod
     def outputs(self, model: Any, batch: Batch) -> dict[str, torch.Tensor]:
-        """What evaluation needs of each feature, first axis = features: ``loss`` (a sum), perhaps ``items``, logits."""
+        """What evaluation needs of each feature, first axis = features: ``loss`` (a sum), perhaps ``items``,
+        logits."""
 
     def eval_loss(self, outputs: Mapping[str, np.ndarray]) -> float:
-        """The loss of a split as a mean over its items; default: sum of ``loss`` / sum of ``items`` (1 for each feature)."""
+        """The loss of a split as a mean over its items; default: sum of ``loss`` / sum of ``items`` (1 for
+        each feature)."""
         loss = outputs["loss"].astype("float64")
         return float(loss.sum() / (outputs["items"].sum() if "items" in outputs else len(loss)))
 
-    # Evaluation -----------------------------------------------------------------------------------------------------------
+    # --- Evaluation
 
     @abstractmethod
     def scores(self, outputs: Outputs) -> list[Score]:
         """Scores of a split, the main one first; ``split`` and ``when`` are filled in by the stage."""
 
     def baselines(self, splits: Splits, given: Outputs) -> list[Score]:
-        """Scores of trivial systems, fitted on the training split, on the rows of ``given``; ``when="baseline:NAME"``.
+        """Scores of trivial systems, fitted on the training split, on the rows of ``given``;
+        ``when="baseline:NAME"``.
 
         ``given`` has no arrays, and no features unless ``baselines_read_tokens``.
         """
         return []
 
-    def after_training(self, model: PreTrainedModel, splits: Splits, predict_rows: PredictRows) -> list[dict[str, Any]]:
-        """Choices made on the validation split before the model is saved, which may change the model or its config, and findings
-        about the training split: sections for the report. All processes call this."""
+    def after_training(
+        self, model: PreTrainedModel, splits: Splits, predict_rows: PredictRows
+    ) -> list[dict[str, Any]]:
+        """Choices made on the validation split before the model is saved, which may change the model or its
+        config, and findings about the training split: sections for the report. All processes call this."""
         return []
 
     def predictions(self, outputs: Outputs) -> list[dict[str, Any]]:
-        """One dictionary per row in data order, for ``predictions.jsonl``; default: ``index``, every number per row, and as
-        ``reference`` the first column that is no input."""
+        """One dictionary per row in data order, for ``predictions.jsonl``; default: ``index``, every number
+        per row, and as ``reference`` the first column that is no input."""
         lines: list[dict[str, Any]] = [{"index": i} for i in range(len(outputs.rows))]
         for name, values in outputs.arrays.items():
             if values.ndim == 1 and len(values) == len(lines):
                 for line, value in zip(lines, values.tolist(), strict=True):
                     line[name] = value
-        target = next((r for r, c in self.columns.items() if not c.identity and r in outputs.rows.column_names), None)
+        target = next(
+            (r for r, c in self.columns.items() if not c.identity and r in outputs.rows.column_names), None
+        )
         for line, value in zip(lines, outputs.rows[target] if target else (), strict=bool(target)):
             line["reference"] = value
         return lines
 
     def analysis(self, outputs: Outputs) -> list[dict[str, Any]]:
-        """Sections for the report on an evaluated split, as :attr:`hftk.reports.record.RunRecord.analysis` describes them."""
+        """Sections for the report on an evaluated split, as :attr:`hftk.reports.record.RunRecord.analysis`
+        describes them."""
         return []
 
     def samples(self, outputs: Outputs) -> list[dict[str, Any]]:
-        """A few rows with their predictions for the report; the model continues those that have a ``prompt``."""
+        """A few rows with their predictions for the report; the model continues those that have a
+        ``prompt``."""
         return []
 
     @classmethod
     def compare(
-        cls, lines: tuple[list[dict[str, Any]], list[dict[str, Any]]], names: tuple[str, str], config: Mapping[str, Any],
-        *, resamples: int, seed: int,
-    ) -> tuple[list[Any], list[str]] | None:  # fmt: skip
-        """Paired tests (:class:`hftk.metrics.comparison.Comparison`) of two runs' predictions on the same rows, and further
-        findings in sentences; ``config`` is that of the first run. Default: None, by the kind of the predictions."""
+        cls,
+        lines: tuple[list[dict[str, Any]], list[dict[str, Any]]],
+        names: tuple[str, str],
+        config: Mapping[str, Any],
+        *,
+        resamples: int,
+        seed: int,
+    ) -> tuple[list[Any], list[str]] | None:
+        """Paired tests (:class:`hftk.metrics.comparison.Comparison`) of two runs' predictions on the same
+        rows, and further findings in sentences; ``config`` is that of the first run. Default: None, by the
+        kind of the predictions."""
         return None
 
-    # Generation -----------------------------------------------------------------------------------------------------------
+    # --- Generation
 
     def prompts(
         self, texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, *, max_length: int, new: int
     ) -> tuple[list[str], np.ndarray]:
-        """The prompt of each text, with ``new`` tokens to come in a context of ``max_length``; and (texts,) how many tokens were cut
-        off for that. Default: the texts."""
+        """The prompt of each text, with ``new`` tokens to come in a context of ``max_length``; and (texts,)
+        how many tokens were cut off for that. Default: the texts."""
         import numpy as np
 
         return list(texts), np.zeros(len(texts), np.int64)
@@ -400,7 +446,8 @@ class Task(ABC):
 
 
 def _pad(features: list[dict[str, Any]], fillers: Mapping[str, int]) -> dict[str, torch.Tensor]:
-    """Columns of features as tensors, sequences padded on the right; ``attention_mask`` where there are ``input_ids``."""
+    """Columns of features as tensors, sequences padded on the right; ``attention_mask`` where there are
+    ``input_ids``."""
     import numpy as np
     import torch
 
@@ -413,5 +460,7 @@ def _pad(features: list[dict[str, Any]], fillers: Mapping[str, int]) -> dict[str
             width = max(map(len, values))
             values = [np.pad(v, (0, width - len(v)), constant_values=fillers.get(name, 0)) for v in values]
         array = np.stack(values)
-        batch[name] = torch.from_numpy(array.astype(np.int64) if array.dtype.kind in "iu" else array.astype(np.float32))
+        batch[name] = torch.from_numpy(
+            array.astype(np.int64) if array.dtype.kind in "iu" else array.astype(np.float32)
+        )
     return batch

@@ -1,13 +1,16 @@
-"""Fine-tune BERT for text classification: one label, several labels or a number, for texts and pairs of texts.
+"""Fine-tune BERT for text classification: one label, several labels or a number, for texts and pairs of
+texts.
 
-    accelerate launch recipes/bert_classification.py
-    accelerate launch recipes/bert_classification.py --data.path reviews.csv --model.name google-bert/bert-base-uncased
-    accelerate launch recipes/bert_classification.py --help
+    accelerate launch recipes/bert_classification.py accelerate launch recipes/bert_classification.py
+    --data.path reviews.csv --model.name google-bert/bert-base-uncased accelerate launch
+    recipes/bert_classification.py --help
 
-Reads   rows with a text (or two) and a label: a .jsonl, .csv or .parquet file, a folder of them, or a Hub data set.
-Writes  weights, tokenizer, config.yaml, record.json, predictions.jsonl and report.html in --output.
-Expect  with no argument, about a minute of training on two CPU cores, and on the test split an accuracy of 0.824, where TF-IDF
-        with logistic regression has 0.871: so little text is not enough to train BERT from nothing (results/bert_classification.json).
+Reads   rows with a text (or two) and a label: a .jsonl, .csv or .parquet file, a folder of them, or a Hub
+data set. Writes  weights, tokenizer, config.yaml, record.json, predictions.jsonl and report.html in --output.
+Expect  with no argument, about a minute of training on two CPU cores, and on the test split an accuracy of
+0.824, where TF-IDF
+        with logistic regression has 0.871: so little text is not enough to train BERT from nothing
+        (results/bert_classification.json).
 """
 
 import hftk
@@ -16,10 +19,19 @@ TASK = hftk.Classification
 CONFIG = hftk.ClassificationConfig(
     data=hftk.DataConfig(sample="python_modules", validation_fraction=0.1, test_fraction=0.15),
     model=hftk.ModelConfig(size="tiny", vocab_size=4096),
-    train=hftk.TrainConfig(epochs=8, per_device_batch_size=32, global_batch_size=32, max_length=128, learning_rate=2e-3,
-                           schedule="linear", warmup=0.1, weight_decay=0.01, restore_best=True),
+    train=hftk.TrainConfig(
+        epochs=8,
+        per_device_batch_size=32,
+        global_batch_size=32,
+        max_length=128,
+        learning_rate=2e-3,
+        schedule="linear",
+        warmup=0.1,
+        weight_decay=0.01,
+        restore_best=True,
+    ),
     output="out/bert_classification",
-)  # fmt: skip
+)
 
 
 def main(config):

@@ -4,9 +4,10 @@
     accelerate launch recipes/gpt2_clm.py --data.path my_texts/ --model.name openai-community/gpt2
     accelerate launch recipes/gpt2_clm.py --help
 
-Reads   documents: a .txt, .jsonl, .csv or .parquet file, a folder of them, or a Hub data set with a column of text.
-Writes  weights, tokenizer, config.yaml, record.json, predictions.jsonl and report.html in --output.
-Expect  with no argument, about two minutes of training on two CPU cores, and on the test split a perplexity of 75.4, where a bigram
+Reads   documents: a .txt, .jsonl, .csv or .parquet file, a folder of them, or a Hub data set with a column of
+text. Writes  weights, tokenizer, config.yaml, record.json, predictions.jsonl and report.html in --output.
+Expect  with no argument, about two minutes of training on two CPU cores, and on the test split a perplexity
+of 75.4, where a bigram
         model has 109 (results/quickstart.json).
 """
 
@@ -16,11 +17,19 @@ TASK = hftk.CausalLM
 CONFIG = hftk.CausalLMConfig(
     data=hftk.DataConfig(sample="python_docs"),
     model=hftk.ModelConfig(size="tiny", vocab_size=2048),
-    train=hftk.TrainConfig(epochs=8, per_device_batch_size=16, global_batch_size=16, learning_rate=3e-3,
-                           schedule="cosine", warmup=0.05, weight_decay=0.1, adam_beta2=0.99),
+    train=hftk.TrainConfig(
+        epochs=8,
+        per_device_batch_size=16,
+        global_batch_size=16,
+        learning_rate=3e-3,
+        schedule="cosine",
+        warmup=0.05,
+        weight_decay=0.1,
+        adam_beta2=0.99,
+    ),
     generation=hftk.GenerationSettings(do_sample=True, temperature=0.8, top_k=50),
     output="out/gpt2_clm",
-)  # fmt: skip
+)
 
 
 def main(config):

@@ -1,11 +1,12 @@
 """Train or fine-tune Marian (or M2M100, NLLB, mBART ...) for translation.
 
-    accelerate launch recipes/marian_translation.py
-    accelerate launch recipes/marian_translation.py --data.path pairs.jsonl --data.columns.source en --data.columns.target de --source_language en --target_language de --model.name Helsinki-NLP/opus-mt-en-de
-    accelerate launch recipes/marian_translation.py --help
+    accelerate launch recipes/marian_translation.py accelerate launch recipes/marian_translation.py
+    --data.path pairs.jsonl --data.columns.source en --data.columns.target de --source_language en
+    --target_language de --model.name Helsinki-NLP/opus-mt-en-de accelerate launch
+    recipes/marian_translation.py --help
 
-Reads   rows with a text in two languages: a .jsonl, .csv or .parquet file, a folder of them, or a Hub data set.
-Writes  weights, tokenizer, config.yaml, record.json, predictions.jsonl and report.html in --output.
+Reads   rows with a text in two languages: a .jsonl, .csv or .parquet file, a folder of them, or a Hub data
+set. Writes  weights, tokenizer, config.yaml, record.json, predictions.jsonl and report.html in --output.
 """
 
 import hftk
@@ -14,13 +15,20 @@ TASK = hftk.Translation
 CONFIG = hftk.TranslationConfig(
     data=hftk.DataConfig(sample="cldr_en_de", validation_fraction=0.05, test_fraction=0.05),
     model=hftk.ModelConfig(size="tiny", vocab_size=2048),
-    train=hftk.TrainConfig(epochs=8, per_device_batch_size=64, global_batch_size=64, learning_rate=2e-3,
-                           schedule="inverse_sqrt", warmup=0.1, label_smoothing=0.1),
+    train=hftk.TrainConfig(
+        epochs=8,
+        per_device_batch_size=64,
+        global_batch_size=64,
+        learning_rate=2e-3,
+        schedule="inverse_sqrt",
+        warmup=0.1,
+        label_smoothing=0.1,
+    ),
     generation=hftk.GenerationSettings(max_new_tokens=0),
     source_language="en",
     target_language="de",
     output="out/marian_translation",
-)  # fmt: skip
+)
 
 
 def main(config):

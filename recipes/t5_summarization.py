@@ -1,11 +1,11 @@
 """Fine-tune T5 (or BART, Pegasus, mT5 ..., two BERTs, or a prompted GPT-2 or Llama) for summarization.
 
-    accelerate launch recipes/t5_summarization.py
-    accelerate launch recipes/t5_summarization.py --data.path articles.jsonl --model.name google-t5/t5-small --source_prefix "summarize: "
-    accelerate launch recipes/t5_summarization.py --help
+    accelerate launch recipes/t5_summarization.py accelerate launch recipes/t5_summarization.py --data.path
+    articles.jsonl --model.name google-t5/t5-small --source_prefix "summarize: " accelerate launch
+    recipes/t5_summarization.py --help
 
-Reads   rows with a document and its summary: a .jsonl, .csv or .parquet file, a folder of them, or a Hub data set.
-Writes  weights, tokenizer, config.yaml, record.json, predictions.jsonl and report.html in --output.
+Reads   rows with a document and its summary: a .jsonl, .csv or .parquet file, a folder of them, or a Hub data
+set. Writes  weights, tokenizer, config.yaml, record.json, predictions.jsonl and report.html in --output.
 """
 
 import hftk
@@ -14,12 +14,20 @@ TASK = hftk.Summarization
 CONFIG = hftk.SummarizationConfig(
     data=hftk.DataConfig(sample="docstring_summaries", validation_fraction=0.05, test_fraction=0.05),
     model=hftk.ModelConfig(size="tiny", vocab_size=4096),
-    train=hftk.TrainConfig(epochs=3, per_device_batch_size=32, global_batch_size=32, max_length=128, learning_rate=2e-3,
-                           schedule="linear", warmup=0.1, label_smoothing=0.1),
+    train=hftk.TrainConfig(
+        epochs=3,
+        per_device_batch_size=32,
+        global_batch_size=32,
+        max_length=128,
+        learning_rate=2e-3,
+        schedule="linear",
+        warmup=0.1,
+        label_smoothing=0.1,
+    ),
     generation=hftk.GenerationSettings(max_new_tokens=0),
     language="en",
     output="out/t5_summarization",
-)  # fmt: skip
+)
 
 
 def main(config):

@@ -14,8 +14,8 @@ sys.path.append(str(Path(__file__).parent))  # for small_writers
 
 @pytest.fixture
 def tiny_runs():
-    """For tests that train: no search for garbage among what is there already. Trainer begins with ``gc.collect()``, which
-    takes more time than five steps of a tiny model."""
+    """For tests that train: no search for garbage among what is there already. Trainer begins with
+    ``gc.collect()``, which takes more time than five steps of a tiny model."""
     gc.freeze()
     yield
     gc.unfreeze()

@@ -1,8 +1,8 @@
-"""A Hub on loopback: the calls by which ``huggingface_hub`` makes, fills and reads a model repository and reads a data set, and
-faults on request.
+"""A Hub on loopback: the calls by which ``huggingface_hub`` makes, fills and reads a model repository and
+reads a data set, and faults on request.
 
-It keeps the files, asks for a token, knows large files by their hash, and checks a card's metadata as the Hub does in the
-points that cards get wrong. Calls and forms are those that huggingface_hub 2.4 uses without xet.
+It keeps the files, asks for a token, knows large files by their hash, and checks a card's metadata as the Hub
+does in the points that cards get wrong. Calls and forms are those that huggingface_hub 2.4 uses without xet.
 """
 
 from __future__ import annotations
@@ -26,8 +26,14 @@ USER, TOKEN = "somebody", "hf_loopbackToken0123456789abcdef"
 HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?", re.ASCII)
 LICENSES = ("apache-2.0", "mit", "cc-by-4.0", "cc-by-sa-4.0", "openrail", "other", "unknown")
 PIPELINES = (
-    "text-generation", "text-classification", "summarization", "translation", "token-classification", "fill-mask", "question-answering",
-)  # fmt: skip
+    "text-generation",
+    "text-classification",
+    "summarization",
+    "translation",
+    "token-classification",
+    "fill-mask",
+    "question-answering",
+)
 RELATIONS = ("adapter", "finetune", "merge", "quantized")
 LARGE = (".safetensors", ".bin", ".spm", ".model")
 
@@ -53,7 +59,11 @@ class Repo:
         """The files of a branch, given its name or the hash of what it holds now, or of a commit."""
         branches = {"main": self.files, **self.others}
         named = branches.get(revision, self.history.get(revision))
-        return named if named is not None else next((f for f in branches.values() if self.sha(f) == revision), None)
+        return (
+            named
+            if named is not None
+            else next((f for f in branches.values() if self.sha(f) == revision), None)
+        )
 
     def sha(self, files: dict[str, bytes]) -> str:
         """Of what a branch holds: clients keep files by it."""
@@ -63,7 +73,8 @@ class Repo:
 
 @dataclass
 class Fault:
-    """What happens to calls that fit: an answer with ``status``, or with status 0 a connection cut in the middle."""
+    """What happens to calls that fit: an answer with ``status``, or with status 0 a connection cut in the
+    middle."""
 
     call: str
     status: int
@@ -96,7 +107,8 @@ class Hub:
         self.server.server_close()
 
     def fail(self, call: str, status: int, *, times: int = 10**6, body: str = "", **headers: str) -> None:
-        """Let the next ``times`` calls whose "METHOD /path" fits the pattern fail; status 0 cuts the connection."""
+        """Let the next ``times`` calls whose "METHOD /path" fits the pattern fail; status 0 cuts the
+        connection."""
         headers = {name.replace("_", "-"): value for name, value in headers.items()}
         self.faults.append(Fault(call, status, times, headers, body))
 
@@ -129,7 +141,12 @@ def card_errors(content: str) -> list[str]:
         for value in [values] if isinstance(values, str) else values:
             if not HUB_ID.fullmatch(value):
                 errors.append(f'"{name}" with value "{value}" is not valid. Use an id from the Hub')
-    allowed = {"license": LICENSES, "pipeline_tag": PIPELINES, "base_model_relation": RELATIONS, "library_name": ("transformers", "peft")}
+    allowed = {
+        "license": LICENSES,
+        "pipeline_tag": PIPELINES,
+        "base_model_relation": RELATIONS,
+        "library_name": ("transformers", "peft"),
+    }
     for name, values in allowed.items():
         if name in data and data[name] not in values:
             errors.append(f'"{name}" must be one of {values}')
@@ -155,7 +172,8 @@ def card_errors(content: str) -> list[str]:
 
 
 def result_errors(result: dict[str, Any], where: str) -> list[str]:
-    """What the Hub does not take in one result: https://github.com/huggingface/hub-docs/blob/main/modelcard.md."""
+    """What the Hub does not take in one result:
+    https://github.com/huggingface/hub-docs/blob/main/modelcard.md."""
     task, dataset = (result.get(part) or {} for part in ("task", "dataset"))
     errors = [] if task.get("type") in PIPELINES else [f'{where}.task.type" must be one of {PIPELINES}']
     if not HUB_ID.fullmatch(str(dataset.get("type") or "")):
@@ -241,7 +259,9 @@ class Handler(BaseHTTPRequestHandler):
         self.send(status, json.dumps(values).encode(), Content_Type="application/json", **headers)
 
     def error(self, status: int, message: str, code: str = "") -> None:
-        self.json({"error": message}, status, X_Error_Message=message, **({"X_Error_Code": code} if code else {}))
+        self.json(
+            {"error": message}, status, X_Error_Message=message, **({"X_Error_Code": code} if code else {})
+        )
 
     def known(self) -> bool:
         """Whether the call bears the right token; else it is answered."""
@@ -264,7 +284,9 @@ class Handler(BaseHTTPRequestHandler):
     def repo(self, name: str, *, write: bool = False) -> Repo | None:
         """The repository, if this caller may see (or change) it; else the call is answered."""
         repo = self.hub.repos.get(name)
-        if repo is None or ((write or repo.private) and self.headers.get("Authorization") != f"Bearer {TOKEN}"):
+        if repo is None or (
+            (write or repo.private) and self.headers.get("Authorization") != f"Bearer {TOKEN}"
+        ):
             self.error(401 if repo else 404, "Repository not found", "RepoNotFound")
             return None
         if write and not name.startswith(f"{USER}/"):
@@ -272,7 +294,7 @@ class Handler(BaseHTTPRequestHandler):
             return None
         return repo
 
-    # the calls ---------------------------------------------------------------------------------------------------------
+    # --- the calls
 
     def whoami(self, body: bytes) -> None:
         if self.known():
@@ -289,7 +311,9 @@ class Handler(BaseHTTPRequestHandler):
         elif name in self.hub.repos:
             self.json({"error": "You already created this model repo", "url": f"{self.hub.url}/{name}"}, 409)
         else:
-            self.hub.repos[name] = Repo(private=asked.get("visibility") == "private" or bool(asked.get("private")))
+            self.hub.repos[name] = Repo(
+                private=asked.get("visibility") == "private" or bool(asked.get("private"))
+            )
             self.json({"url": f"{self.hub.url}/{name}", "name": name, "id": name})
 
     def validate(self, body: bytes) -> None:
@@ -304,7 +328,9 @@ class Handler(BaseHTTPRequestHandler):
             path, there = asked["path"], kept[1].get(asked["path"])
             large = path.endswith(LARGE) or asked["size"] > 10_000_000
             oid = None if there is None else hashlib.sha256(there).hexdigest() if large else git_hash(there)
-            files.append({"path": path, "uploadMode": "lfs" if large else "regular", "shouldIgnore": False, "oid": oid})
+            files.append(
+                {"path": path, "uploadMode": "lfs" if large else "regular", "shouldIgnore": False, "oid": oid}
+            )
         self.json({"files": files})
 
     def batch(self, body: bytes, name: str) -> None:
@@ -315,7 +341,9 @@ class Handler(BaseHTTPRequestHandler):
             entry = {"oid": asked["oid"], "size": asked["size"]}
             if asked["oid"] not in self.hub.blobs:
                 actions = {"upload": f"/blobs/{asked['oid']}", "verify": f"/{name}/verify"}
-                entry["actions"] = {kind: {"href": self.hub.url + path, "header": {}} for kind, path in actions.items()}
+                entry["actions"] = {
+                    kind: {"href": self.hub.url + path, "header": {}} for kind, path in actions.items()
+                }
             objects.append(entry)
         self.json({"objects": objects, "transfer": "basic"})
 
@@ -376,7 +404,9 @@ class Handler(BaseHTTPRequestHandler):
 
     def paths_info(self, body: bytes, kind: str, name: str, revision: str) -> None:
         if (kept := self.branch(name, revision, kind=kind)) is not None:
-            asked = parse_qs(body.decode()).get("paths", []) if body[:1] != b"{" else json.loads(body)["paths"]
+            asked = (
+                parse_qs(body.decode()).get("paths", []) if body[:1] != b"{" else json.loads(body)["paths"]
+            )
             self.json([self.entry(path, kept[1][path]) for path in asked if path in kept[1]])
 
     @staticmethod
@@ -391,7 +421,9 @@ class Handler(BaseHTTPRequestHandler):
             self.error(404, "Entry not found", "EntryNotFound")
             return
         content = files[path]
-        self.send(200, content, ETag=f'"{hashlib.sha256(content).hexdigest()}"', X_Repo_Commit=repo.sha(files))
+        self.send(
+            200, content, ETag=f'"{hashlib.sha256(content).hexdigest()}"', X_Repo_Commit=repo.sha(files)
+        )
 
 
 ROUTES = [

@@ -22,7 +22,9 @@ def test_a_share_p_is_dropped_and_the_rest_scaled_up(p):
 def test_neighbours_are_dropped_independently():
     torch.manual_seed(0)
     dropped = (drop(torch.ones(400_000), 0.3) == 0).double().view(-1, 4)
-    assert torch.corrcoef(dropped.T).fill_diagonal_(0).abs().max() < 0.01  # four elements share one 64-bit number
+    assert (
+        torch.corrcoef(dropped.T).fill_diagonal_(0).abs().max() < 0.01
+    )  # four elements share one 64-bit number
     assert torch.corrcoef(torch.stack([dropped[1:, 0], dropped[:-1, 3]]))[0, 1].abs() < 0.01
 
 

@@ -14,23 +14,34 @@ from hftk.launch import run
 from hftk.redaction import REDACTED, redact, redact_text
 
 SECRETS = {
-    "Hugging Face": "hf_" + "AbCdE" * 7, "OpenAI": "sk-" + "a1B2" * 8, "OpenAI project": "sk-proj-" + "a1-B_2" * 8,
-    "wandb": "0123456789abcdef0123456789abcdef01234567", "GitLab": "glpat-" + "aB3-x_" * 4, "AWS id": "AKIA" + "ABCD1234" * 2,
-    "GitHub": "ghp_" + "aB3d" * 9, "GitHub, fine-grained": "github_pat_" + "aB3_" * 12,
-}  # fmt: skip
+    "Hugging Face": "hf_" + "AbCdE" * 7,
+    "OpenAI": "sk-" + "a1B2" * 8,
+    "OpenAI project": "sk-proj-" + "a1-B_2" * 8,
+    "wandb": "0123456789abcdef0123456789abcdef01234567",
+    "GitLab": "glpat-" + "aB3-x_" * 4,
+    "AWS id": "AKIA" + "ABCD1234" * 2,
+    "GitHub": "ghp_" + "aB3d" * 9,
+    "GitHub, fine-grained": "github_pat_" + "aB3_" * 12,
+}
 AWS_KEY = "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY"
 SHAPES = [
     *(f"x_{secret}" for secret in SECRETS.values()),
     *(f"data/{secret}/rows.jsonl" for secret in SECRETS.values()),
     *(f"https://user:{secret}@host/x" for secret in SECRETS.values()),
-    "https://user:p@ss1234@host/x", f"s3://b/x?aws_secret_access_key={AWS_KEY}",
+    "https://user:p@ss1234@host/x",
+    f"s3://b/x?aws_secret_access_key={AWS_KEY}",
     f"https://host/x?access_token={SECRETS['wandb']}&y=1",
-]  # fmt: skip
+]
 PLAIN = [
-    "--model.revision 0123456789abcdef0123456789abcdef01234567", "--model.tokenizer=my-tokenizer-of-2026-texts",
-    "hub/snapshots/0123456789abcdef0123456789abcdef01234567", "hf_summarization", "out/task-sk-learn", "4096 tokens: 12",
-    "nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp|version:2.5.1", "https://huggingface.co/a/b",
-]  # fmt: skip
+    "--model.revision 0123456789abcdef0123456789abcdef01234567",
+    "--model.tokenizer=my-tokenizer-of-2026-texts",
+    "hub/snapshots/0123456789abcdef0123456789abcdef01234567",
+    "hf_summarization",
+    "out/task-sk-learn",
+    "4096 tokens: 12",
+    "nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp|version:2.5.1",
+    "https://huggingface.co/a/b",
+]
 
 
 def secrets_in(text: str) -> list[str]:
@@ -62,9 +73,11 @@ def test_the_name_of_an_entry_tells_a_secret_or_a_commit() -> None:
 
 def settings(secret: str, output: Path) -> list[str]:
     return [
-        f"--data.path=https://user:{secret}@host/{secret}.csv", f"--model.name=models/{secret}", f"--train.extra.run_name=run_{secret}",
+        f"--data.path=https://user:{secret}@host/{secret}.csv",
+        f"--model.name=models/{secret}",
+        f"--train.extra.run_name=run_{secret}",
         f"--output={output}",
-    ]  # fmt: skip
+    ]
 
 
 def fail(config: Any) -> None:

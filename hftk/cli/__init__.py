@@ -1,7 +1,8 @@
 """The command ``hftk``: use, judge and report on what a run made.
 
-Exit codes are those of :mod:`hftk.launch`: 0 done, 2 wrong input (a message, no traceback), 3 stopped on request, 1 the
-rest. Results go to stdout, everything else to stderr. torch is imported when a command needs it and not before.
+Exit codes are those of :mod:`hftk.launch`: 0 done, 2 wrong input (a message, no traceback), 3 stopped on
+request, 1 the rest. Results go to stdout, everything else to stderr. torch is imported when a command needs
+it and not before.
 """
 
 from __future__ import annotations
@@ -46,7 +47,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except InputError as error:
         problems = [str(_as_typed(problem, words[0])) for problem in error.problems]
         count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
-        print("\n".join([f"hftk: {count} in the input", *(f"  {redact_text(p)}" for p in problems)]), file=sys.stderr)
+        print(
+            "\n".join([f"hftk: {count} in the input", *(f"  {redact_text(p)}" for p in problems)]),
+            file=sys.stderr,
+        )
         return 2
     except ServiceError as error:
         print(redact_text(f"hftk: failed: {error}"), file=sys.stderr)
@@ -95,12 +99,16 @@ def _command(words: list[str]) -> int:
 
 
 _COMMANDS = {
-    "report": reporting.report, "export": export.export, "push": publication.push, "new": recipes.copy_recipe,
-    "recipes": recipes.list_recipes, "env": environment.show,
-}  # fmt: skip
+    "report": reporting.report,
+    "export": export.export,
+    "push": publication.push,
+    "new": recipes.copy_recipe,
+    "recipes": recipes.list_recipes,
+    "env": environment.show,
+}
 
 
-# Flags ----------------------------------------------------------------------------------------------------------------
+# --- Flags
 
 
 class _Parser(ArgumentParser):
@@ -119,40 +127,62 @@ def _parsers() -> tuple[ArgumentParser, dict[str, ArgumentParser]]:
     parser.add_argument("--version", action="version", version=f"hftk {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     predict = commands.add_parser(
-        "predict", help="use a model: labels for texts, or text from prompts; JSON lines out", epilog=prediction.EXAMPLES,
-        description="Use a model. A classifier gives label and probabilities for each text. A language model generates text: the "
-        "likeliest tokens, sampled ones (--do_sample), or by beam search (--num_beams).",
-    )  # fmt: skip
+        "predict",
+        help="use a model: labels for texts, or text from prompts; JSON lines out",
+        epilog=prediction.EXAMPLES,
+        description=(
+            "Use a model. A classifier gives label and probabilities for each text. A language model"
+            " generates text: the likeliest tokens, sampled ones (--do_sample), or by beam search"
+            " (--num_beams)."
+        ),
+    )
     prediction.add_flags(predict)
     evaluate = commands.add_parser(
-        "evaluate", help="score a model on rows that it has not seen", epilog=EVALUATE,
+        "evaluate",
+        help="score a model on rows that it has not seen",
+        epilog=EVALUATE,
         description="Score a model on rows that it has not seen.",
-    )  # fmt: skip
+    )
     _add_evaluate(evaluate)
     compare = commands.add_parser(
-        "compare", help="test whether one run is better than another", epilog=comparison.EXAMPLES,
+        "compare",
+        help="test whether one run is better than another",
+        epilog=comparison.EXAMPLES,
         description="Test on the same rows whether one run is better than another.",
-    )  # fmt: skip
+    )
     comparison.add_flags(compare)
     merge = commands.add_parser(
-        "export", help="merge an adapter into full-precision weights, checked on real rows", epilog=export.EXAMPLES,
+        "export",
+        help="merge an adapter into full-precision weights, checked on real rows",
+        epilog=export.EXAMPLES,
         description="Merge an adapter into full-precision weights, checked on real rows.",
-    )  # fmt: skip
+    )
     export.add_flags(merge)
     plan = commands.add_parser(
-        "plan", help="memory, time and cost of a run before anything is loaded", epilog=planning.EXAMPLES,
-        description="What a run will need: memory of each device, the largest batch that fits, operations, time and cost.",
-    )  # fmt: skip
+        "plan",
+        help="memory, time and cost of a run before anything is loaded",
+        epilog=planning.EXAMPLES,
+        description=(
+            "What a run will need: memory of each device, the largest batch that fits, operations, time and"
+            " cost."
+        ),
+    )
     planning.add_flags(plan)
     report = commands.add_parser(
-        "report", help="a page about a run, or about several runs on the same rows", epilog=reporting.EXAMPLES,
-        description="Make report.html of a run anew from its record.json; or compare several runs on one page.",
-    )  # fmt: skip
+        "report",
+        help="a page about a run, or about several runs on the same rows",
+        epilog=reporting.EXAMPLES,
+        description=(
+            "Make report.html of a run anew from its record.json; or compare several runs on one page."
+        ),
+    )
     reporting.add_flags(report)
     push = commands.add_parser(
-        "push", help="publish a run on the Hub, with a model card", epilog=publication.EXAMPLES,
+        "push",
+        help="publish a run on the Hub, with a model card",
+        epilog=publication.EXAMPLES,
         description="Publish the model of a finished run on the Hub, with a card made from its record.",
-    )  # fmt: skip
+    )
     publication.add_flags(push)
     new = commands.add_parser(
         "new", help="copy a recipe", epilog=recipes.EXAMPLES, description="Copy a recipe to start from."
@@ -162,14 +192,24 @@ def _parsers() -> tuple[ArgumentParser, dict[str, ArgumentParser]]:
         "recipes", help="list the recipes", description="List the recipes that come with hftk."
     )
     env = commands.add_parser(
-        "env", help="what a launch really gives: processes, devices, strategy, precision", epilog=environment.EXAMPLES,
+        "env",
+        help="what a launch really gives: processes, devices, strategy, precision",
+        epilog=environment.EXAMPLES,
         description="What a launch really gives: processes, devices, backend, strategy, precision, versions.",
-    )  # fmt: skip
+    )
     environment.add_flags(env)
     return parser, {
-        "predict": predict, "evaluate": evaluate, "compare": compare, "export": merge, "plan": plan, "report": report, "push": push,
-        "new": new, "recipes": listed, "env": env,
-    }  # fmt: skip
+        "predict": predict,
+        "evaluate": evaluate,
+        "compare": compare,
+        "export": merge,
+        "plan": plan,
+        "report": report,
+        "push": push,
+        "new": new,
+        "recipes": listed,
+        "env": env,
+    }
 
 
 def _split_dotted(words: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -214,7 +254,9 @@ def _as_typed(problem: Problem, command: str) -> Problem:
 
 
 _OF_PREDICT = (
-    ("--data.encoding", "--encoding"), ("--data.columns.text_pair", "--pair_column"), ("--data.columns.text", "--column"),
+    ("--data.encoding", "--encoding"),
+    ("--data.columns.text_pair", "--pair_column"),
+    ("--data.columns.text", "--column"),
     (", or leave such rows out: --data.incomplete drop", ""),
-)  # fmt: skip
+)
 """Settings of recipes to the flags of ``hftk predict``, the longer names first."""

@@ -17,9 +17,12 @@ EXAMPLES = """examples:
 Exit code 2, and what to type, where less runs than was asked for.
 """
 OPTIONAL = {
-    "peft": "adapters", "bitsandbytes": "8 and 4 bits, lion", "flash-attn": "--model.attention flash_attention_2",
-    "deepspeed": "ZeRO-2 and ZeRO-3", "gguf": "GGUF files",
-}  # fmt: skip
+    "peft": "adapters",
+    "bitsandbytes": "8 and 4 bits, lion",
+    "flash-attn": "--model.attention flash_attention_2",
+    "deepspeed": "ZeRO-2 and ZeRO-3",
+    "gguf": "GGUF files",
+}
 """Packages that hftk uses where they are, and for what."""
 
 
@@ -59,9 +62,13 @@ def _this_process(launch: Any) -> dict[str, Any]:
         memory = psutil.virtual_memory()
         free, total, device = memory.available, memory.total, launch.device
     return {
-        "rank": launch.rank, "local_rank": launch.local_rank, "device": device, "threads": torch.get_num_threads(),
-        "memory_bytes": int(total), "free_bytes": int(free),
-    }  # fmt: skip
+        "rank": launch.rank,
+        "local_rank": launch.local_rank,
+        "device": device,
+        "threads": torch.get_num_threads(),
+        "memory_bytes": int(total),
+        "free_bytes": int(free),
+    }
 
 
 def _gathered(own: dict[str, Any], count: int) -> list[dict[str, Any]]:
@@ -98,9 +105,11 @@ def _facts(launch: Any, started_by: Any, processes: list[dict[str, Any]], precis
         "strategy": {"fsdp": "fsdp (FSDP2)"}.get(strategy, strategy),
         "backend": launch.backend,
         "device": launch.device,
-        "precision": {"train.precision auto": chosen, "reason": reason}
-        if precision == "auto"
-        else {"mixed_precision": chosen, "reason": reason},
+        "precision": (
+            {"train.precision auto": chosen, "reason": reason}
+            if precision == "auto"
+            else {"mixed_precision": chosen, "reason": reason}
+        ),
         "ranks": processes,
         **environment(),
         "optional": {name: version(name) for name in OPTIONAL},
@@ -114,18 +123,43 @@ def _lines(found: dict[str, Any]) -> list[str]:
     precision, reason = found["precision"].values()
     name = next(iter(found["precision"]))
     rows = [
-        ("started by", started + (f", asked for {asked} process{'es' if asked != 1 else ''}" if asked else "")),
-        ("processes", f"{found['processes']} on {found['machines']} machine{'s' if found['machines'] > 1 else ''}"),
+        (
+            "started by",
+            started + (f", asked for {asked} process{'es' if asked != 1 else ''}" if asked else ""),
+        ),
+        (
+            "processes",
+            f"{found['processes']} on {found['machines']} machine{'s' if found['machines'] > 1 else ''}",
+        ),
         ("strategy", found["strategy"]),
         ("backend", found["backend"] or "none (a single process)"),
         ("device", found["device"]),
         ("precision", f"{name}: {precision} ({reason})"),
-        *((f"rank {p['rank']}", f"{p['device']}, {p['threads']} thread{'s' if p['threads'] > 1 else ''}, {p['free_bytes'] / 2**30:.1f} of {p['memory_bytes'] / 2**30:.1f} GiB free") for p in found["ranks"]),
-        ("processor", f"{hardware['cpu']}, {hardware['cores']} cores, {(hardware['ram_bytes'] or 0) / 2**30:.1f} GiB"),
+        *(
+            (
+                f"rank {p['rank']}",
+                (
+                    f"{p['device']}, {p['threads']} thread{'s' if p['threads'] > 1 else ''},"
+                    f" {p['free_bytes'] / 2**30:.1f} of {p['memory_bytes'] / 2**30:.1f} GiB free"
+                ),
+            )
+            for p in found["ranks"]
+        ),
+        (
+            "processor",
+            f"{hardware['cpu']}, {hardware['cores']} cores, {(hardware['ram_bytes'] or 0) / 2**30:.1f} GiB",
+        ),
         ("GPUs", ", ".join(hardware["gpus"]) or "none"),
         ("system", hardware["os"]),
-        ("versions", ", ".join(f"{package} {number}" for package, number in found["versions"].items() if package not in optional)),
+        (
+            "versions",
+            ", ".join(
+                f"{package} {number}"
+                for package, number in found["versions"].items()
+                if package not in optional
+            ),
+        ),
         *((package, optional[package] or f"not installed ({use})") for package, use in OPTIONAL.items()),
-    ]  # fmt: skip
+    ]
     width = max(len(title) for title, _ in rows) + 2
     return [f"{title:{width}}{text}" for title, text in rows]

@@ -36,7 +36,8 @@ examples:
   hftk evaluate openai-community/gpt2 --data held_out.txt --json
 
 Every --data.* and --eval.* that recipes take is taken too, such as --data.encoding, --data.documents,
---eval.max_rows and --eval.resamples; --eval.* that are not given are as in the folder's config.yaml, if it has one."""
+--eval.max_rows and --eval.resamples; --eval.* that are not given are as in the folder's config.yaml, if it
+has one."""
 
 
 def _add_evaluate(parser: ArgumentParser) -> None:
@@ -93,7 +94,10 @@ def _evaluate(given: Namespace, dotted: Sequence[str]) -> int:
         rows, facts = read_rows(config.data.path, config.data, task, roles=_roles(given.dir, task))
     second = next(iter(task.inputs[1:2]), None)
     if takes_pairs(given.dir, task) and second not in rows.column_names:
-        message = f"expected pairs of texts, which the model was trained on, found single ones in {config.data.path}"
+        message = (
+            "expected pairs of texts, which the model was trained on, found single ones in"
+            f" {config.data.path}"
+        )
         raise InputError(
             Problem(
                 setting="data", message=message, fix=f"name the other column: --data.columns.{second} NAME"
@@ -149,7 +153,8 @@ def _task(given: Namespace, dotted: Sequence[str]) -> tuple[Any, Any]:
 
 
 def _roles(folder: str, task: Any) -> list[str]:
-    """Roles that are read: no second text for a model of single ones, even where a column is called like one."""
+    """Roles that are read: no second text for a model of single ones, even where a column is called like
+    one."""
     single = takes_pairs(folder, task) is False
     left_out = [role for role in task.inputs[1:2] if single and role not in task.config.data.columns]
     return [role for role in task.columns if role not in left_out]

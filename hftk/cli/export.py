@@ -1,5 +1,5 @@
-"""``hftk export``: an adapter worked into the full-precision weights below it, or a model in another format, and the proof on real rows that
-it still says the same."""
+"""``hftk export``: an adapter worked into the full-precision weights below it, or a model in another format,
+and the proof on real rows that it still says the same."""
 
 from __future__ import annotations
 
@@ -26,16 +26,25 @@ examples:
   hftk export out/gpt2_clm --output out/gpt2_gguf --format gguf --gguf_type q8_0
   hftk export out/bert_classification --output out/bert_int8 --format int8
 
-safetensors: the merged model, for transformers and every hftk command. int8: for hftk predict and evaluate on a CPU. gguf: one file for
-llama.cpp, of GPT-2, Llama, Mistral and Qwen 2. onnx: the forward pass, from token ids to logits, for onnxruntime.
-An adapter that was trained on weights in 8 or 4 bits is merged into the same weights in float32; one that was started by loftq into these
-weights as they were rounded, for which it makes up. What was written is read again and compared with the unmerged model in float32 on rows
-of the run's own data (or of --data); what was found is in export.json and record.json."""
+safetensors: the merged model, for transformers and every hftk command. int8: for hftk predict and evaluate on
+a CPU. gguf: one file for llama.cpp, of GPT-2, Llama, Mistral and Qwen 2. onnx: the forward pass, from token
+ids to logits, for onnxruntime. An adapter that was trained on weights in 8 or 4 bits is merged into the same
+weights in float32; one that was started by loftq into these weights as they were rounded, for which it makes
+up. What was written is read again and compared with the unmerged model in float32 on rows of the run's own
+data (or of --data); what was found is in export.json and record.json."""
 EXPORT = "export.json"
 FORMATS = ("safetensors", "int8", "gguf", "onnx")
-TOLERANCES = {"safetensors": 1e-4, "onnx": 1e-3, "int8": 0.15, "f32": 1e-3, "f16": 0.01, "bf16": 0.1, "q8_0": 0.1}
-"""Format (of GGUF: type) to the largest difference of two logits, as a share of the largest logit where that is above 1. What rounds
-weights is held to catch a wrong layout, which gives other logits altogether."""
+TOLERANCES = {
+    "safetensors": 1e-4,
+    "onnx": 1e-3,
+    "int8": 0.15,
+    "f32": 1e-3,
+    "f16": 0.01,
+    "bf16": 0.1,
+    "q8_0": 0.1,
+}
+"""Format (of GGUF: type) to the largest difference of two logits, as a share of the largest logit where that
+is above 1. What rounds weights is held to catch a wrong layout, which gives other logits altogether."""
 KEPT = ("record.json", "config.yaml", "generation_config.json")
 """Files of the run that are copied: by them the other commands know the task and its settings."""
 
@@ -43,8 +52,12 @@ KEPT = ("record.json", "config.yaml", "generation_config.json")
 def add_flags(parser: ArgumentParser) -> None:
     """What ``hftk export`` takes."""
     parser.add_argument("dir", metavar="DIR", help="output folder of a run, or the folder of another model")
-    parser.add_argument("--output", required=True, metavar="DIR2", help="a new or empty folder for what is written")
-    parser.add_argument("--data", metavar="PATH", help="rows to compare on (default: those that the run was judged on)")
+    parser.add_argument(
+        "--output", required=True, metavar="DIR2", help="a new or empty folder for what is written"
+    )
+    parser.add_argument(
+        "--data", metavar="PATH", help="rows to compare on (default: those that the run was judged on)"
+    )
     parser.add_argument(
         "--format", choices=FORMATS, default="safetensors", help="what is written (default: %(default)s)"
     )
@@ -55,16 +68,21 @@ def add_flags(parser: ArgumentParser) -> None:
         help="how GGUF holds matrices (default: %(default)s)",
     )
     parser.add_argument(
-        "--tolerance", type=float, metavar="SHARE",
-        help="largest difference of two logits, as a share of the largest one (default: safetensors 1e-4, onnx 1e-3, int8 0.15; gguf f32 1e-3, f16 0.01, bf16 and q8_0 0.1)",
-    )  # fmt: skip
+        "--tolerance",
+        type=float,
+        metavar="SHARE",
+        help=(
+            "largest difference of two logits, as a share of the largest one (default: safetensors 1e-4, onnx"
+            " 1e-3, int8 0.15; gguf f32 1e-3, f16 0.01, bf16 and q8_0 0.1)"
+        ),
+    )
 
 
 def export(given: Namespace) -> int:
     """Run the command and return its exit code.
 
-    Raises:
-        InputError: nothing to merge, an adapter that cannot be merged, a base that is gone or quantized itself, a model that the format
+    Raises: InputError: nothing to merge, an adapter that cannot be merged, a base that is gone or quantized
+        itself, a model that the format
             does not know, an output that is in use, rows that cannot be read.
         RuntimeError: what was written says something else; nothing is left in ``--output``.
     """
@@ -110,12 +128,14 @@ def export(given: Namespace) -> int:
         found |= compare(said, again, TOLERANCES[kind] if given.tolerance is None else given.tolerance)
         if not found["difference"] <= found["tolerance"]:
             raise RuntimeError(
-                f"the exported model computes something else: logits differ by {found['difference']:.3g}, {found['tolerance']:.3g} is allowed (--tolerance)"
+                f"the exported model computes something else: logits differ by {found['difference']:.3g},"
+                f" {found['tolerance']:.3g} is allowed (--tolerance)"
             )
         found["bytes"] = sum(path.stat().st_size for path in staging.rglob("*") if path.is_file())
         _keep(folder, staging, found)
     print(
-        f"{output}: logits on {len(rows)} rows differ by at most {found['difference']:.2g} from float32 ({found['tolerance']:.2g} is allowed)"
+        f"{output}: logits on {len(rows)} rows differ by at most {found['difference']:.2g} from float32"
+        f" ({found['tolerance']:.2g} is allowed)"
         + (f", {found['same_texts']} of {found['texts']} texts are the same" if "texts" in found else "")
         + f"; {found['bytes'] / 1e6:,.1f} MB"
     )
@@ -127,9 +147,9 @@ def _write(given: Namespace, model: Any, tokenizer: Any, folder: Path, said: Sai
     if given.format == "safetensors":
         model.save_pretrained(folder)
     elif given.format == "int8":
-        from hftk import int8
+        from hftk.models import export_int8
 
-        int8.save(int8.quantize(model), folder)
+        export_int8.save(export_int8.quantize(model), folder)
     elif given.format == "gguf":
         from hftk.models import export_gguf
 
@@ -195,20 +215,27 @@ def _check_adapter(folder: Path) -> None:
     from importlib.util import find_spec
 
     if ROUNDED in read_base_config(folder) and find_spec("bitsandbytes") is None:
-        message = f"the adapter in {folder} belongs to weights that bitsandbytes rounds, and it is not installed"
+        message = (
+            f"the adapter in {folder} belongs to weights that bitsandbytes rounds, and it is not installed"
+        )
         raise InputError(Problem(setting="dir", message=message, fix='pip install "hftk[quantize]"'))
     name, _ = base_name(folder)
     if _is_quantized(Path(name)):
-        message = f"the model below the adapter, {name}, is quantized itself: a merge would round the adapter away"
+        message = (
+            f"the model below the adapter, {name}, is quantized itself: a merge would round the adapter away"
+        )
         raise wrong(
             message,
-            f"write the name of its full-precision original into base_model_name_or_path of {folder / 'adapter_config.json'}",
+            "write the name of its full-precision original into base_model_name_or_path of"
+            f" {folder / 'adapter_config.json'}",
         )
 
 
 def _check_unquantized(folder: Path) -> None:
     if _is_quantized(folder):
-        raise wrong(f"the weights in {folder} are quantized", "name the folder of the full-precision original")
+        raise wrong(
+            f"the weights in {folder} are quantized", "name the folder of the full-precision original"
+        )
 
 
 def _is_quantized(folder: Path) -> bool:
@@ -228,7 +255,9 @@ def _check_packages(kind: str) -> None:
 
     problems: list[Problem] = []
     if kind == "gguf" and find_spec("gguf") is None:
-        problems.append(Problem(setting="format", message="gguf is not installed", fix='pip install "hftk[gguf]"'))
+        problems.append(
+            Problem(setting="format", message="gguf is not installed", fix='pip install "hftk[gguf]"')
+        )
     if kind == "onnx":
         from hftk.models import export_onnx
 

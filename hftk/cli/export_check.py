@@ -1,4 +1,5 @@
-"""Whether a model that was written in another form still says the same: logits and greedy texts on real rows."""
+"""Whether a model that was written in another form still says the same: logits and greedy texts on real
+rows."""
 
 from __future__ import annotations
 
@@ -53,7 +54,8 @@ def ask(task: Any, model: Any, tokenizer: Any, rows: Any) -> Said:
 
 
 def _texts(task: Any, model: Any, tokenizer: Any, rows: Any) -> list[str]:
-    """Greedy texts: the targets of an encoder-decoder or of a prompted decoder, the continuations of a language model."""
+    """Greedy texts: the targets of an encoder-decoder or of a prompted decoder, the continuations of a
+    language model."""
     from hftk.config import GenerationSettings
     from hftk.generation.generate import generate
     from hftk.models.load import default_length
@@ -66,7 +68,9 @@ def _texts(task: Any, model: Any, tokenizer: Any, rows: Any) -> list[str]:
     if "generation" not in task.judged_by:
         texts = [text[: min(PROMPT_CHARACTERS, len(text) // 2)] for text in texts]
     prompts, _ = task.prompts(texts, tokenizer, max_length=length, new=new)
-    found = generate(model, tokenizer, prompts, GenerationSettings(max_new_tokens=new), max_prompt_tokens=length)
+    found = generate(
+        model, tokenizer, prompts, GenerationSettings(max_new_tokens=new), max_prompt_tokens=length
+    )
     return [one.text for one in found]
 
 
@@ -76,8 +80,9 @@ def recompute(said: Said, forward: Callable[[Mapping[str, Any]], Any]) -> Said:
 
 
 def compare(before: Said, after: Said, tolerance: float) -> dict[str, Any]:
-    """How far two models lie apart: ``difference`` is the largest of two logits, ``tolerance`` (given as a share of the largest logit,
-    where that is above 1) what it may be, ``same_choice`` the share of positions with the same likeliest output."""
+    """How far two models lie apart: ``difference`` is the largest of two logits, ``tolerance`` (given as a
+    share of the largest logit, where that is above 1) what it may be, ``same_choice`` the share of positions
+    with the same likeliest output."""
     pairs: Sequence[tuple[Any, Any]] = list(zip(before.logits, after.logits, strict=True))
     largest = max(float(a.abs().max()) for a, _ in pairs)
     same = sum(int((a.argmax(-1) == b.argmax(-1)).sum()) for a, b in pairs)

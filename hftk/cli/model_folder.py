@@ -28,8 +28,8 @@ DEVICE_MAPS = get_args(get_type_hints(ModelConfig)["device_map"])
 def check_model(name: str, command: str) -> None:
     """Find what is wrong with a folder before anything is loaded; a Hub id is left to :func:`load`.
 
-    Raises:
-        InputError: no such folder, or one without weights; it says what is there, and what to type (``command`` is the
+    Raises: InputError: no such folder, or one without weights; it says what is there, and what to type
+        (``command`` is the
             hftk command that was typed).
     """
     path = Path(name).expanduser()
@@ -41,13 +41,19 @@ def check_model(name: str, command: str) -> None:
         if whole or next(path.glob("*.gguf"), None):
             return
         inside = ", ".join(sorted(entry.name for entry in path.iterdir())[:8]) or "nothing"
-        made = [config.parent for pattern in ("*/config.json", "*/*/config.json") for config in path.glob(pattern)]
+        made = [
+            config.parent for pattern in ("*/config.json", "*/*/config.json") for config in path.glob(pattern)
+        ]
         made.sort(key=lambda folder: folder.stat().st_mtime)
         fix = " or ".join(f"hftk {command} {shlex.quote(str(folder))}" for folder in made[:-4:-1])
-        raise wrong(f"expected config.json and weights in {path}, found {inside}", fix or "name the --output of a run")
+        raise wrong(
+            f"expected config.json and weights in {path}, found {inside}", fix or "name the --output of a run"
+        )
     if path.is_file():
         if path.suffix != ".gguf":
-            raise wrong(f"expected a folder, found the file {path}", f"hftk {command} {shlex.quote(str(path.parent))}")
+            raise wrong(
+                f"expected a folder, found the file {path}", f"hftk {command} {shlex.quote(str(path.parent))}"
+            )
     elif (
         name.count("/") > 1
         or name.startswith((".", "/", "~"))
@@ -68,7 +74,9 @@ def task_name(folder: str) -> str:
     made: dict[str, Any] = {}
     settings = path / (BASE_CONFIG if has_adapter(path) else "config.json")
     if settings.is_file():
-        with contextlib.suppress(ValueError, AttributeError):  # a damaged file has its error when the model is loaded
+        with contextlib.suppress(
+            ValueError, AttributeError
+        ):  # a damaged file has its error when the model is loaded
             made = dict(json.loads(settings.read_text(encoding="utf-8")).items())
     elif not path.exists():
         from transformers import AutoConfig
@@ -112,7 +120,8 @@ def task_of(folder: str, settings: Callable[[Any], Any] = lambda config: config)
 
 
 def takes_pairs(folder: str, task: Any) -> bool | None:
-    """Whether the run in ``folder`` was trained on a second input of ``task``; None where no record says so."""
+    """Whether the run in ``folder`` was trained on a second input of ``task``; None where no record says
+    so."""
     from hftk.reports.record import RECORD, load_record
 
     path = Path(folder).expanduser()
@@ -123,9 +132,13 @@ def takes_pairs(folder: str, task: Any) -> bool | None:
 def add_device_map(add: Callable[..., Any]) -> None:
     """The flag of the commands that compute with a model; ``add`` is ``add_argument``."""
     add(
-        "--device_map", choices=DEVICE_MAPS,
-        help="how to spread a large model over several GPUs, and main memory where they are full: as --model.device_map of recipes (default: as the run had it)",
-    )  # fmt: skip
+        "--device_map",
+        choices=DEVICE_MAPS,
+        help=(
+            "how to spread a large model over several GPUs, and main memory where they are full: as"
+            " --model.device_map of recipes (default: as the run had it)"
+        ),
+    )
 
 
 def device_map_of(folder: str) -> str:
@@ -137,14 +150,22 @@ def device_map_of(folder: str) -> str:
 
     try:
         found = yaml.safe_load(path.read_text(encoding="utf-8"))["model"]["device_map"]
-    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):  # of an earlier version, or not a run's
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        yaml.YAMLError,
+    ):  # of an earlier version, or not a run's
         return "none"
     return found if found in DEVICE_MAPS else "none"
 
 
-def load(name: str, auto_model: str = "AutoModelForCausalLM", device_map: str | None = None) -> tuple[Any, Any]:
-    """Model, on the GPU if there is one (on several by ``device_map``, default: as in training), and tokenizer. What loading has to say goes to
-    stderr.
+def load(
+    name: str, auto_model: str = "AutoModelForCausalLM", device_map: str | None = None
+) -> tuple[Any, Any]:
+    """Model, on the GPU if there is one (on several by ``device_map``, default: as in training), and
+    tokenizer. What loading has to say goes to stderr.
 
     Raises:
         InputError: it cannot be loaded.
@@ -156,13 +177,22 @@ def load(name: str, auto_model: str = "AutoModelForCausalLM", device_map: str | 
 
     with contextlib.redirect_stdout(sys.stderr), _bars_for_terminals():
         try:
-            loaded: Any = load_trained(name, auto_model=auto_model, device_map=device_map or device_map_of(name))
+            loaded: Any = load_trained(
+                name, auto_model=auto_model, device_map=device_map or device_map_of(name)
+            )
         except InputError as error:
             fix = (
                 _near(Path(name))
                 or "name the --output folder of a run; for a Hub id check the spelling and the network"
             )
-            told = [replace(p, setting="", fix=p.fix if has_adapter(name) else fix) if p.setting == "model.name" else p for p in error.problems]
+            told = [
+                (
+                    replace(p, setting="", fix=p.fix if has_adapter(name) else fix)
+                    if p.setting == "model.name"
+                    else p
+                )
+                for p in error.problems
+            ]
             raise InputError(*told) from error
     model, tokenizer = loaded
     device = torch.accelerator.current_accelerator(check_available=True)
@@ -189,13 +219,23 @@ def _bars_for_terminals() -> Iterator[None]:
 
 def add_overwrite(add: Callable[..., Any]) -> None:
     """The flag of the commands that write a file; ``add`` is ``add_argument``."""
-    add("--overwrite", action="store_true", help="let --output replace a file that this command did not write")
+    add(
+        "--overwrite", action="store_true", help="let --output replace a file that this command did not write"
+    )
 
 
 def check_names(given: Namespace) -> None:
     """InputError for names of files and folders that no file system has, all of them at once."""
-    values = [(name, getattr(given, name, None)) for name in ("dir", "dir_a", "dir_b", "dirs", "recipe", "data", "file", "output")]
-    typed = [(name, text) for name, value in values for text in (value if isinstance(value, list) else [value]) if text]
+    values = [
+        (name, getattr(given, name, None))
+        for name in ("dir", "dir_a", "dir_b", "dirs", "recipe", "data", "file", "output")
+    ]
+    typed = [
+        (name, text)
+        for name, value in values
+        for text in (value if isinstance(value, list) else [value])
+        if text
+    ]
     if problems := [found for name, text in typed if (found := find_name_problem(name, text))]:
         raise InputError(*problems)
 

@@ -29,7 +29,9 @@ def find_recipes() -> dict[str, Path]:
 def add_flags(parser: ArgumentParser) -> None:
     """What ``hftk new`` takes."""
     parser.add_argument("recipe", metavar="RECIPE", help="one of those that hftk recipes lists")
-    parser.add_argument("file", metavar="FILE.py", help="where the copy goes; an existing file is not touched")
+    parser.add_argument(
+        "file", metavar="FILE.py", help="where the copy goes; an existing file is not touched"
+    )
 
 
 def list_recipes(given: Namespace) -> int:
@@ -56,7 +58,8 @@ def copy_recipe(given: Namespace) -> int:
         raise wrong(f"expected one of the recipes {', '.join(recipes)}, found {given.recipe}", fix)
     if target.suffix != ".py":
         raise wrong(
-            f"expected a name that ends in .py, found {target}", f"hftk new {given.recipe} {target / given.recipe}.py"
+            f"expected a name that ends in .py, found {target}",
+            f"hftk new {given.recipe} {target / given.recipe}.py",
         )
     if target.exists():
         raise wrong(f"{target} exists and is not touched", "choose another name")

@@ -73,8 +73,8 @@ def find_output(
         overwrite: also replace a file that the same command did not write.
         own: the file of a run that this command may replace, such as its report.
 
-    Raises:
-        InputError: an input, a file of a run, a file that the same command did not write, or no place to write to.
+    Raises: InputError: an input, a file of a run, a file that the same command did not write, or no place to
+        write to.
     """
     if name is None:
         return None
@@ -104,8 +104,11 @@ def check_siblings(output: Output | None, suffixes: Iterable[str], inputs: Itera
     for suffix in suffixes if output is not None and not output.is_stream else ():
         path = output.path.with_name(output.path.name + suffix)  # type: ignore[union-attr]
         ours = path.is_file() and not path.is_symlink() and _is_partial(path)
+        given = path.name.removesuffix(suffix)
         if os.path.lexists(path) and not ours:
-            raise _problem(f"{path} is needed while {output.path.name} is written, and holds something else", "choose another file")  # type: ignore[union-attr]  # fmt: skip
+            raise _problem(
+                f"{path} is needed while {given} is written, and holds something else", "choose another file"
+            )
         _check_inputs(path, path, inputs)
 
 

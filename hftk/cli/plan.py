@@ -25,11 +25,13 @@ if TYPE_CHECKING:
 EXAMPLES = """\
 examples:
   hftk plan gpt2_clm --model.name openai-community/gpt2 --train.per_device_batch_size 8
-  hftk plan gpt2_clm --model.name meta-llama/Llama-2-7b-hf --train.max_length 4096 --devices 8 --device a100-80gb --sharding fsdp --tokens 2e12
+  hftk plan gpt2_clm --model.name meta-llama/Llama-2-7b-hf --train.max_length 4096 \\
+      --devices 8 --device a100-80gb --sharding fsdp --tokens 2e12
   hftk plan bert_classification --model.name google-bert/bert-large-uncased --device_memory 16GB --json
 
-RECIPE is a recipe's name or file, and every setting that the recipe takes is taken too. Published models are known by their
-Hub id with no network: GPT-2, Llama 2 and 3, Mistral, Qwen 2.5, BERT, RoBERTa, T5, BART, NLLB and others."""
+RECIPE is a recipe's name or file, and every setting that the recipe takes is taken too. Published models are
+known by their Hub id with no network: GPT-2, Llama 2 and 3, Mistral, Qwen 2.5, BERT, RoBERTa, T5, BART, NLLB
+and others."""
 _UNITS = {
     "": 1,
     "b": 1,
@@ -62,7 +64,10 @@ def add_flags(parser: ArgumentParser) -> None:
     add(
         "--device",
         metavar="NAME",
-        help="kind of GPU, such as a100-80gb (an unknown name lists those there are). Default: what this machine has",
+        help=(
+            "kind of GPU, such as a100-80gb (an unknown name lists those there are). Default: what this"
+            " machine has"
+        ),
     )
     add("--device_memory", metavar="SIZE", help="memory of each device, such as 80GB or 24GiB")
     add(
@@ -75,7 +80,10 @@ def add_flags(parser: ArgumentParser) -> None:
         "--tokens",
         type=float,
         metavar="N",
-        help="tokens of the training split, such as 2e9, for the length of the run where --train.max_steps is not set",
+        help=(
+            "tokens of the training split, such as 2e9, for the length of the run where --train.max_steps is"
+            " not set"
+        ),
     )
     add(
         "--tokens_per_second",
@@ -113,7 +121,7 @@ def run_plan(given: Namespace, flags: Sequence[str]) -> int:
     Raises:
         InputError: no such recipe, wrong settings of the recipe or of the plan, an unknown model.
     """
-    (recipe, setup) = all_at_once(lambda: load_recipe(given.recipe), lambda: _setup(given))
+    recipe, setup = all_at_once(lambda: load_recipe(given.recipe), lambda: _setup(given))
     from hftk.config.parse import parse
     from hftk.launch.output_folder import check_paths
     from hftk.planning import plan, remedies
@@ -209,22 +217,32 @@ def as_text(made: Plan, ways: Sequence[tuple[str, Plan]]) -> str:
     model, batch, setup = made.model, made.batch, made.setup
     devices = "1 device" if setup.devices == 1 else f"{setup.devices} devices, {setup.sharding}"
     head = [
-        f"model        {model['architecture']}, {model['parameters']:,} parameters, {model['parameters_trained']:,} trained",
+        (
+            f"model        {model['architecture']}, {model['parameters']:,} parameters,"
+            f" {model['parameters_trained']:,} trained"
+        ),
         f"devices      {devices}, {_gigabytes(made.device_memory)} each"
         + (f" ({setup.device})" if setup.device else ""),
         f"micro-batch  {batch['per_device_rows']} rows, {batch['tokens']:,} tokens, {batch['precision']}"
         + (", gradient checkpointing" if batch["gradient_checkpointing"] else ""),
-        f"step         {batch['rows_per_step']} rows, {batch['tokens_per_step']:,} tokens, {batch['accumulation']} micro-batch{'es' if batch['accumulation'] > 1 else ''} on each device",
+        (
+            f"step         {batch['rows_per_step']} rows, {batch['tokens_per_step']:,} tokens,"
+            f" {batch['accumulation']} micro-batch{'es' if batch['accumulation'] > 1 else ''} on each device"
+        ),
     ]
     memory = [(f"  {kind}", size) for kind, size in made.memory.items() if size >= 10**5]
     phases = [(phase, size) for phase, size in made.phases.items()]
     lines = ["memory of each device", *_rows([*memory, *phases])]
     largest = (
-        "" if made.largest_batch is None else f"; the largest --train.per_device_batch_size is {made.largest_batch:,}"
+        ""
+        if made.largest_batch is None
+        else f"; the largest --train.per_device_batch_size is {made.largest_batch:,}"
     )
     verdict = ("it fits" if made.fits else f"IT DOES NOT FIT into {_gigabytes(made.device_memory)}") + largest
     if ways:
-        verdict += "\nthese would fit:\n" + "\n".join(f"  {typed}  ({_gigabytes(other.peak)})" for typed, other in ways)
+        verdict += "\nthese would fit:\n" + "\n".join(
+            f"  {typed}  ({_gigabytes(other.peak)})" for typed, other in ways
+        )
     parts = [
         *head,
         "",
@@ -246,9 +264,13 @@ def _time(made: Plan) -> list[str]:
     formula = f" (formula: {flops['formula_per_token']:.3g})" if flops["formula_per_token"] else ""
     lines = [f"operations   {flops['training_per_token']:.3g} for each token of training{formula}"]
     shown: tuple[tuple[str, str, Callable[[float], str]], ...] = (
-        ("steps", "steps", "{:,.0f}".format), ("tokens", "tokens", "{:,.0f}".format), ("tokens_per_second", "speed", "{:,.0f} tokens per second".format),
-        ("seconds", "time", _duration), ("device_hours", "devices'", "{:,.1f} hours together".format), ("cost", "cost", "{:,.2f}".format),
-    )  # fmt: skip
+        ("steps", "steps", "{:,.0f}".format),
+        ("tokens", "tokens", "{:,.0f}".format),
+        ("tokens_per_second", "speed", "{:,.0f} tokens per second".format),
+        ("seconds", "time", _duration),
+        ("device_hours", "devices'", "{:,.1f} hours together".format),
+        ("cost", "cost", "{:,.2f}".format),
+    )
     for name, title, write in shown:
         value = run.get(name)
         if value is not None:

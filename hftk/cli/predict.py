@@ -43,33 +43,49 @@ examples:
   hftk predict out/bert_classification --file reviews.csv --column body --output labels.jsonl
 
 One JSON object a line comes out, in the order of the rows. From a classifier (the prompts are its texts):
-  {"index": 0, "text": "Great ...", "prediction": "positive", "probability": 0.98, "probabilities": {"negative": 0.02, ...}}
+  {"index": 0, "text": "Great ...", "prediction": "positive", "probability": 0.98, "probabilities": {...}}
 From a language model:
-  {"index": 0, "prompt": "Once ...", "prediction": " there ...", "finished": true, "tokens": 12, "truncated": false}
+  {"index": 0, "prompt": "Once ...", "prediction": " there ...", "finished": true, "tokens": 12, ...}
 finished: ended by itself; else it was cut off at --max_new_tokens.
 truncated: the prompt was longer than the model's context leaves room for, and lost its beginning."""
 
 
 def add_flags(parser: ArgumentParser) -> None:
-    """What ``hftk predict`` takes; the flags of generation are the fields of :class:`~hftk.config.GenerationSettings`."""
-    parser.add_argument("dir", metavar="DIR", help="output folder of a run, or a folder or Hub id of a language model or classifier")
+    """What ``hftk predict`` takes; the flags of generation are the fields of
+    :class:`~hftk.config.GenerationSettings`."""
+    parser.add_argument(
+        "dir",
+        metavar="DIR",
+        help="output folder of a run, or a folder or Hub id of a language model or classifier",
+    )
     prompts = parser.add_argument_group("prompts (default: one a line on stdin)")
     one = prompts.add_mutually_exclusive_group()
     one.add_argument("--prompt", action="append", metavar="TEXT", help="a prompt; may be given several times")
-    one.add_argument("--file", metavar="FILE", help="prompts in a file: .txt (one a line), .jsonl, .csv, .parquet ...")
+    one.add_argument(
+        "--file", metavar="FILE", help="prompts in a file: .txt (one a line), .jsonl, .csv, .parquet ..."
+    )
     prompts.add_argument(
         "--column", metavar="NAME", help="the column of --file with the prompts (default: prompt, text)"
     )
     prompts.add_argument(
         "--encoding", metavar="NAME", default=DataConfig.encoding, help="of --file (default: %(default)s)"
     )
-    prompts.add_argument("--text_pair", action="append", metavar="TEXT", help="the second text of a pair, one for each --prompt")
+    prompts.add_argument(
+        "--text_pair",
+        action="append",
+        metavar="TEXT",
+        help="the second text of a pair, one for each --prompt",
+    )
     prompts.add_argument("--pair_column", metavar="NAME", help="the column of --file with second texts")
     where = parser.add_argument_group("output (default: stdout)")
     where.add_argument(
-        "--output", metavar="OUT.jsonl",
-        help="a file; one that this command wrote is replaced. The same command after an interruption goes on from there (language models)",
-    )  # fmt: skip
+        "--output",
+        metavar="OUT.jsonl",
+        help=(
+            "a file; one that this command wrote is replaced. The same command after an interruption goes on"
+            " from there (language models)"
+        ),
+    )
     add_overwrite(where.add_argument)
     how = parser.add_argument_group("generation")
     for item in read_settings(GenerationSettings()).values():
@@ -83,14 +99,21 @@ def add_flags(parser: ArgumentParser) -> None:
             )
             continue
         kind: Any = item.members[0]
-        default = f"{item.default}, or half of a shorter context" if item.name == "max_new_tokens" else item.default
+        default = (
+            f"{item.default}, or half of a shorter context" if item.name == "max_new_tokens" else item.default
+        )
         how.add_argument(
             f"--{item.name}", type=kind, metavar=kind.__name__.upper(), help=f"{meaning} (default: {default})"
         )
     how.add_argument(
-        "--batch_size", type=int, metavar="INT",
-        help="Most prompts at a time; it changes no output. (default: as many as fit into memory; classifiers: 64 rows)",
-    )  # fmt: skip
+        "--batch_size",
+        type=int,
+        metavar="INT",
+        help=(
+            "Most prompts at a time; it changes no output. (default: as many as fit into memory; classifiers:"
+            " 64 rows)"
+        ),
+    )
     add_device_map(how.add_argument)
 
 
@@ -114,7 +137,9 @@ def predict(given: Namespace) -> int:
     """
     for name in ("text_pair", "pair_column"):
         if getattr(given, name):
-            raise InputError(Problem(setting=name, message="is for classifiers of pairs of texts", fix="leave it out"))
+            raise InputError(
+                Problem(setting=name, message="is for classifiers of pairs of texts", fix="leave it out")
+            )
     task_class, _ = load_task(task_name(given.dir))
     text_to_text = "generation" in task_class.judged_by
     values = {f.name: getattr(given, f.name) for f in fields(GenerationSettings)}
@@ -132,9 +157,15 @@ def predict(given: Namespace) -> int:
     task = task_of(given.dir) if text_to_text else None
     model, tokenizer = load(given.dir, (task or task_class).auto_model, given.device_map)
     if task:  # as the run was evaluated, unless a flag says otherwise
-        flags = {name: value for name, value in values.items() if value is not None and (name, value) != ("max_new_tokens", 0)}
+        flags = {
+            name: value
+            for name, value in values.items()
+            if value is not None and (name, value) != ("max_new_tokens", 0)
+        }
         settings = task.generation(model)
-        if not (Path(given.dir).expanduser() / "config.yaml").is_file():  # a folder of no run: as its generation config says
+        if not (
+            Path(given.dir).expanduser() / "config.yaml"
+        ).is_file():  # a folder of no run: as its generation config says
             most = getattr(model.generation_config, "max_new_tokens", None)
             settings = replace(settings, max_new_tokens=most or GenerationSettings.max_new_tokens)
         settings = replace(settings, **flags)
@@ -149,7 +180,9 @@ def predict(given: Namespace) -> int:
     if output and not output.is_stream:
         columns = {"prompt": asked}
         try:
-            results = generate_to_file(output.path, model, tokenizer, prompts, settings, columns=columns, finish=finish, **options)
+            results = generate_to_file(
+                output.path, model, tokenizer, prompts, settings, columns=columns, finish=finish, **options
+            )
         except KeyboardInterrupt:
             raise KeyboardInterrupt("; the same command goes on from there") from None
         say(f"{len(results)} prediction{'s' if len(results) > 1 else ''} in {given.output}")
@@ -164,7 +197,10 @@ def predict(given: Namespace) -> int:
     cut = sum(result.truncated for result in results)
     if cut:
         lost = "end" if text_to_text else "beginning"
-        say(f"{cut} of {len(results)} prompts were longer than the context leaves room for: they lost their {lost}")
+        say(
+            f"{cut} of {len(results)} prompts were longer than the context leaves room for: they lost their"
+            f" {lost}"
+        )
     return 0
 
 
@@ -178,10 +214,14 @@ def _framed(
     """The prompts that the task makes of texts, and what makes of an output that of the text."""
     from hftk.models.load import default_length
 
-    prompts, lost = task.prompts(texts, tokenizer, max_length=default_length(model.config), new=settings.max_new_tokens)
+    prompts, lost = task.prompts(
+        texts, tokenizer, max_length=default_length(model.config), new=settings.max_new_tokens
+    )
 
     def finish(result: Generated) -> Generated:
-        return replace(result, text=result.text.strip(), truncated=result.truncated or bool(lost[result.index]))
+        return replace(
+            result, text=result.text.strip(), truncated=result.truncated or bool(lost[result.index])
+        )
 
     return prompts, finish
 
@@ -195,13 +235,18 @@ def use_utf8() -> None:
 def read_prompts(given: Namespace) -> list[str]:
     """The prompts from --prompt, --file or stdin; InputError where there is none, or one that is not text."""
     if given.column and not given.file:
-        raise InputError(Problem(setting="column", message="is for --file", fix="add --file FILE, or leave it out"))
+        raise InputError(
+            Problem(setting="column", message="is for --file", fix="add --file FILE, or leave it out")
+        )
     if given.file:
         prompts = _file_prompts(Path(given.file), given.column, given.encoding)
     elif given.prompt:
         prompts = list(given.prompt)
     elif sys.stdin is None or sys.stdin.isatty():
-        fix = f'hftk predict {shlex.quote(given.dir)} --prompt "Once upon a time" (or --file FILE, or pipe them in)'
+        fix = (
+            f'hftk predict {shlex.quote(given.dir)} --prompt "Once upon a time" (or --file FILE, or pipe'
+            " them in)"
+        )
         raise wrong("expected prompts, found none", fix)
     else:
         prompts = _stdin_prompts()
@@ -209,7 +254,9 @@ def read_prompts(given: Namespace) -> list[str]:
         try:
             prompt.encode()
         except UnicodeEncodeError:
-            raise wrong(f"expected UTF-8, found other bytes in prompt {number}", "use --file with --encoding") from None
+            raise wrong(
+                f"expected UTF-8, found other bytes in prompt {number}", "use --file with --encoding"
+            ) from None
     return prompts
 
 
@@ -223,7 +270,9 @@ def _stdin_prompts() -> list[str]:
             f"expected UTF-8, found other bytes in line {line} of stdin", "use --file with --encoding"
         ) from None
     if not text:
-        raise wrong("expected prompts on stdin, one a line, found nothing", "use --prompt TEXT or --file FILE")
+        raise wrong(
+            "expected prompts on stdin, one a line, found nothing", "use --prompt TEXT or --file FILE"
+        )
     return [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]
 
 
@@ -245,8 +294,13 @@ def _file_prompts(path: Path, column: str | None, encoding: str) -> list[str]:
         values = chunk.table[name]
         odd = next((row for row, value in enumerate(values) if not isinstance(value, str)), None)
         if odd is not None:
-            message = f"expected text in column {name} of {path}, found {values[odd]!r:.40} in row {chunk.start + odd}"
-            raise InputError(Problem(setting="column", message=message, fix="drop the row, or name another column"))
+            message = (
+                f"expected text in column {name} of {path}, found {values[odd]!r:.40} in row"
+                f" {chunk.start + odd}"
+            )
+            raise InputError(
+                Problem(setting="column", message=message, fix="drop the row, or name another column")
+            )
         prompts += values
     if not prompts:
         raise InputError(Problem(setting="file", message=f"expected prompts, one a line, found {path} empty"))

@@ -1,4 +1,5 @@
-"""``hftk predict`` for classifiers: texts (and pairs of texts) in; label and probabilities out, one JSON object a line."""
+"""``hftk predict`` for classifiers: texts (and pairs of texts) in; label and probabilities out, one JSON
+object a line."""
 
 from __future__ import annotations
 
@@ -61,12 +62,17 @@ def _lines(given: Namespace, task: Any, model: Any, tokenizer: Any, data: Datase
     some = data.select(range(start, min(len(data), start + CHUNK)))
     with contextlib.redirect_stdout(sys.stderr):
         features = task.encode(some, tokenizer, max_length=default_length(model.config), training=False)
-        outputs = run_model(task, model, tokenizer, features, batch_size=given.batch_size or 64, title="predicting")
+        outputs = run_model(
+            task, model, tokenizer, features, batch_size=given.batch_size or 64, title="predicting"
+        )
     said = task.predictions(
         Outputs(arrays=outputs, features=features, rows=some, tokenizer=tokenizer, model_config=model.config)
     )
     return [
-        json.dumps({"index": start + i, **some[i], **{k: v for k, v in line.items() if k != "index"}}, ensure_ascii=False)
+        json.dumps(
+            {"index": start + i, **some[i], **{k: v for k, v in line.items() if k != "index"}},
+            ensure_ascii=False,
+        )
         for i, line in enumerate(said)
     ]
 
@@ -86,12 +92,21 @@ def _task_and_rows(given: Namespace) -> tuple[Any, dict[str, list[str] | None]]:
             Problem(
                 setting="text_pair",
                 message="expected pairs of texts, which the model was trained on, found single ones",
-                fix="add --text_pair TEXT after --prompt TEXT, or --file FILE with two columns of text (--pair_column NAME)",
+                fix=(
+                    "add --text_pair TEXT after --prompt TEXT, or --file FILE with two columns of text"
+                    " (--pair_column NAME)"
+                ),
             )
         )
     if wanted is False and pairs is not None:
         message = "expected single texts, which the model was trained on, found pairs"
-        raise InputError(Problem(setting="text_pair" if given.text_pair else "pair_column", message=message, fix="leave the second texts out"))  # fmt: skip
+        raise InputError(
+            Problem(
+                setting="text_pair" if given.text_pair else "pair_column",
+                message=message,
+                fix="leave the second texts out",
+            )
+        )
     if pairs is not None and len(pairs) != len(texts):
         message = f"expected one for each of the {len(texts)} texts, found {len(pairs)}"
         raise InputError(Problem(setting="text_pair", message=message))
@@ -110,9 +125,14 @@ def _read_table(given: Namespace, task: Any, wanted: bool | None) -> tuple[list[
     from hftk.data.load import read_rows
 
     config = DataConfig(
-        encoding=given.encoding, unicode=task.config.data.unicode,
-        columns={role: name for role, name in zip(task.inputs, (given.column, given.pair_column), strict=False) if name},
-    )  # fmt: skip
+        encoding=given.encoding,
+        unicode=task.config.data.unicode,
+        columns={
+            role: name
+            for role, name in zip(task.inputs, (given.column, given.pair_column), strict=False)
+            if name
+        },
+    )
     roles = task.inputs[:1] if wanted is False and not given.pair_column else task.inputs[:2]
     with contextlib.redirect_stdout(sys.stderr):
         rows, facts = read_rows(given.file, config, task, roles=roles, setting="file")
@@ -128,7 +148,13 @@ def _check_sources(given: Namespace, table: bool) -> None:
     """Flags that would have no effect on what is read."""
     problems = []
     if table and given.text_pair:
-        problems.append(Problem(setting="text_pair", message="is for --prompt", fix="use --pair_column NAME for a column of --file"))
+        problems.append(
+            Problem(
+                setting="text_pair",
+                message="is for --prompt",
+                fix="use --pair_column NAME for a column of --file",
+            )
+        )
     for name in ("column", "pair_column"):
         if getattr(given, name) and not table:
             message = "is for a --file with columns, such as .csv or .jsonl"
@@ -139,11 +165,15 @@ def _check_sources(given: Namespace, table: bool) -> None:
 
 def _check_flags(given: Namespace) -> None:
     problems = [
-        Problem(setting=name, message="is for generating text, and the model generates none", fix="leave it out")
+        Problem(
+            setting=name, message="is for generating text, and the model generates none", fix="leave it out"
+        )
         for name in GENERATING
         if getattr(given, name) is not None and getattr(given, name) is not False
     ]
     if given.batch_size is not None and given.batch_size < 1:
-        problems.append(Problem(setting="batch_size", message=f"expected at least 1, found {given.batch_size}"))
+        problems.append(
+            Problem(setting="batch_size", message=f"expected at least 1, found {given.batch_size}")
+        )
     if problems:
         raise InputError(*problems)

@@ -19,8 +19,9 @@ examples:
   hftk push out/gpt2_clm --repo my-name/my-model --private false --license mit --language en
   hftk push out/gpt2_clm --repo my-name/my-model --dry_run > card.md
 
-Settings that are not given are those of the run (--publish.*). What arrived before an interruption is not sent again. A README.md
-that you put into the folder is taken as the model card; --dry_run prints the one that would be made."""
+Settings that are not given are those of the run (--publish.*). What arrived before an interruption is not
+sent again. A README.md that you put into the folder is taken as the model card; --dry_run prints the one that
+would be made."""
 
 
 def add_flags(parser: ArgumentParser) -> None:
@@ -62,8 +63,12 @@ def _settings(given: Namespace, record: RunRecord) -> PublishConfig:
     names = [field.name for field in fields(PublishConfig)]
     stored = record.config.get("publish") or {}
     settings = PublishConfig(**{name: stored[name] for name in names if name in stored and name != "dry_run"})
-    settings = parse(settings, [f"--{name}={value}" for name in names if (value := getattr(given, name)) is not None])
+    settings = parse(
+        settings, [f"--{name}={value}" for name in names if (value := getattr(given, name)) is not None]
+    )
     if settings.repo is None:
         message = "expected the repository to push to, found none"
-        raise InputError(Problem(setting="publish.repo", message=message, fix="add --publish.repo NAME/MODEL"))
+        raise InputError(
+            Problem(setting="publish.repo", message=message, fix="add --publish.repo NAME/MODEL")
+        )
     return settings

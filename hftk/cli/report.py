@@ -16,9 +16,10 @@ examples:
   hftk report out/gpt2_clm
   hftk report out/bert out/distilbert out/minilm --output models.html
 
-One folder: report.html is made anew in it from record.json. Several: they hold predictions (predictions.jsonl) on the same rows of the
-same split, and one page shows their scores side by side, the paired tests of each against the first, their curves, the settings in which
-they differ and the rows that they answer differently."""
+One folder: report.html is made anew in it from record.json. Several: they hold predictions
+(predictions.jsonl) on the same rows of the same split, and one page shows their scores side by side, the
+paired tests of each against the first, their curves, the settings in which they differ and the rows that they
+answer differently."""
 TOGETHER = "comparison.html"
 
 
@@ -50,8 +51,8 @@ def add_flags(parser: ArgumentParser) -> None:
 def report(given: Namespace) -> int:
     """Run the command and return its exit code.
 
-    Raises:
-        InputError: a folder without a finished run; of several, the same folder twice, runs of different tasks or on different
+    Raises: InputError: a folder without a finished run; of several, the same folder twice, runs of different
+        tasks or on different
             rows; a place that cannot be written.
     """
     check_resamples(given.resamples)
@@ -105,5 +106,7 @@ def _write(output: Output | None, page: str) -> None:
     try:
         output.write(page)
     except OSError as error:
-        raise wrong(f"{output.path} cannot be written: {error.strerror}", "choose another --output FILE.html") from None
+        raise wrong(
+            f"{output.path} cannot be written: {error.strerror}", "choose another --output FILE.html"
+        ) from None
     print(output.typed)

@@ -1,7 +1,7 @@
 """Every setting of hftk: frozen dataclasses, one line of meaning and unit under each field.
 
-The line under a field is its documentation, its ``--help`` and its meaning in ``config.yaml``; there is no second place.
-Nothing here imports torch. :mod:`hftk.config.parse` reads flags and YAML into these classes.
+The line under a field is its documentation, its ``--help`` and its meaning in ``config.yaml``; there is no
+second place. Nothing here imports torch. :mod:`hftk.config.parse` reads flags and YAML into these classes.
 """
 
 from hftk.config.data import DataConfig as DataConfig

@@ -8,7 +8,8 @@ from typing import Any
 
 
 def setting(config: Any, name: str) -> Any:
-    """The value at a dotted name, such as ``train.learning_rate``; KeyError or AttributeError where there is none."""
+    """The value at a dotted name, such as ``train.learning_rate``; KeyError or AttributeError where there is
+    none."""
     for part in name.split("."):
         config = config[part] if isinstance(config, Mapping) else getattr(config, part)
     return config

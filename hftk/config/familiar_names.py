@@ -1,7 +1,8 @@
-"""Names that people bring along: arguments of ``TrainingArguments`` and of the classic example scripts, and what to type here.
+"""Names that people bring along: arguments of ``TrainingArguments`` and of the classic example scripts, and
+what to type here.
 
-Two tables (:data:`OWN_ARGUMENTS`, :data:`RENAMED`) and what is built on them: advice for an unknown name, the nearest valid
-name, and the check of ``train.extra``.
+Two tables (:data:`OWN_ARGUMENTS`, :data:`RENAMED`) and what is built on them: advice for an unknown name, the
+nearest valid name, and the check of ``train.extra``.
 """
 
 from __future__ import annotations
@@ -31,7 +32,9 @@ OWN_ARGUMENTS: Mapping[str, str] = {
     "per_device_eval_batch_size": "--eval.batch_size",
     "auto_find_batch_size": "--train.max_tokens_per_batch (a bound on memory that does not change the steps)",
     "gradient_accumulation_steps": _FOLLOWS,
-    "average_tokens_across_devices": "leave it out: losses are exact means over the items of the global batch",
+    "average_tokens_across_devices": (
+        "leave it out: losses are exact means over the items of the global batch"
+    ),
     "num_train_epochs": "--train.epochs",
     "max_steps": "--train.max_steps",
     "learning_rate": "--train.learning_rate",
@@ -77,14 +80,18 @@ OWN_ARGUMENTS: Mapping[str, str] = {
     "dataloader_persistent_workers": _MEMORY,
     "dataloader_pin_memory": _MEMORY,
     "dataloader_prefetch_factor": _MEMORY,
-    "include_num_input_tokens_seen": "leave it out: the history in record.json counts the tokens of every step",
+    "include_num_input_tokens_seen": (
+        "leave it out: the history in record.json counts the tokens of every step"
+    ),
     "logging_first_step": "leave it out: the first step is always logged",
     "eval_accumulation_steps": _JUDGE,
     "eval_delay": "--train.eval_steps",
     "eval_do_concat_batches": _JUDGE,
     "eval_on_start": "leave it out: recipes judge the model before training too",
     "eval_use_gather_object": _JUDGE,
-    "torch_empty_cache_steps": "leave it out: it only slows training down; for less memory use --train.max_tokens_per_batch",
+    "torch_empty_cache_steps": (
+        "leave it out: it only slows training down; for less memory use --train.max_tokens_per_batch"
+    ),
     "push_to_hub": "leave it out: push the finished folder with `hf upload REPO DIR --private`",
     "train_sampling_strategy": "--train.group_by_length true or false (random)",
     "length_column_name": _PLAN,
@@ -95,7 +102,8 @@ OWN_ARGUMENTS: Mapping[str, str] = {
     "do_predict": _STAGES,
     "local_rank": _LAUNCHER,
 }
-"""Field of ``TrainingArguments`` (transformers 5.23) that hftk sets itself to what to use instead, as it is typed.
+"""Field of ``TrainingArguments`` (transformers 5.23) that hftk sets itself to what to use instead, as it is
+typed.
 
 An entry that begins with ``--`` names a setting; the others say why there is none.
 """
@@ -106,7 +114,9 @@ RENAMED: Mapping[str, str] = {
     "lr_scheduler_type": "--train.schedule (transformers' own ones: --train.extra.lr_scheduler_type)",
     "optim": "--train.optimizer (transformers' own ones: --train.extra.optim)",
     "evaluate_during_training": "--train.eval_steps",
-    "warmup_ratio": "--train.warmup (a share of all steps if below 1; transformers 5: a fractional warmup_steps)",
+    "warmup_ratio": (
+        "--train.warmup (a share of all steps if below 1; transformers 5: a fractional warmup_steps)"
+    ),
     "no_cuda": f"{_CPU} (transformers 5 calls the argument use_cpu)",
     "overwrite_output_dir": "--overwrite",
     "logging_dir": "leave it out: the curves are in report.html; for TensorBoard set TENSORBOARD_LOGGING_DIR",
@@ -134,7 +144,9 @@ RENAMED: Mapping[str, str] = {
     "xpu_backend": "--train.extra.ddp_backend",
     "sharded_ddp": "give `accelerate launch --config_file FILE` an FSDP config",
     "fsdp_min_num_params": "--train.extra.fsdp_config '{min_num_params: N}'",
-    "fsdp_transformer_layer_cls_to_wrap": "--train.extra.fsdp_config '{transformer_layer_cls_to_wrap: [NAME]}'",
+    "fsdp_transformer_layer_cls_to_wrap": (
+        "--train.extra.fsdp_config '{transformer_layer_cls_to_wrap: [NAME]}'"
+    ),
     "dispatch_batches": _PLAN,
     "split_batches": _PLAN,
     # Seq2SeqTrainingArguments and generate()
@@ -297,7 +309,8 @@ RENAMED: Mapping[str, str] = {
     "num_processes": "give it to `accelerate launch`, before the recipe's name",
     "config_file": "--config FILE.yaml (the one of `accelerate launch` stands before the recipe's name)",
 }
-"""Name of a setting elsewhere (``TrainingArguments`` of transformers 4, its example scripts, other trainers) to what to type here."""
+"""Name of a setting elsewhere (``TrainingArguments`` of transformers 4, its example scripts, other trainers)
+to what to type here."""
 
 _OPEN = ("data.columns", "model.config", "train.extra")
 _FLAG = re.compile(r"--([a-z][a-z0-9_.]*[a-z0-9_])")
@@ -309,7 +322,8 @@ def targets(text: str) -> list[str]:
 
 
 def advise(name: str, known: Collection[str] | None = None) -> str:
-    """What to type instead of an argument of transformers or of an example script; "" if ``name`` is none of those.
+    """What to type instead of an argument of transformers or of an example script; "" if ``name`` is none of
+    those.
 
     ``known`` holds the dotted names of the recipe's settings: one that it lacks is not recommended.
     """
@@ -318,7 +332,11 @@ def advise(name: str, known: Collection[str] | None = None) -> str:
     if text is None or not text.startswith("--"):
         return text or ""
     target = targets(text)[0]
-    if known is None or target in known or any(target.startswith(f"{name}.") and name in known for name in _OPEN):
+    if (
+        known is None
+        or target in known
+        or any(target.startswith(f"{name}.") and name in known for name in _OPEN)
+    ):
         return f"use {text}"
     return f"its counterpart is --{target}, which this recipe does not have"
 
@@ -326,14 +344,17 @@ def advise(name: str, known: Collection[str] | None = None) -> str:
 def nearest(name: str, known: Collection[str]) -> list[str]:
     """The dotted names that ``name`` is most likely meant to be, at most four; empty if nothing comes near.
 
-    The same last part wins (``learning_rate`` for ``train.learning_rate``), then likeness of the whole, then of the last part.
+    The same last part wins (``learning_rate`` for ``train.learning_rate``), then likeness of the whole, then
+    of the last part.
     """
     last = name.rpartition(".")[2]
     ends = {candidate: candidate.rpartition(".")[2] for candidate in known}
     if same := [candidate for candidate, end in ends.items() if last == end]:
         return difflib.get_close_matches(name, same, n=4, cutoff=0)
     likely = {end for end in ends.values() if difflib.SequenceMatcher(None, last, end).ratio() > 0.65}
-    if whole := difflib.get_close_matches(name, [c for c, end in ends.items() if end in likely], n=1, cutoff=0.8):
+    if whole := difflib.get_close_matches(
+        name, [c for c, end in ends.items() if end in likely], n=1, cutoff=0.8
+    ):
         return whole
     close = difflib.get_close_matches(last, likely, n=2, cutoff=0.75)
     return [candidate for end in close for candidate in known if ends[candidate] == end][:4]
@@ -346,19 +367,25 @@ def did_you_mean(names: Sequence[str], before: str = "--") -> str:
 
 
 def correct(name: str, known: Collection[str]) -> str:
-    """What to type instead of the unknown setting ``name``, by the tables and by likeness; "" if nothing comes near."""
+    """What to type instead of the unknown setting ``name``, by the tables and by likeness; "" if nothing
+    comes near."""
     name = name.replace("-", "_")
     if name not in known and (advice := advise(name, known)):
         return advice
     last = name.rpartition(".")[2]
     names = nearest(name, known)
-    if last not in {n.rpartition(".")[2] for n in names} and "train.extra" in known and last in argument_types():
+    if (
+        last not in {n.rpartition(".")[2] for n in names}
+        and "train.extra" in known
+        and last in argument_types()
+    ):
         names = [f"train.extra.{last}"]
     return did_you_mean(names)
 
 
 def extra_problems(extra: Mapping[str, Any], known: Collection[str] | None = None) -> Iterator[Problem]:
-    """What is wrong with ``train.extra``: secrets, fields that hftk sets itself, unknown fields, values of the wrong type.
+    """What is wrong with ``train.extra``: secrets, fields that hftk sets itself, unknown fields, values of
+    the wrong type.
 
     ``known`` holds the dotted names of the recipe's settings. Nothing is read if ``extra`` is empty.
     """
@@ -377,9 +404,13 @@ def extra_problems(extra: Mapping[str, Any], known: Collection[str] | None = Non
         elif name not in argument_types():
             fields = {*argument_types(), *RENAMED, *OWN_ARGUMENTS}
             close = difflib.get_close_matches(name.replace("-", "_"), fields, n=1, cutoff=0.75)
-            fix = advise(name, known) or did_you_mean([f"train.extra.{n}" for n in close if n in argument_types()])
+            fix = advise(name, known) or did_you_mean(
+                [f"train.extra.{n}" for n in close if n in argument_types()]
+            )
             if close and not advise(name, known) and advise(close[0], known):
                 fix = advise(close[0], known)
-            yield Problem(setting=setting, message="transformers.TrainingArguments has no such field", fix=fix)
+            yield Problem(
+                setting=setting, message="transformers.TrainingArguments has no such field", fix=fix
+            )
         elif problem := wrong_type(value, argument_types()[name]):
             yield Problem(setting=setting, message=problem)

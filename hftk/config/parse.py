@@ -1,9 +1,9 @@
 """Command line and YAML to a config: the recipe's CONFIG < every ``--config FILE.yaml`` in turn < the flags.
 
-All mistakes are collected and raised together as one :class:`~hftk.config.InputError`. The reading of flags and files and
-the merging are hftk's own: jsonargparse, which converts the single values, stops at the first error, takes abbreviations,
-lets a ``--config`` that stands last win over flags, and replaces a dictionary given in YAML where it merges one given by
-flags.
+All mistakes are collected and raised together as one :class:`~hftk.config.InputError`. The reading of flags
+and files and the merging are hftk's own: jsonargparse, which converts the single values, stops at the first
+error, takes abbreviations, lets a ``--config`` that stands last win over flags, and replaces a dictionary
+given in YAML where it merges one given by flags.
 """
 
 from __future__ import annotations
@@ -70,10 +70,12 @@ _COMPANIONS: Mapping[str, tuple[str, ...]] = {
 
 _FITTED: Mapping[str, tuple[str, ...]] = {
     "data.sample": ("data.validation_fraction", "data.test_fraction"),
-    # A learning rate for a model made on the spot would ruin a pre-trained one, which needs fewer epochs and has a longer context.
+    # A learning rate for a model made on the spot would ruin a pre-trained one, which needs fewer epochs and
+    # has a longer context.
     "model.size": ("train.learning_rate", "train.epochs", "train.max_length"),
 }
-"""Settings that were chosen for the first one, and go back with it too; but what was given on a higher level than it stays."""
+"""Settings that were chosen for the first one, and go back with it too; but what was given on a higher level
+than it stays."""
 
 
 def parse(
@@ -81,12 +83,13 @@ def parse(
 ) -> Config:
     """``config`` with the YAML files and flags of ``argv`` (default: the process's) laid over it.
 
-    ``config`` is the recipe's CONFIG: a frozen dataclass of dataclasses. A flag is ``--section.name VALUE`` or
-    ``--section.name=VALUE``; one that is true or false needs no value, and ``--no-section.name`` makes it false.
-    Dictionaries are merged key by key, everything else is replaced; of settings that exclude each other
-    (:data:`hftk.config.ALTERNATIVES`) the one on the highest level stays.
+    ``config`` is the recipe's CONFIG: a frozen dataclass of dataclasses. A flag is ``--section.name VALUE``
+    or ``--section.name=VALUE``; one that is true or false needs no value, and ``--no-section.name`` makes it
+    false. Dictionaries are merged key by key, everything else is replaced; of settings that exclude each
+    other (:data:`hftk.config.ALTERNATIVES`) the one on the highest level stays.
 
-    Raises InputError with every mistake at once, and SystemExit(0) after printing the help for ``--help`` or ``-h``.
+    Raises InputError with every mistake at once, and SystemExit(0) after printing the help for ``--help`` or
+    ``-h``.
     """
     argv = sys.argv[1:] if argv is None else argv
     if not {"-h", "--help"}.isdisjoint(argv):
@@ -98,12 +101,15 @@ def parse(
     for name, value in {name: value for level in levels for name, value in level.items()}.items():
         if REDACTED in str(value) and name not in flags:
             message = "the file was saved without the secret in this setting"
-            reading.complain(name, message, f"type the value again: --{name} VALUE", reading.places.get(name, ""))
+            reading.complain(
+                name, message, f"type the value again: --{name} VALUE", reading.places.get(name, "")
+            )
     return reading.merge(config, [*levels, flags])
 
 
 def load_config(config: Config, path: str | Path) -> Config:
-    """``config`` with the YAML file at ``path`` laid over it, as by ``--config``. Raises InputError with every mistake."""
+    """``config`` with the YAML file at ``path`` laid over it, as by ``--config``. Raises InputError with
+    every mistake."""
     reading = _Reading(read_settings(config))
     return reading.merge(config, [reading.read_file(path)])
 
@@ -180,7 +186,7 @@ class _Reading:
                 f"expected a mapping, found {given.text or given.value!r}", f"use --{item.name}.NAME VALUE"
             )
 
-    # files ------------------------------------------------------------------------------------------------------------
+    # --- files
 
     def read_file(self, path: str | Path) -> dict[str, Any]:
         """The level of one YAML file: name of a setting to its value."""
@@ -211,7 +217,7 @@ class _Reading:
             else:
                 self.put(level, item, keys, entry.given)
 
-    # flags ------------------------------------------------------------------------------------------------------------
+    # --- flags
 
     def read_flags(self, argv: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
         """The level of the flags, and the files named by ``--config``."""
@@ -246,7 +252,9 @@ class _Reading:
                 level[item.name] = True
             else:
                 fix = f"--{name} VALUE (--{name}=VALUE for one that begins with a hyphen)"
-                self.complain(name, f"expected {expected(item.mapping if keys else item.hint)}, found no value", fix)
+                self.complain(
+                    name, f"expected {expected(item.mapping if keys else item.hint)}, found no value", fix
+                )
         return level, files
 
     def read_negation(self, level: dict[str, Any], name: str, values: Sequence[str]) -> None:
@@ -255,7 +263,9 @@ class _Reading:
         if item is None or not item.is_bool:
             self.complain_unknown(name)
         elif values:
-            self.complain(name, f"takes no value, found {values[0]!r}", f"use --{name} alone, or --{item.name} true")
+            self.complain(
+                name, f"takes no value, found {values[0]!r}", f"use --{name} alone, or --{item.name} true"
+            )
         else:
             level[item.name] = False
 
@@ -269,10 +279,11 @@ class _Reading:
         else:
             self.complain("", message, "quote a value that has spaces" if word.strip() else "")
 
-    # levels -----------------------------------------------------------------------------------------------------------
+    # --- levels
 
     def merge(self, config: Config, levels: Iterable[Mapping[str, Any]]) -> Config:
-        """``config`` with the levels laid over it, the lowest first. Raises InputError if anything at all is wrong."""
+        """``config`` with the levels laid over it, the lowest first. Raises InputError if anything at all is
+        wrong."""
         values = {name: item.value for name, item in self.settings.items()}
         heights: dict[str, int] = {}
         for height, level in enumerate(levels, 1):
@@ -287,14 +298,18 @@ class _Reading:
         for problem in found:
             if self.failed.isdisjoint([problem.setting, *targets(problem.message)]):
                 where = self.places.get(problem.setting, "")
-                self.problems.append(replace(problem, message=f"{problem.message} ({where})") if where else problem)
+                self.problems.append(
+                    replace(problem, message=f"{problem.message} ({where})") if where else problem
+                )
         if self.problems:
             raise InputError(*self.problems)
         return merged
 
-    def unset_alternatives(self, values: dict[str, Any], level: Mapping[str, Any], heights: Mapping[str, int]) -> None:
-        """Unset in ``values``, the lower levels, what excludes a setting of ``level``; ``heights``: the level that set each last,
-        0 for the recipe."""
+    def unset_alternatives(
+        self, values: dict[str, Any], level: Mapping[str, Any], heights: Mapping[str, int]
+    ) -> None:
+        """Unset in ``values``, the lower levels, what excludes a setting of ``level``; ``heights``: the level
+        that set each last, 0 for the recipe."""
         for group in _EITHER_OR:
             for name in group:
                 if level.get(name) is None or (name.endswith("_fraction") and not level[name]):
@@ -302,7 +317,9 @@ class _Reading:
                 for rival in group:
                     if rival != name and values.get(rival) is not None:
                         values[rival] = None
-                        fitted = [n for n in _FITTED.get(rival, ()) if heights.get(n, 0) <= heights.get(rival, 0)]
+                        fitted = [
+                            n for n in _FITTED.get(rival, ()) if heights.get(n, 0) <= heights.get(rival, 0)
+                        ]
                         for companion in (*_COMPANIONS.get(rival, ()), *fitted):
                             if companion in values:
                                 values[companion] = self.settings[companion].default

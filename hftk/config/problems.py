@@ -10,7 +10,8 @@ class Problem:
     """One mistake in the input: where it is, what was found, what was expected and what to type next."""
 
     setting: str
-    """Dotted name of the setting as it is typed on the command line, such as ``train.learning_rate``; "" where none applies."""
+    """Dotted name of the setting as it is typed on the command line, such as ``train.learning_rate``; ""
+    where none applies."""
     message: str
     """What was expected and what was found, in one sentence."""
     fix: str = ""
@@ -36,14 +37,17 @@ class InputError(Told):
     """
 
     def __init__(self, *problems: Problem | str) -> None:
-        self.problems = tuple(p if isinstance(p, Problem) else Problem(setting="", message=p) for p in problems)
+        self.problems = tuple(
+            p if isinstance(p, Problem) else Problem(setting="", message=p) for p in problems
+        )
         super().__init__("\n".join(str(p) for p in self.problems))
 
 
 class PlainError(Told):
     """What ended the run is no defect of the program and no wrong input.
 
-    The message says what happened, what is kept and what to type next; it is shown without a traceback, and the exit code is 1.
+    The message says what happened, what is kept and what to type next; it is shown without a traceback, and
+    the exit code is 1.
     """
 
 

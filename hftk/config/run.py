@@ -30,7 +30,8 @@ class RunConfig:
     output: str = "out"
     """Folder for weights, tokenizer, config.yaml, record.json and report.html."""
     resume: str = "never"
-    """auto: continue from the newest checkpoint in --output if there is one; never: start anew; or the path of a checkpoint."""
+    """auto: continue from the newest checkpoint in --output if there is one; never: start anew; or the path
+    of a checkpoint."""
     overwrite: bool = False
     """Replace what an earlier run left in --output."""
 
@@ -57,7 +58,10 @@ class RunConfig:
         if self.model.device_map != "none" and self.train.torch_compile:
             yield Problem(
                 setting="train.torch_compile",
-                message=f"torch.compile does not see through what moves a batch from GPU to GPU (--model.device_map {self.model.device_map})",
+                message=(
+                    "torch.compile does not see through what moves a batch from GPU to GPU"
+                    f" (--model.device_map {self.model.device_map})"
+                ),
                 fix="leave out one of --train.torch_compile and --model.device_map",
             )
         if self.data.streaming and self.train.max_steps is None:
@@ -74,4 +78,5 @@ ALTERNATIVES: tuple[tuple[str, ...], ...] = (
     ("train.epochs", "train.max_steps"),
     ("train.global_batch_size", "train.global_batch_tokens"),
 )
-"""Settings of which at most one is set. One that is given on a higher level (flags over YAML over the recipe) unsets the others."""
+"""Settings of which at most one is set. One that is given on a higher level (flags over YAML over the recipe)
+unsets the others."""

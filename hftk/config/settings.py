@@ -1,4 +1,5 @@
-"""The settings of a config by dotted name: type, meaning, value; their conversion and their ``--help``, by jsonargparse."""
+"""The settings of a config by dotted name: type, meaning, value; their conversion and their ``--help``, by
+jsonargparse."""
 
 from __future__ import annotations
 
@@ -16,10 +17,25 @@ from docstring_parser import parse_from_object
 from hftk.config.yaml_file import Given
 
 _NONE = ("none", "null", "~")
-_WORDS: Mapping[Any, str] = {int: "a whole number", float: "a number", bool: "true or false", str: "text", dict: "a mapping",
-                             list: "a list", tuple: "a list", type(None): "none"}  # fmt: skip
-_METAVARS: Mapping[Any, str] = {int: "N", float: "NUMBER", bool: "true|false", str: "TEXT", dict: "VALUE", list: "ITEM ...",
-                                tuple: "ITEM ..."}  # fmt: skip
+_WORDS: Mapping[Any, str] = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "text",
+    dict: "a mapping",
+    list: "a list",
+    tuple: "a list",
+    type(None): "none",
+}
+_METAVARS: Mapping[Any, str] = {
+    int: "N",
+    float: "NUMBER",
+    bool: "true|false",
+    str: "TEXT",
+    dict: "VALUE",
+    list: "ITEM ...",
+    tuple: "ITEM ...",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +100,9 @@ def read_settings(config: Any, prefix: str = "") -> dict[str, Setting]:
         if is_dataclass(value):
             found.update(read_settings(value, f"{name}."))
         elif any(is_dataclass(kind) for kind in members(hint)):
-            raise TypeError(f"{name} is an optional dataclass: make it a plain one with a field that switches it off")
+            raise TypeError(
+                f"{name} is an optional dataclass: make it a plain one with a field that switches it off"
+            )
         else:
             found[name] = Setting(
                 name=name, hint=hint, meaning=meanings.get(f.name, ""), value=value, default=_default(f)
@@ -100,7 +118,8 @@ def _default(f: Field[Any]) -> Any:
 
 @functools.cache
 def _meanings(cls: Any) -> Mapping[str, str]:
-    """Name of a field to the line under it, inherited fields included; what has no source file (a shell) has none."""
+    """Name of a field to the line under it, inherited fields included; what has no source file (a shell) has
+    none."""
     found: dict[str, str] = {}
     for parent in reversed(cls.__mro__):
         if is_dataclass(parent):
@@ -118,7 +137,9 @@ def expected(hint: Any) -> str:
     for kind in members(hint):
         origin = get_origin(kind) or kind
         words.append(
-            f"one of {', '.join(map(str, get_args(kind)))}" if origin is Literal else _WORDS.get(origin, str(kind))
+            f"one of {', '.join(map(str, get_args(kind)))}"
+            if origin is Literal
+            else _WORDS.get(origin, str(kind))
         )
     return " or ".join(words)
 
@@ -147,10 +168,14 @@ def convert(hint: Any, given: Given) -> Any:
         except argparse.ArgumentError:
             continue
     found = (
-        "nothing" if given.value is None and not given.text else show(given.value if given.text is None else given.text)
+        "nothing"
+        if given.value is None and not given.text
+        else show(given.value if given.text is None else given.text)
     )
     message = f"expected {expected(hint)}, found {found}"
-    close = difflib.get_close_matches(str(given.value).lower(), {str(c).lower(): c for c in choices}, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(
+        str(given.value).lower(), {str(c).lower(): c for c in choices}, n=1, cutoff=0.5
+    )
     raise WrongValue(message, next((f"did you mean {c}?" for c in choices if [str(c).lower()] == close), ""))
 
 
@@ -159,7 +184,8 @@ def _is_none(given: Given) -> bool:
 
 
 def _readings(kinds: Sequence[Any], given: Given) -> Iterator[Any]:
-    """What was given may mean, by the types that are asked for: the text as it stands, a YAML value, a list of one."""
+    """What was given may mean, by the types that are asked for: the text as it stands, a YAML value, a list
+    of one."""
     value, is_number = given.value, {int, float}.issuperset(set(kinds) - {type(None)})
     if given.text is not None and not is_number and set(kinds) - {type(None)} != {bool}:
         yield given.text
@@ -167,7 +193,9 @@ def _readings(kinds: Sequence[Any], given: Given) -> Iterator[Any]:
         yield int(value)
     if value is not None and not (is_number and isinstance(value, str)):  # jsonargparse reads 1:30 as 90
         yield value
-    if given.text is not None and any((get_origin(kind) or kind) in (list, tuple, Sequence) for kind in kinds):
+    if given.text is not None and any(
+        (get_origin(kind) or kind) in (list, tuple, Sequence) for kind in kinds
+    ):
         yield [given.text]
 
 
@@ -197,7 +225,10 @@ def format_help(config: Any, description: str = "", prog: str | None = None) -> 
         usage="%(prog)s [--config FILE.yaml] [--SETTING VALUE ...]",
         description=description,
         formatter_class=functools.partial(_Formatter, max_help_position=10),
-        epilog="Flags win over --config files, later files over earlier ones, and these over the defaults shown here.",
+        epilog=(
+            "Flags win over --config files, later files over earlier ones, and these over the defaults shown"
+            " here."
+        ),
     )
     parser.add_argument(
         "--config", metavar="FILE.yaml", help="Settings, some or all, from a YAML file; may be repeated."
@@ -215,7 +246,9 @@ def format_help(config: Any, description: str = "", prog: str | None = None) -> 
 
 def metavar(item: Setting) -> str:
     """What stands for the value in the help, such as NUMBER or true|false."""
-    choices = [str(choice) for kind in item.members if get_origin(kind) is Literal for choice in get_args(kind)]
+    choices = [
+        str(choice) for kind in item.members if get_origin(kind) is Literal for choice in get_args(kind)
+    ]
     choices = ["true", "false", *choices] if choices and item.is_bool else choices
     kind = item.members[0]
     return "|".join(choices) or _METAVARS.get(get_origin(kind) or kind, "VALUE")

@@ -1,4 +1,5 @@
-"""The fields of transformers' ``TrainingArguments`` and their types, without importing them; which names hold secrets."""
+"""The fields of transformers' ``TrainingArguments`` and their types, without importing them; which names hold
+secrets."""
 
 from __future__ import annotations
 
@@ -13,13 +14,21 @@ from typing import Any
 SECRET = re.compile(r"(?:^|_)(?:token|api_?key|password|secret)$", re.IGNORECASE)
 """Matches names under which people pass secrets."""
 
-_WORDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text", "dict": "a mapping",
-          "list": "a list", "None": "none"}  # fmt: skip
+_WORDS = {
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "str": "text",
+    "dict": "a mapping",
+    "list": "a list",
+    "None": "none",
+}
 
 
 @functools.cache
 def argument_types() -> Mapping[str, frozenset[str]]:
-    """Field of the installed ``TrainingArguments`` to the names of the types it takes, such as {"float", "None"}.
+    """Field of the installed ``TrainingArguments`` to the names of the types it takes, such as {"float",
+    "None"}.
 
     Read off the source file: importing it takes 7 s, reading it 0.06 s.
     """
@@ -28,7 +37,9 @@ def argument_types() -> Mapping[str, frozenset[str]]:
         raise ModuleNotFoundError("transformers is not installed: pip install transformers")
     module = ast.parse((Path(found.origin).parent / "training_args.py").read_text(encoding="utf-8"))
     body = next(
-        node.body for node in module.body if isinstance(node, ast.ClassDef) and node.name == "TrainingArguments"
+        node.body
+        for node in module.body
+        if isinstance(node, ast.ClassDef) and node.name == "TrainingArguments"
     )
     return {
         node.target.id: frozenset(_type_names(node.annotation))
@@ -38,12 +49,15 @@ def argument_types() -> Mapping[str, frozenset[str]]:
 
 
 def _type_names(annotation: ast.expr) -> Iterator[str]:
-    """The top-level types of an annotation, without their parameters: ``dict[str, Any] | None`` gives dict, None."""
+    """The top-level types of an annotation, without their parameters: ``dict[str, Any] | None`` gives dict,
+    None."""
     if isinstance(annotation, ast.BinOp):
         yield from _type_names(annotation.left)
         yield from _type_names(annotation.right)
     elif isinstance(annotation, ast.Subscript) and ast.unparse(annotation.value) == "Literal":
-        yield from (type(value).__name__ for value in ast.literal_eval(ast.Tuple([annotation.slice], ast.Load())))
+        yield from (
+            type(value).__name__ for value in ast.literal_eval(ast.Tuple([annotation.slice], ast.Load()))
+        )
     elif isinstance(annotation, ast.Subscript):
         yield from _type_names(annotation.value)
     else:
@@ -64,7 +78,9 @@ def wrong_type(value: Any, expected: frozenset[str]) -> str:
     if value is None or isinstance(value, bool):
         found = {"None"} if value is None else {"bool"}
     else:
-        found = {kind.__name__ for kind in type(value).__mro__} | ({"float"} if isinstance(value, int) else set())
+        found = {kind.__name__ for kind in type(value).__mro__} | (
+            {"float"} if isinstance(value, int) else set()
+        )
     if found & expected:
         return ""
     words = [_WORDS.get(kind, kind) for kind in sorted(expected, key=lambda kind: (kind == "None", kind))]

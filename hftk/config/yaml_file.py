@@ -1,7 +1,7 @@
 """YAML files of settings: read with the line of every entry, written so that reading gives the same values.
 
-The dialect is YAML with the plain values of YAML 1.2: ``1e-3`` is a number, ``no`` and ``2024-01-01`` are text, ``010`` is
-not an octal number. What is written reads the same under YAML 1.1.
+The dialect is YAML with the plain values of YAML 1.2: ``1e-3`` is a number, ``no`` and ``2024-01-01`` are
+text, ``010`` is not an octal number. What is written reads the same under YAML 1.1.
 """
 
 from __future__ import annotations
@@ -93,8 +93,8 @@ def read_value(text: str) -> Given:
 def read_entries(path: str | Path) -> tuple[Entry, ...]:
     """The entries of a YAML file; none for an empty one.
 
-    Raises InputError, with the line, for a file that cannot be read, is not UTF-8 or not YAML, holds anything but
-    ``name: value`` at its top, or gives a key twice.
+    Raises InputError, with the line, for a file that cannot be read, is not UTF-8 or not YAML, holds anything
+    but ``name: value`` at its top, or gives a key twice.
     """
     loader = None
     try:
@@ -104,7 +104,9 @@ def read_entries(path: str | Path) -> tuple[Entry, ...]:
             return ()
         if not isinstance(node, yaml.MappingNode):
             kind = "a list" if isinstance(node, yaml.SequenceNode) else f"the single value {node.value!r:.60}"
-            raise _error(path, node.start_mark.line, f"expected lines of the form `name: value`, found {kind}")
+            raise _error(
+                path, node.start_mark.line, f"expected lines of the form `name: value`, found {kind}"
+            )
         if twice := list(_duplicates(node, path, set())):
             raise InputError(*twice)
         return tuple(_entries(loader, node, path))
@@ -148,7 +150,8 @@ def _read_text(path: Path) -> str:
 
 
 def _duplicates(node: yaml.Node, path: str | Path, seen: set[int]) -> Iterator[Problem]:
-    """A problem for every key that a mapping, at any depth, gives twice. YAML readers keep the last one in silence."""
+    """A problem for every key that a mapping, at any depth, gives twice. YAML readers keep the last one in
+    silence."""
     if isinstance(node, yaml.ScalarNode) or id(node) in seen:
         return
     seen.add(id(node))
@@ -158,7 +161,9 @@ def _duplicates(node: yaml.Node, path: str | Path, seen: set[int]) -> Iterator[P
         if isinstance(key, yaml.ScalarNode) and key.value != "<<":
             line = key.start_mark.line + 1
             if key.value in lines:
-                message = f"{path}, line {line}: {key.value!r} is given twice, first in line {lines[key.value]}"
+                message = (
+                    f"{path}, line {line}: {key.value!r} is given twice, first in line {lines[key.value]}"
+                )
                 yield Problem(setting="config", message=message, fix="leave out one of the two")
             lines[key.value] = line
         yield from _duplicates(value, path, seen)
@@ -170,18 +175,19 @@ def _entries(loader: _Loader, node: yaml.MappingNode, path: str | Path) -> Itera
         where = f"{path}, line {key.start_mark.line + 1}"
         plain = isinstance(value, yaml.ScalarNode) and value.style is None
         given = Given(
-            value=loader.construct_object(value, deep=True),
-            text=value.value if plain else None,
-            where=where,
+            value=loader.construct_object(value, deep=True), text=value.value if plain else None, where=where
         )
         if not isinstance(key, yaml.ScalarNode):
-            raise _error(path, key.start_mark.line, "expected the name of a setting, found a list or a mapping")
+            raise _error(
+                path, key.start_mark.line, "expected the name of a setting, found a list or a mapping"
+            )
         inner = tuple(_entries(loader, value, path)) if isinstance(value, yaml.MappingNode) else None
         yield Entry(key=key.value, given=given, entries=inner)
 
 
 def dump_config(config: Any) -> str:
-    """The config as YAML, in the order of its fields, non-ASCII text as it is; entries that look like secrets are left out."""
+    """The config as YAML, in the order of its fields, non-ASCII text as it is; entries that look like secrets
+    are left out."""
     values = redact(_plain(to_dict(config)))
     extra = values.get("train", {}).get("extra") if isinstance(values.get("train"), dict) else None
     if extra:
@@ -190,8 +196,9 @@ def dump_config(config: Any) -> str:
 
 
 def dump_changed(config: Any, recipe: Any) -> str:
-    """What differs from the defaults of the config's class, or was changed from ``recipe``, as YAML with a line or two per section;
-    what ``config`` merely leaves out of the recipe is not told, nor are secrets. "" where nothing differs."""
+    """What differs from the defaults of the config's class, or was changed from ``recipe``, as YAML with a
+    line or two per section; what ``config`` merely leaves out of the recipe is not told, nor are secrets. ""
+    where nothing differs."""
     found = redact(_plain(_changed(config, type(config)(), recipe)))
     if "extra" in found.get("train", {}):
         found["train"]["extra"] = _without_secrets(found["train"]["extra"])
@@ -210,9 +217,13 @@ def _changed(config: Any, *others: Any) -> dict[str, Any]:
     return {name: value for name, value in found.items() if value != {}}
 
 
-def _dump(values: Any, *, allow_unicode: bool, default_flow_style: bool | None = False, width: float = math.inf) -> str:
+def _dump(
+    values: Any, *, allow_unicode: bool, default_flow_style: bool | None = False, width: float = math.inf
+) -> str:
     style: dict[str, Any] = {"default_flow_style": default_flow_style, "width": width}
-    return str(yaml.dump(_plain(values), Dumper=_Dumper, allow_unicode=allow_unicode, sort_keys=False, **style))
+    return str(
+        yaml.dump(_plain(values), Dumper=_Dumper, allow_unicode=allow_unicode, sort_keys=False, **style)
+    )
 
 
 def _plain(value: Any) -> Any:
@@ -233,7 +244,8 @@ def _without_secrets(values: Mapping[Any, Any]) -> dict[Any, Any]:
 
 
 def print_config(config: Any) -> None:
-    """Print :func:`dump_config` to standard output, escaped where the terminal's encoding has no such characters."""
+    """Print :func:`dump_config` to standard output, escaped where the terminal's encoding has no such
+    characters."""
     _print(dump_config(config))
 
 
@@ -250,5 +262,6 @@ def _print(text: str, **style: Any) -> None:
 
 
 def save_config(config: Any, path: str | Path) -> None:
-    """Write :func:`dump_config` to ``path`` as UTF-8; given back with ``--config`` it makes an equal config."""
+    """Write :func:`dump_config` to ``path`` as UTF-8; given back with ``--config`` it makes an equal
+    config."""
     Path(path).write_text(dump_config(config), encoding="utf-8", newline="\n")

@@ -26,8 +26,8 @@ def unify_newlines(text: str) -> str:
 
 
 def remove_controls(text: str) -> str:
-    r"""Control characters (category Cc, NUL among them) go, except ``\t`` and ``\n``; a lone surrogate, which no encoding
-    can hold and JSON's ``\ud83d`` may bring in, becomes U+FFFD."""
+    r"""Control characters (category Cc, NUL among them) go, except ``\t`` and ``\n``; a lone surrogate,
+    which no encoding can hold and JSON's ``\ud83d`` may bring in, becomes U+FFFD."""
     return _SURROGATES.sub("\ufffd", _CONTROLS.sub("", text))
 
 
@@ -36,12 +36,15 @@ def clean(
 ) -> tuple[Table, Counts]:
     """Every step, in order: missing values, newlines, control characters, Unicode normalization, empty texts.
 
-    Only columns of kind ``text`` are touched. A row that lacks a required value, or whose required text is empty or blank,
-    is dropped; an optional text that is missing becomes "".
+    Only columns of kind ``text`` are touched. A row that lacks a required value, or whose required text is
+    empty or blank, is dropped; an optional text that is missing becomes "".
     """
     table, counts = drop_missing(table, columns)
     texts = [role for role in table if columns[role].kind == "text"]
-    steps: list[tuple[str, Callable[[str], str]]] = [("newlines", unify_newlines), ("controls", remove_controls)]
+    steps: list[tuple[str, Callable[[str], str]]] = [
+        ("newlines", unify_newlines),
+        ("controls", remove_controls),
+    ]
     if unicode != "none":
         steps.append(("unicode", lambda text: unicodedata.normalize(unicode, text)))
     for name, function in steps:
@@ -51,7 +54,8 @@ def clean(
 
 
 def drop_missing(table: Table, columns: Mapping[str, Column]) -> tuple[Table, Counts]:
-    """Rows without a required value go (None, NaN, and blank texts where a label is wanted); optional texts become ""."""
+    """Rows without a required value go (None, NaN, and blank texts where a label is wanted); optional texts
+    become ""."""
     filled: Table = {}
     lacking: set[int] = set()
     changed: set[int] = set()
@@ -60,7 +64,11 @@ def drop_missing(table: Table, columns: Mapping[str, Column]) -> tuple[Table, Co
         if columns[role].nullable:
             filled[role] = [None if value != value else value for value in values]
             continue
-        missing = [i for i, value in enumerate(values) if value is None or value != value or (label and isinstance(value, str) and not value.strip())]
+        missing = [
+            i
+            for i, value in enumerate(values)
+            if value is None or value != value or (label and isinstance(value, str) and not value.strip())
+        ]
         if columns[role].required:
             lacking.update(missing)
         elif columns[role].kind == "text" and missing:
@@ -90,11 +98,15 @@ def add_counts(total: Counts, more: Counts) -> None:
             into[what] = into.get(what, 0) + rows
 
 
-def _change(table: Table, roles: Iterable[str], function: Callable[[str], str]) -> tuple[Table, dict[str, int]]:
+def _change(
+    table: Table, roles: Iterable[str], function: Callable[[str], str]
+) -> tuple[Table, dict[str, int]]:
     """Apply a function of one text; a row counts once, however many of its columns changed."""
     changed: set[int] = set()
     new: dict[str, list[Any]] = dict(table)
     for role in roles:
         new[role] = [function(text) for text in table[role]]
-        changed.update(i for i, (old, text) in enumerate(zip(table[role], new[role], strict=True)) if old != text)
+        changed.update(
+            i for i, (old, text) in enumerate(zip(table[role], new[role], strict=True)) if old != text
+        )
     return new, {"changed": len(changed)}

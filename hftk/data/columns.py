@@ -21,8 +21,9 @@ def map_columns(
 ) -> tuple[dict[str, str], list[str]]:
     """Role to column name, for the roles that the data fill, and what was chosen without being told.
 
-    A role goes to the column that ``given`` names, else to the first of its usual names, else, where it is the only
-    required text role, to the only column of texts (ids aside, and not where other columns are nested).
+    A role goes to the column that ``given`` names, else to the first of its usual names, else, where it is
+    the only required text role, to the only column of texts (ids aside, and not where other columns are
+    nested).
 
     Args:
         sample: the first rows, columns named as in the data.
@@ -30,8 +31,8 @@ def map_columns(
         source: name of the data in messages.
         roles: roles that are wanted; default: all of the task's.
 
-    Raises:
-        InputError: unknown roles, absent columns, unfilled required roles and two roles on one column, all together.
+    Raises: InputError: unknown roles, absent columns, unfilled required roles and two roles on one column,
+        all together.
     """
     problems = [
         Problem(
@@ -68,7 +69,9 @@ def map_columns(
     )  # the text may be in there
     if len(unfilled) == 1 and wanted[unfilled[0]].kind == "text" and len(texts) == 1 and not nested:
         mapping[unfilled[0]] = texts[0]
-        remarks.append(f"column {texts[0]} is taken as {unfilled[0]}: it is the only column of texts in {source}")
+        remarks.append(
+            f"column {texts[0]} is taken as {unfilled[0]}: it is the only column of texts in {source}"
+        )
         unfilled = []
     problems += [_unfilled(role, wanted[role], sample, source) for role in unfilled]
     users: dict[str, list[str]] = {}
@@ -79,7 +82,9 @@ def map_columns(
             message = f"column {name} is asked for twice, as {' and as '.join(several)}"
             problems.append(
                 Problem(
-                    setting=f"data.columns.{several[-1]}", message=message, fix="name another column for one of them"
+                    setting=f"data.columns.{several[-1]}",
+                    message=message,
+                    fix="name another column for one of them",
                 )
             )
     if problems:
@@ -129,7 +134,10 @@ class WrongTypes:
             problems.append(
                 Problem(
                     setting=f"data.columns.{role}",
-                    message=f"expected text in column {self.mapping[role]}, found {kinds} in {self.counts[role]:,} rows (first: {where})",
+                    message=(
+                        f"expected text in column {self.mapping[role]}, found {kinds} in"
+                        f" {self.counts[role]:,} rows (first: {where})"
+                    ),
                     fix=f"name the column of texts: --data.columns.{role} NAME",
                 )
             )
@@ -143,7 +151,8 @@ class Incomplete:
         self.mapping = mapping
         self.texts = {role: columns[role].kind == "text" for role in mapping if not columns[role].nullable}
         self.stops = {
-            role: policy == "error" or (policy == "auto" and columns[role].incomplete == "error") for role in self.texts
+            role: policy == "error" or (policy == "auto" and columns[role].incomplete == "error")
+            for role in self.texts
         }
         self.found: dict[str, list[tuple[str, int]]] = {}
         self.counts: dict[str, int] = {}
@@ -161,8 +170,12 @@ class Incomplete:
         return [
             Problem(
                 setting=f"data.columns.{role}",
-                message=f"expected {'text' if self.texts[role] else 'a label'} in every row, found {self.counts[role]:,} "
-                f"{'empty' if self.texts[role] else 'missing'} in column {self.mapping[role]} (first: {', '.join(f'row {row} of {place}' for place, row in first)})",
+                message=(
+                    f"expected {'text' if self.texts[role] else 'a label'} in every row, found"
+                    f" {self.counts[role]:,} {'empty' if self.texts[role] else 'missing'} in column"
+                    f" {self.mapping[role]} (first:"
+                    f" {', '.join(f'row {row} of {place}' for place, row in first)})"
+                ),
                 fix="correct them, or leave such rows out: --data.incomplete drop",
             )
             for role, first in self.found.items()
@@ -196,7 +209,10 @@ def _unfilled(role: str, column: Column, sample: Table, source: str) -> Problem:
     near = next((hint for name in column.usual_names if (hint := did_you_mean(name, sample))), "")
     return Problem(
         setting=f"data.columns.{role}",
-        message=f"{source} has no column for {role} (expected {', '.join(column.usual_names[:6])}), found {_listed(sample)}{near}",
+        message=(
+            f"{source} has no column for {role} (expected {', '.join(column.usual_names[:6])}), found"
+            f" {_listed(sample)}{near}"
+        ),
         fix=f"name it: --data.columns.{role} NAME",
     )
 

@@ -19,15 +19,43 @@ from hftk.data.files import COMPRESSIONS, File
 from hftk.data.tables import did_you_mean
 
 _BOMS = (
-    (codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"),  # before UTF-16, whose BOM they begin with
-    (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"),
-)  # fmt: skip
-# What texts of today are found in, common ones first; the detector takes rarer ones for short texts where it may.
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),  # before UTF-16, whose BOM they begin with
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+# What texts of today are found in, common ones first; the detector takes rarer ones for short texts where it
+# may.
 _CANDIDATES = (
-    "gb18030", "big5", "cp932", "euc_jp", "cp949", "cp1252", "cp1251", "cp1250", "cp1253", "cp1254", "cp1255", "cp1256", "cp1257",
-    "cp1258", "koi8_r", "koi8_u", "iso8859_2", "iso8859_5", "iso8859_6", "iso8859_7", "iso8859_8", "cp874", "cp866", "cp855",
-    "mac_roman", "mac_cyrillic", "utf_16_le", "utf_16_be",
-)  # fmt: skip
+    "gb18030",
+    "big5",
+    "cp932",
+    "euc_jp",
+    "cp949",
+    "cp1252",
+    "cp1251",
+    "cp1250",
+    "cp1253",
+    "cp1254",
+    "cp1255",
+    "cp1256",
+    "cp1257",
+    "cp1258",
+    "koi8_r",
+    "koi8_u",
+    "iso8859_2",
+    "iso8859_5",
+    "iso8859_6",
+    "iso8859_7",
+    "iso8859_8",
+    "cp874",
+    "cp866",
+    "cp855",
+    "mac_roman",
+    "mac_cyrillic",
+    "utf_16_le",
+    "utf_16_be",
+)
 _LATIN = ("cp1250", "cp1254", "cp1257", "cp1258", "iso8859_2", "mac_roman")
 _NAMES = {"cp932": "shift_jis", "cp949": "euc-kr"}
 _BLOCK = 1 << 20
@@ -35,7 +63,8 @@ _SAMPLE = 200
 
 
 def check_encoding(name: str) -> str:
-    """The codec for an encoding's name; UTF-8 also reads past a BOM. InputError for a name that Python does not know."""
+    """The codec for an encoding's name; UTF-8 also reads past a BOM. InputError for a name that Python does
+    not know."""
     try:
         codec = codecs.lookup(name).name
     except LookupError:
@@ -68,10 +97,14 @@ def open_bytes(path: Path) -> IO[bytes]:
 
 @contextmanager
 def open_text(file: File, encoding: str) -> Iterator[TextIO]:
-    """Open for reading; undecodable bytes and damaged files become an InputError that says where and what to type."""
+    """Open for reading; undecodable bytes and damaged files become an InputError that says where and what to
+    type."""
     codec = check_encoding(encoding)
     try:
-        with open_bytes(file.path) as binary, TextIOWrapper(cast(Any, binary), encoding=codec, newline="") as text:
+        with (
+            open_bytes(file.path) as binary,
+            TextIOWrapper(cast(Any, binary), encoding=codec, newline="") as text,
+        ):
             yield text
     except UnicodeError:
         raise InputError(_undecodable(file, encoding, codec)) from None
@@ -104,16 +137,25 @@ def _undecodable(file: File, encoding: str, codec: str) -> Problem:
     in_utf8 = sum(_decodes(part, "utf-8") for part in lines)
     if in_utf8 > 0.5 * len(lines):
         if codec == "utf-8-sig":
-            message = f"{where}; {in_utf8} of {len(lines)} lines around it with other than ASCII letters are, so the file is damaged there"
+            message = (
+                f"{where}; {in_utf8} of {len(lines)} lines around it with other than ASCII letters are, so"
+                " the file is damaged there"
+            )
             return Problem(
-                setting=file.setting, message=message, fix="repair or remove the line, or save the file again as UTF-8"
+                setting=file.setting,
+                message=message,
+                fix="repair or remove the line, or save the file again as UTF-8",
             )
         return Problem(
-            setting=file.setting, message=f"{where}; the file looks like UTF-8", fix="add --data.encoding utf-8"
+            setting=file.setting,
+            message=f"{where}; the file looks like UTF-8",
+            fix="add --data.encoding utf-8",
         )
     likely = likely_encodings(head if b"\0" in head else b"\n".join(lines))
     if not likely:
-        return Problem(setting=file.setting, message=where, fix="add --data.encoding NAME, or save the file as UTF-8")
+        return Problem(
+            setting=file.setting, message=where, fix="add --data.encoding NAME, or save the file as UTF-8"
+        )
     name, text = likely[0]
     others = f" or {' or '.join(other for other, _ in likely[1:3])}" if likely[1:] else ""
     return Problem(
@@ -126,12 +168,13 @@ def _undecodable(file: File, encoding: str, codec: str) -> Problem:
 def likely_encodings(data: bytes) -> list[tuple[str, str]]:
     """Encodings that fit the bytes equally well, the likeliest first, each with the text that it gives.
 
-    charset-normalizer over the encodings that texts are found in; where another Latin encoding fits hardly better than
-    Western cp1252, that more common one goes first.
+    charset-normalizer over the encodings that texts are found in; where another Latin encoding fits hardly
+    better than Western cp1252, that more common one goes first.
     """
     from charset_normalizer import from_bytes
 
-    # Every text in UTF-16 or UTF-32 has a NUL, be it in a line's end alone; two letters of a short one pass for a Chinese sign.
+    # Every text in UTF-16 or UTF-32 has a NUL, be it in a line's end alone; two letters of a short one pass
+    # for a Chinese sign.
     fits = [name for name in _CANDIDATES if b"\0" in data or not name.startswith(("utf_16", "utf_32"))]
     matches = list(from_bytes(data, cp_isolation=fits))
     if not matches:

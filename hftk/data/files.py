@@ -1,4 +1,5 @@
-"""Which files a path means: a file, a folder or a glob; which split each belongs to; what is wrong where there is none."""
+"""Which files a path means: a file, a folder or a glob; which split each belongs to; what is wrong where
+there is none."""
 
 from __future__ import annotations
 
@@ -14,15 +15,26 @@ from hftk.config import InputError, Problem
 from hftk.data.tables import did_you_mean
 
 FORMATS = {
-    ".txt": "txt", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".csv": "csv", ".tsv": "tsv", ".parquet": "parquet",
-}  # fmt: skip
+    ".txt": "txt",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "json",
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".parquet": "parquet",
+}
 """File ending to format."""
 COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".xz": "xz", ".zst": "zstd"}
 """File ending to compression."""
 SPLIT_WORDS = {
-    "train": "train", "training": "train", "validation": "validation", "valid": "validation", "val": "validation",
-    "dev": "validation", "test": "test",
-}  # fmt: skip
+    "train": "train",
+    "training": "train",
+    "validation": "validation",
+    "valid": "validation",
+    "val": "validation",
+    "dev": "validation",
+    "test": "test",
+}
 """Word in a file's name to split."""
 
 _NOT_DATA = ("readme", "license", "licence")
@@ -65,9 +77,11 @@ def format_of(path: Path) -> str | None:
 
 
 def find_files(pattern: str, setting: str, format: str) -> tuple[list[File], Path, list[str]] | None:
-    """The data files that a file name, folder or glob stands for, sorted by path; None if nothing of that name exists.
+    """The data files that a file name, folder or glob stands for, sorted by path; None if nothing of that
+    name exists.
 
-    Hidden files, READMEs and licences are left out, and so are files of other formats where some are of a known one.
+    Hidden files, READMEs and licences are left out, and so are files of other formats where some are of a
+    known one.
 
     Returns:
         The files; the folder below which their names tell splits (for one file: the file itself); remarks.
@@ -92,7 +106,8 @@ def find_files(pattern: str, setting: str, format: str) -> tuple[list[File], Pat
 
 
 def by_split(files: Sequence[File], root: Path) -> dict[str, list[File]] | None:
-    """Split to files by the words in their names, or in the names of the folders below ``root``; None if no name has one.
+    """Split to files by the words in their names, or in the names of the folders below ``root``; None if no
+    name has one.
 
     InputError if some names have one and some do not.
     """
@@ -131,30 +146,41 @@ def missing(pattern: str, setting: str) -> Problem:
         while not parent.is_dir() and parent != parent.parent:
             parent = parent.parent
         message = (
-            f"expected a file, folder or glob, found nothing at {pattern} (the folder {path.parent} does not exist)"
+            f"expected a file, folder or glob, found nothing at {pattern} (the folder {path.parent} does not"
+            " exist)"
         )
         return Problem(
             setting=setting, message=message, fix=f"{parent.resolve()} does exist; check the rest of the path"
         )
     names = sorted(entry.name for entry in parent.iterdir() if not entry.name.startswith("."))
     hint = did_you_mean(path.name, names)
-    fix = f"{parent.resolve()} holds {', '.join(names[:8])}{' ...' if len(names) > 8 else ''}" if names else ""
+    fix = (
+        f"{parent.resolve()} holds {', '.join(names[:8])}{' ...' if len(names) > 8 else ''}" if names else ""
+    )
     return Problem(
         setting=setting, message=f"expected a file, folder or glob, found nothing at {pattern}{hint}", fix=fix
     )
 
 
 def file_facts(files: Sequence[File], *, hashed: bool = True) -> list[dict[str, Any]]:
-    """Path, bytes and SHA-256 of every file; of more than 50 files one entry for all (the hash is over names and hashes)."""
+    """Path, bytes and SHA-256 of every file; of more than 50 files one entry for all (the hash is over names
+    and hashes)."""
     facts: list[dict[str, Any]] = []
     for file in files:
         digest = sha256(file.path) if hashed else None
         facts.append(
-            {"path": str(file.path), "bytes": file.path.stat().st_size, "sha256": digest, "format": file.format}
+            {
+                "path": str(file.path),
+                "bytes": file.path.stat().st_size,
+                "sha256": digest,
+                "format": file.format,
+            }
         )
     if len(facts) <= _LISTED:
         return facts
-    together = hashlib.sha256("".join(f"{Path(fact['path']).name}\0{fact['sha256']}\n" for fact in facts).encode())
+    together = hashlib.sha256(
+        "".join(f"{Path(fact['path']).name}\0{fact['sha256']}\n" for fact in facts).encode()
+    )
     return [
         {
             "path": str(Path(facts[0]["path"]).parent),
@@ -182,7 +208,8 @@ def _of_one_format(found: list[Path], path: Path, setting: str, format: str) -> 
         if not found:
             raise InputError(
                 Problem(
-                    setting="data.format", message=f"expected {format} files in {path}, found {_names(known, path)}"
+                    setting="data.format",
+                    message=f"expected {format} files in {path}, found {_names(known, path)}",
                 )
             )
         return [File(path=file, format=format, setting=setting) for file in found], []
@@ -193,7 +220,9 @@ def _of_one_format(found: list[Path], path: Path, setting: str, format: str) -> 
         raise InputError(
             Problem(
                 setting=setting,
-                message=f"{path} holds files of several formats: {', '.join(formats)} ({_names(known, path)})",
+                message=(
+                    f"{path} holds files of several formats: {', '.join(formats)} ({_names(known, path)})"
+                ),
                 fix=f"add --data.format {formats[0]} (or one of the others) to read those and leave the rest",
             )
         )
@@ -206,11 +235,16 @@ def _unknown_format(found: Sequence[Path], path: Path, setting: str) -> Problem:
     endings = ", ".join(FORMATS)
     if not found:
         return Problem(
-            setting=setting, message=f"expected data files in {path}, found none", fix=f"known endings: {endings}"
+            setting=setting,
+            message=f"expected data files in {path}, found none",
+            fix=f"known endings: {endings}",
         )
     return Problem(
         setting=setting,
-        message=f"expected a file ending in {endings} (also below .gz, .bz2, .xz, .zst), found {_names(found, path)}",
+        message=(
+            f"expected a file ending in {endings} (also below .gz, .bz2, .xz, .zst), found"
+            f" {_names(found, path)}"
+        ),
         fix="add --data.format txt (or jsonl, json, csv, tsv, parquet)",
     )
 
@@ -237,6 +271,7 @@ def _is_data(relative: Path) -> bool:
 
 def _names(paths: Sequence[Path], root: Path, most: int = 5) -> str:
     names = [
-        path.relative_to(root).as_posix() if path != root and path.is_relative_to(root) else str(path) for path in paths
+        path.relative_to(root).as_posix() if path != root and path.is_relative_to(root) else str(path)
+        for path in paths
     ]
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -1,7 +1,8 @@
-"""File formats to tables: txt, jsonl, json, csv, tsv, parquet, in chunks, so that a stream holds one chunk in memory.
+"""File formats to tables: txt, jsonl, json, csv, tsv, parquet, in chunks, so that a stream holds one chunk in
+memory.
 
-Broken input becomes an InputError with file and line, after the rest of the file was looked through, so that its first few
-mistakes and their number are reported together.
+Broken input becomes an InputError with file and line, after the rest of the file was looked through, so that
+its first few mistakes and their number are reported together.
 """
 
 from __future__ import annotations
@@ -25,12 +26,15 @@ CHUNK = 10_000
 
 Documents = Literal["file", "paragraph", "line"]
 _SHOWN = 3
-_LOOKED_THROUGH = 1_000_000  # lines after the first broken one, so that a huge file does not delay the message
+_LOOKED_THROUGH = (
+    1_000_000  # lines after the first broken one, so that a huge file does not delay the message
+)
 
 
 @dataclass
 class Cursor:
-    """Where the reading of a file stands. :func:`read_file` begins there and moves it on with every chunk that it gives."""
+    """Where the reading of a file stands. :func:`read_file` begins there and moves it on with every chunk
+    that it gives."""
 
     chunks: int = 0
     """Chunks before."""
@@ -74,9 +78,9 @@ class _Mistakes:
 def settle(file: File, encoding: str) -> tuple[File, str]:
     """Decide what a file's ending leaves open, from its first lines; also what was decided and why, or "".
 
-    ``.json`` with one object a line is JSON Lines. A ``.csv`` whose header has no comma may be separated by ``;`` or tabs.
-    Double quotes in a ``.tsv`` are part of the text, as most NLP sets write it, unless its first lines make sense only
-    when quotes enclose fields.
+    ``.json`` with one object a line is JSON Lines. A ``.csv`` whose header has no comma may be separated by
+    ``;`` or tabs. Double quotes in a ``.tsv`` are part of the text, as most NLP sets write it, unless its
+    first lines make sense only when quotes enclose fields.
     """
     if file.format == "json":
         return _settle_json(file, encoding)
@@ -88,26 +92,32 @@ def settle(file: File, encoding: str) -> tuple[File, str]:
     if file.format == "csv":
         for delimiter, name in ((";", "semicolons"), ("\t", "tabs")):
             if delimiter in header and "," not in header:
-                return replace(
-                    file, delimiter=delimiter
-                ), f"{file.path} is separated by {name}: its header has no comma"
+                return (
+                    replace(file, delimiter=delimiter),
+                    f"{file.path} is separated by {name}: its header has no comma",
+                )
         return file, ""
     raw = [line.rstrip("\r\n").split("\t") for line in lines if line.strip()]
     enclosed = [field for row in raw for field in row if len(field) > 1 and field[0] == field[-1] == '"']
     uneven = any(len(row) != len(raw[0]) for row in raw)
     opening = any(field.startswith('"') for row in raw for field in row)
     if opening and (uneven or any('""' in field[1:-1] for field in enclosed)):
-        return replace(
-            file, delimiter="\t"
-        ), f"double quotes in {file.path} enclose fields: its first lines are uneven or doubled without"
+        return (
+            replace(file, delimiter="\t"),
+            f"double quotes in {file.path} enclose fields: its first lines are uneven or doubled without",
+        )
     reason = f"double quotes in {file.path} are part of the text, as .tsv files have them" if opening else ""
     return replace(file, delimiter="\t", quoted=False), reason
 
 
 def read_file(
-    file: File, *, encoding: str = "utf-8", documents: Documents = "file", columns: Collection[str] | None = None,
+    file: File,
+    *,
+    encoding: str = "utf-8",
+    documents: Documents = "file",
+    columns: Collection[str] | None = None,
     cursor: Cursor | None = None,
-) -> Iterator[Table]:  # fmt: skip
+) -> Iterator[Table]:
     """The rows of a file in chunks of at most 10,000, columns as the file names them (``text`` for txt).
 
     Args:
@@ -129,7 +139,8 @@ def read_file(
 
 
 def _beginning(chunks: Iterator[Table], cursor: Cursor) -> Iterator[Table]:
-    """The chunks from the cursor on, of a reader that goes to the cursor's place by itself where there is one."""
+    """The chunks from the cursor on, of a reader that goes to the cursor's place by itself where there is
+    one."""
     before = 0
     if cursor.place is None:
         before, cursor.chunks, cursor.line = cursor.chunks, 0, 0
@@ -143,7 +154,8 @@ def _counted(chunks: Iterator[Table], cursor: Cursor) -> Iterator[Table]:
 
 
 def _lines(text: TextIO, cursor: Cursor) -> Iterator[str]:
-    """The lines from the cursor's place on. Not ``iter(text)``, in the middle of which Python does not tell where it stands."""
+    """The lines from the cursor's place on. Not ``iter(text)``, in the middle of which Python does not tell
+    where it stands."""
     if cursor.place is not None:
         text.seek(cursor.place)
     return iter(text.readline, "")
@@ -217,7 +229,9 @@ def _json(file: File, encoding: str) -> Iterator[Table]:
         raise InputError(Problem(setting=file.setting, message=message)) from None
     records = data.get("data") if isinstance(data, dict) else data
     if not isinstance(records, list):
-        found = f"an object with the keys {', '.join(list(data)[:8])}" if isinstance(data, dict) else _kind(data)
+        found = (
+            f"an object with the keys {', '.join(list(data)[:8])}" if isinstance(data, dict) else _kind(data)
+        )
         raise InputError(
             Problem(
                 setting=file.setting,
@@ -227,7 +241,10 @@ def _json(file: File, encoding: str) -> Iterator[Table]:
         )
     wrong = [i for i, record in enumerate(records) if not isinstance(record, dict)]
     if wrong:
-        message = f"{file.path}: expected a list of objects, found {_kind(records[wrong[0]])} as entry {wrong[0] + 1} ({len(wrong)} such entries)"
+        message = (
+            f"{file.path}: expected a list of objects, found {_kind(records[wrong[0]])} as entry"
+            f" {wrong[0] + 1} ({len(wrong)} such entries)"
+        )
         raise InputError(Problem(setting=file.setting, message=message))
     for start in range(0, len(records), CHUNK):
         yield from_records(records[start : start + CHUNK])
@@ -239,9 +256,10 @@ def _settle_json(file: File, encoding: str) -> tuple[File, str]:
     if len(lines) == 2:
         try:
             if isinstance(json.loads(lines[0]), dict):
-                return replace(
-                    file, format="jsonl"
-                ), f"{file.path} is read as JSON Lines: its first line is a whole object"
+                return (
+                    replace(file, format="jsonl"),
+                    f"{file.path} is read as JSON Lines: its first line is a whole object",
+                )
         except ValueError:
             pass
     return file, ""
@@ -270,7 +288,11 @@ def _separated(file: File, encoding: str, cursor: Cursor) -> Iterator[Table]:
                 if len(row) != len(header):
                     if row:
                         found = f"expected {len(header)} fields ({', '.join(header)[:80]}), found {len(row)}"
-                        mistakes.add(before + reader.line_num, found, "put fields that hold the separator in double quotes")
+                        mistakes.add(
+                            before + reader.line_num,
+                            found,
+                            "put fields that hold the separator in double quotes",
+                        )
                     if mistakes.enough(before + reader.line_num):
                         break
                     continue
@@ -282,7 +304,9 @@ def _separated(file: File, encoding: str, cursor: Cursor) -> Iterator[Table]:
                     rows = []
         except csv.Error as error:
             mistakes.add(
-                before + reader.line_num, f"broken quoting: {error}", 'write a double quote inside a quoted field twice: ""'
+                before + reader.line_num,
+                f"broken quoting: {error}",
+                'write a double quote inside a quoted field twice: ""',
             )
         number = before + reader.line_num
     if mistakes.count:
@@ -292,7 +316,8 @@ def _separated(file: File, encoding: str, cursor: Cursor) -> Iterator[Table]:
 
 
 def _wide_fields(reader: Iterator[list[str]]) -> Iterator[list[str]]:
-    """The rows, with fields of any length; the csv module's limit is global, so it is put back between chunks."""
+    """The rows, with fields of any length; the csv module's limit is global, so it is put back between
+    chunks."""
     while True:
         before = csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
         try:
@@ -307,7 +332,10 @@ def _wide_fields(reader: Iterator[list[str]]) -> Iterator[list[str]]:
 def _check_header(file: File, header: list[str]) -> None:
     twice = sorted({name for name in header if header.count(name) > 1})
     if twice:
-        message = f"{file.path}, line 1: expected a header with one name per column, found {', '.join(map(repr, twice))} twice"
+        message = (
+            f"{file.path}, line 1: expected a header with one name per column, found"
+            f" {', '.join(map(repr, twice))} twice"
+        )
         raise InputError(Problem(setting=file.setting, message=message, fix="add or repair the header line"))
 
 
@@ -323,7 +351,9 @@ def _parquet(file: File, columns: Collection[str] | None, skip: int) -> Iterator
         whole = file.path.suffix.lower() != ".parquet"
         with open_bytes(file.path) as binary:
             table = pq.ParquetFile(BytesIO(binary.read()) if whole else binary)
-            wanted = None if columns is None else [name for name in table.schema_arrow.names if name in columns]
+            wanted = (
+                None if columns is None else [name for name in table.schema_arrow.names if name in columns]
+            )
             for batch in islice(table.iter_batches(batch_size=CHUNK, columns=wanted), skip, None):
                 yield batch.to_pydict()
     except pa.ArrowInvalid as error:

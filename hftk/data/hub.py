@@ -27,13 +27,16 @@ def load_hub(
         raise InputError(_neither(missing, f"and it cannot be had from the Hub: {reason}"))
     try:
         loaded = datasets.load_dataset(path, name=subset, streaming=streaming)
-    except Exception as error:  # whatever the library meets: a wrong subset, a damaged file, a lost connection
+    except (
+        Exception
+    ) as error:  # whatever the library meets: a wrong subset, a damaged file, a lost connection
         raise InputError(_unloadable(path, subset, error, missing)) from error
     return dict(loaded), {"hub": path, "subset": subset, "commit": commit}
 
 
 def _commit(path: str) -> tuple[str | None, str]:
-    """Newest commit of the data set, or None and why not. One request: load_dataset alone retries for 20 seconds."""
+    """Newest commit of the data set, or None and why not. One request: load_dataset alone retries for 20
+    seconds."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import (
         HfHubHTTPError,
@@ -73,7 +76,11 @@ def _unloadable(path: str, subset: str | None, error: Exception, missing: Proble
 
 
 def _neither(missing: Problem, hub: str) -> Problem:
-    fix = "for local data correct the path; for a Hub data set connect to the network and unset HF_HUB_OFFLINE"
+    fix = (
+        "for local data correct the path; for a Hub data set connect to the network and unset HF_HUB_OFFLINE"
+    )
     return Problem(
-        setting="data.path", message=f"{missing.message}; {hub}", fix=f"{fix}. {missing.fix}" if missing.fix else fix
+        setting="data.path",
+        message=f"{missing.message}; {hub}",
+        fix=f"{fix}. {missing.fix}" if missing.fix else fix,
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
 from hftk.config import DataConfig, InputError, Problem
@@ -11,6 +10,7 @@ from hftk.console import note
 from hftk.data.clean import Counts, add_counts
 from hftk.data.columns import Incomplete
 from hftk.data.dedup import conflicts, count_repeats, drop_repeats
+from hftk.data.facts import characters, fingerprint, nothing_left, require_left
 from hftk.data.readers import Reader, open_readers, to_dataset
 from hftk.data.sources import Sources, find_sources, read_source
 from hftk.data.split import carve, drop_overlap, keep_rare, prove_disjoint, require_rows
@@ -26,27 +26,29 @@ def load_splits(config: DataConfig, task: Task, source: Any = None) -> Splits:
 
     Rows keep the columns of the task's roles, under the roles' names, in the order of the data.
 
-    Args:
-        config: where the rows are and how to split them.
-        task: its ``columns`` say what is read; ``prepare`` looks through all rows at the end.
-        source: from Python, in place of the paths: a pandas DataFrame, a list of dictionaries, a ``datasets.Dataset``, or a
+    Args: config: where the rows are and how to split them. task: its ``columns`` say what is read;
+        ``prepare`` looks through all rows at the end. source: from Python, in place of the paths: a pandas
+        DataFrame, a list of dictionaries, a ``datasets.Dataset``, or a
             mapping (such as a ``DatasetDict``) from split names to any of these.
 
-    Returns:
-        Splits: in-memory Datasets; with ``streaming``, train is an IterableDataset that reads anew in every pass. ``facts``:
+    Returns: Splits: in-memory Datasets; with ``streaming``, train is an IterableDataset that reads anew in
+        every pass. ``facts``:
 
-        ``sources`` (path, bytes, SHA-256), ``columns`` (role to column), ``choices`` (one line each), ``read`` (rows),
-        ``cleaned`` (step to rows changed or dropped), ``duplicates``, ``conflicts``, ``overlap``, ``proof``, ``cut`` (rows
-        beyond max_rows), ``rows``, ``characters`` and ``fingerprint``, all but the first three by split.
-        What is carved by fractions counts under train in ``read`` and ``cleaned``.
+        ``sources`` (path, bytes, SHA-256), ``columns`` (role to column), ``choices`` (one line each),
+        ``read`` (rows), ``cleaned`` (step to rows changed or dropped), ``duplicates``, ``conflicts``,
+        ``overlap``, ``proof``, ``cut`` (rows beyond max_rows), ``rows``, ``characters`` and ``fingerprint``,
+        all but the first three by split. What is carved by fractions counts under train in ``read`` and
+        ``cleaned``.
 
-    Raises:
-        InputError: missing, empty, undecodable or broken data; missing columns; wrong types; a share too small to hold a row.
+    Raises: InputError: missing, empty, undecodable or broken data; missing columns; wrong types; a share too
+        small to hold a row.
     """
     found = find_sources(config, source)
     readers, remarks = open_readers(found.splits, task.columns, config)
     facts: dict[str, Any] = {
-        "sources": [{"split": split, **fact} for split, origin in found.splits.items() for fact in origin.facts],
+        "sources": [
+            {"split": split, **fact} for split, origin in found.splits.items() for fact in origin.facts
+        ],
         "columns": dict(readers["train"].mapping),
         "choices": list(dict.fromkeys([*found.choices, *remarks])),
     }
@@ -69,7 +71,9 @@ def load_splits(config: DataConfig, task: Task, source: Any = None) -> Splits:
     parts = _cut(parts, config, facts)
     facts["proof"] = prove_disjoint({split: part.keys for split, part in parts.items()})
     splits = Splits(**_datasets(parts, readers["train"], types, facts), facts=facts)
-    note("rows: " + ", ".join(f"{count:,} {split}" for split, count in facts["rows"].items()) + _judged(splits))
+    note(
+        "rows: " + ", ".join(f"{count:,} {split}" for split, count in facts["rows"].items()) + _judged(splits)
+    )
     return splits
 
 
@@ -78,12 +82,24 @@ def _judged(splits: Splits) -> str:
     if splits.held_out is None:
         return "; there is no validation or test split: nothing is judged"
     if splits.test is None:
-        return "; there is no test split: the final scores are on the validation split, and too good where choices were made by it"
-    return "" if splits.validation is not None else "; there is no validation split: training runs without evaluations"
+        return (
+            "; there is no test split: the final scores are on the validation split, and too good where"
+            " choices were made by it"
+        )
+    return (
+        ""
+        if splits.validation is not None
+        else "; there is no validation split: training runs without evaluations"
+    )
 
 
 def read_rows(
-    source: Any, config: DataConfig, task: Task, *, roles: Collection[str] | None = None, setting: str = "data.path"
+    source: Any,
+    config: DataConfig,
+    task: Task,
+    *,
+    roles: Collection[str] | None = None,
+    setting: str = "data.path",
 ) -> tuple[Dataset, dict[str, Any]]:
     """The rows of one file, folder or glob (or Python object), mapped and cleaned as a split is, in order.
 
@@ -94,9 +110,8 @@ def read_rows(
         roles: roles that are wanted, such as the inputs alone for prediction; default: all of the task's.
         setting: the setting that named ``source``, for messages.
 
-    Returns:
-        The rows and the facts about them: sources, columns, choices, and for the split ``rows``: read, cleaned, duplicates,
-        rows, characters.
+    Returns: The rows and the facts about them: sources, columns, choices, and for the split ``rows``: read,
+        cleaned, duplicates, rows, characters.
     """
     origin, choices = read_source(source, config, setting)
     readers, remarks = open_readers({"rows": origin}, task.columns, config, roles)
@@ -115,7 +130,8 @@ def read_rows(
 def _read_all(
     readers: Mapping[str, Reader], config: DataConfig, facts: dict[str, Any]
 ) -> tuple[dict[str, Part], list[Problem]]:
-    """Every split in memory, and problems that the task's own are told with; what cannot wait is raised, of all splits together."""
+    """Every split in memory, and problems that the task's own are told with; what cannot wait is raised, of
+    all splits together."""
     parts: dict[str, Part] = {}
     problems: list[Problem] = []
     held: list[Problem] = []
@@ -131,7 +147,11 @@ def _read_all(
         except InputError as error:
             problems += error.problems
             continue
-        unlabelled = [role for role in reader.mapping if reader.columns[role].kind == "label" and incomplete.counts.get(role) == read]
+        unlabelled = [
+            role
+            for role in reader.mapping
+            if reader.columns[role].kind == "label" and incomplete.counts.get(role) == read
+        ]
         if unlabelled and read and split != "train":  # as the test splits of GLUE
             note(f"the {split} split is left out: none of its {read:,} rows has a {unlabelled[0]}")
             continue
@@ -151,10 +171,14 @@ def _separate(
     """Carve, drop repeats, drop overlaps."""
     carved = carve(parts["train"], found.fractions, config.seed)
     parts = {
-        split: part for split in ("train", "validation", "test") if (part := carved.get(split) or parts.get(split))
+        split: part
+        for split in ("train", "validation", "test")
+        if (part := carved.get(split) or parts.get(split))
     }
     facts["conflicts"] = conflicts(parts, train.columns)
-    differing = [f"{found['rows']:,} in {where}" for where, found in facts["conflicts"].items() if found["rows"]]
+    differing = [
+        f"{found['rows']:,} in {where}" for where, found in facts["conflicts"].items() if found["rows"]
+    ]
     if differing and any(train.columns[role].kind == "label" for role in train.mapping):
         note(f"rows that repeat another one with another label: {', '.join(differing)}")
     facts["duplicates"] = {}
@@ -172,14 +196,18 @@ def _separate(
     require_left(parts, facts["overlap"])
     parts, facts["rare"] = keep_rare(parts, found.fractions, train.columns)
     for split, rows in facts["rare"].items():
-        note(f"{rows:,} rows that a fraction put into {split} are training rows: no other training row has their label")
+        note(
+            f"{rows:,} rows that a fraction put into {split} are training rows: no other training row has"
+            " their label"
+        )
     return parts
 
 
 def _prepare(
     parts: Mapping[str, Part], reader: Reader, task: Task, held: Sequence[Problem], facts: dict[str, Any]
 ) -> tuple[dict[str, Part], Mapping[str, Any]]:
-    """The rows as the task prepares them, and the types of what is no text. Before ``max_rows`` cuts, so that all labels are seen.
+    """The rows as the task prepares them, and the types of what is no text. Before ``max_rows`` cuts, so that
+    all labels are seen.
 
     InputError: the ``held`` problems and those that the task finds, together.
     """
@@ -189,7 +217,9 @@ def _prepare(
     if problems:
         raise InputError(*problems)
     facts.update(prepared.facts)
-    return {split: part._replace(table=prepared.tables[split]) for split, part in parts.items()}, prepared.features
+    return {
+        split: part._replace(table=prepared.tables[split]) for split, part in parts.items()
+    }, prepared.features
 
 
 def _cut(parts: Mapping[str, Part], config: DataConfig, facts: dict[str, Any]) -> dict[str, Part]:
@@ -197,7 +227,8 @@ def _cut(parts: Mapping[str, Part], config: DataConfig, facts: dict[str, Any]) -
     most = config.max_rows
     facts["cut"] = {split: max(0, len(part.keys) - most) if most else 0 for split, part in parts.items()}
     return {
-        split: take_part(part, range(most)) if most and facts["cut"][split] else part for split, part in parts.items()
+        split: take_part(part, range(most)) if most and facts["cut"][split] else part
+        for split, part in parts.items()
     }
 
 
@@ -209,50 +240,3 @@ def _datasets(
     facts["characters"] = {split: characters(part, reader) for split, part in parts.items()}
     facts["fingerprint"] = {split: fingerprint(part) for split, part in parts.items()}
     return {split: to_dataset(part.table, reader.mapping, types) for split, part in parts.items()}
-
-
-def characters(part: Part, reader: Reader) -> int:
-    """Characters in the text columns."""
-    texts = [values for role, values in part.table.items() if reader.columns[role].kind == "text"]
-    return sum(sum(map(len, values)) for values in texts)
-
-
-def fingerprint(part: Part) -> str:
-    """Hash over the keys in order: equal for equal inputs in the same order, from whatever file they came."""
-    digest = blake2b(digest_size=16)
-    for key in part.keys:
-        digest.update(key.to_bytes(8, "big"))
-    return digest.hexdigest()
-
-
-def nothing_left(reader: Reader, read: int, counts: Counts) -> Problem:
-    """What to say about a source of which every row was dropped."""
-    dropped = ", ".join(f"{step} {count['dropped']}" for step, count in counts.items() if count.get("dropped"))
-    name = reader.source.name
-    if not read:
-        return Problem(setting=reader.source.setting, message=f"expected rows in {name}, found none: it is empty")
-    columns = ", ".join(f"{role} = {column}" for role, column in reader.mapping.items())
-    message = (
-        f"expected rows with text in {name}, found none: all {read:,} were dropped ({dropped}; columns: {columns})"
-    )
-    return Problem(setting=reader.source.setting, message=message, fix="name the columns: --data.columns.ROLE NAME")
-
-
-def require_left(parts: Mapping[str, Part], overlap: Mapping[str, int]) -> None:
-    """InputError where dropping overlaps left a split empty."""
-    problems = []
-    for split, part in parts.items():
-        if not part.keys:
-            counts = " and ".join(
-                f"{rows:,} in {name.split('_in_')[1]}"
-                for name, rows in overlap.items()
-                if name.startswith(f"{split}_in_")
-            )
-            message = f"every row of {split} also stands in another split ({counts}), so none is left"
-            problems.append(
-                Problem(
-                    setting=f"data.{split}", message=message, fix=f"give other rows as --data.{split}, or leave it out"
-                )
-            )
-    if problems:
-        raise InputError(*problems)

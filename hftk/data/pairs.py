@@ -1,8 +1,8 @@
 """Sample data sets of pairs of texts, made from what is installed: no download and no licence question.
 
-``docstring_summaries`` pairs the body of a docstring with its first line, as the authors of the standard library and of installed
-scientific packages wrote both. ``cldr_en_de`` and ``cldr_en_zh`` pair names, dates and amounts in two languages, as the Unicode Common
-Locale Data Repository (by Babel) has them.
+``docstring_summaries`` pairs the body of a docstring with its first line, as the authors of the standard
+library and of installed scientific packages wrote both. ``cldr_en_de`` and ``cldr_en_zh`` pair names, dates
+and amounts in two languages, as the Unicode Common Locale Data Repository (by Babel) has them.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from hftk.config import InputError, Problem
-from hftk.data.samples import stdlib_modules
+from hftk.data.stdlib import stdlib_modules
 
 PACKAGES = ("numpy", "scipy", "sklearn")
 BODY, SUMMARY = (120, 1500), (20, 140)
@@ -38,7 +38,8 @@ DOCSTRING = re.compile(
 
 
 def docstring_summaries() -> list[dict[str, Any]]:
-    """Columns ``source`` (a docstring without its first line) and ``target`` (the first line), each summary once."""
+    """Columns ``source`` (a docstring without its first line) and ``target`` (the first line), each summary
+    once."""
     rows: dict[str, str] = {}
     for text in _docstrings():
         head, _, rest = text.partition("\n\n")
@@ -58,7 +59,9 @@ def cldr(target: str) -> list[dict[str, Any]]:
         from babel.numbers import format_currency
     except ImportError:
         raise InputError(
-            Problem(setting="data.sample", message="this sample needs Babel", fix='pip install "hftk[samples]"')
+            Problem(
+                setting="data.sample", message="this sample needs Babel", fix='pip install "hftk[samples]"'
+            )
         ) from None
     english, other = Locale.parse("en"), Locale.parse(target)
     pairs: dict[str, str] = {}
@@ -76,7 +79,10 @@ def cldr(target: str) -> list[dict[str, Any]]:
             round(draw.uniform(1, 10 ** draw.randint(1, 6)), 2),
             draw.choice(("EUR", "USD", "JPY", "CNY")),
         )
-        said = [format_currency(amount, currency, locale=locale, format_type="name") for locale in (english, other)]
+        said = [
+            format_currency(amount, currency, locale=locale, format_type="name")
+            for locale in (english, other)
+        ]
         pairs.setdefault(*said)
     order = sorted(pairs, key=lambda text: blake2b(text.encode(), digest_size=8).digest())
     return [{"source": text, "target": pairs[text]} for text in order]
@@ -94,8 +100,8 @@ def _docstrings() -> Iterator[str]:
 def find_docstrings(code: str) -> Iterator[str]:
     """The docstrings of Python source, without indentation, in source order.
 
-    Parsing 31 MB of source takes :mod:`ast` 12 s. Looking for the strings behind a colon alone takes 2 s, and finds every one
-    in triple quotes, those of nested functions too.
+    Parsing 31 MB of source takes :mod:`ast` 12 s. Looking for the strings behind a colon alone takes 2 s, and
+    finds every one in triple quotes, those of nested functions too.
     """
     for found in DOCSTRING.finditer(code):
         try:

@@ -1,4 +1,5 @@
-"""One split's rows under the names of the task's roles: mapped, type-checked, cleaned and keyed, chunk by chunk."""
+"""One split's rows under the names of the task's roles: mapped, type-checked, cleaned and keyed, chunk by
+chunk."""
 
 from __future__ import annotations
 
@@ -14,8 +15,12 @@ from hftk.data.sources import Source
 from hftk.data.tables import Part, Table, height
 from hftk.task import Column
 
-_PLACE = "\0place"  # a column beside those of the roles while a chunk is cleaned, so that rows keep their numbers
-_PATIENCE = 100  # chunks looked through after the first wrong value, so that an endless source still gets its message
+_PLACE = (
+    "\0place"  # a column beside those of the roles while a chunk is cleaned, so that rows keep their numbers
+)
+_PATIENCE = (
+    100  # chunks looked through after the first wrong value, so that an endless source still gets its message
+)
 
 
 class Cleaned(NamedTuple):
@@ -41,10 +46,13 @@ class Reader:
     unused: tuple[str, ...] = ()
     """Columns of the data that fill no role."""
 
-    def chunks(self, *, patient: bool = True, incomplete: Incomplete | None = None, begin: Any = None) -> Iterator[Cleaned]:
+    def chunks(
+        self, *, patient: bool = True, incomplete: Incomplete | None = None, begin: Any = None
+    ) -> Iterator[Cleaned]:
         """Chunks in order, from ``begin`` on; ``incomplete`` is shown each before rows are dropped.
 
-        InputError where text columns hold something else: at once, or when ``patient`` after all were counted.
+        InputError where text columns hold something else: at once, or when ``patient`` after all were
+        counted.
         """
         columns = {**self.columns, _PLACE: Column(usual_names=(), required=False, kind="any", identity=False)}
         wrong = WrongTypes(self.mapping, self.columns, self.source.setting)
@@ -60,14 +68,17 @@ class Reader:
                 continue
             if incomplete is not None:
                 incomplete.look(table, place, start)
-            table, counts = clean({**table, _PLACE: [(place, start + i) for i in range(rows)]}, columns, self.unicode)
+            table, counts = clean(
+                {**table, _PLACE: [(place, start + i) for i in range(rows)]}, columns, self.unicode
+            )
             places = table.pop(_PLACE)
             yield Cleaned(Part(table, keys_of(table, self.columns), places), rows, counts, here)
         if wrong:
             raise wrong.error()
 
     def _named(self, table: Table) -> Table:
-        """Class numbers become the names that the data set declares; numbers without a name (-1: unknown) become None."""
+        """Class numbers become the names that the data set declares; numbers without a name (-1: unknown)
+        become None."""
         return {
             role: [_class_name(value, names) for value in values]
             if (names := self.source.labels.get(self.mapping[role])) and self.columns[role].kind == "label"
@@ -88,7 +99,8 @@ def open_readers(
     config: DataConfig,
     roles: Collection[str] | None = None,
 ) -> tuple[dict[str, Reader], list[str]]:
-    """Split to reader, and remarks. Columns are found in the training rows first; the other splits follow where they can.
+    """Split to reader, and remarks. Columns are found in the training rows first; the other splits follow
+    where they can.
 
     InputError: every split without rows or without a required column, all together.
     """
@@ -100,11 +112,16 @@ def open_readers(
             sample = source.peek()
             if not sample:
                 raise InputError(
-                    Problem(setting=source.setting, message=f"expected rows in {source.name}, found none: it is empty")
+                    Problem(
+                        setting=source.setting,
+                        message=f"expected rows in {source.name}, found none: it is empty",
+                    )
                 )
             mapping, said = map_columns(sample, columns, config.columns, source.name, roles)
         except InputError as error:
-            said_before = {problem.setting for problem in problems if problem.setting.startswith("data.columns")}
+            said_before = {
+                problem.setting for problem in problems if problem.setting.startswith("data.columns")
+            }
             problems += [problem for problem in error.problems if problem.setting not in said_before]
             continue
         first = next(iter(readers.values()), None)
@@ -119,7 +136,9 @@ def open_readers(
         remarks += said
         used = {role: columns[role] for role in mapping}
         unused = tuple(name for name in sample if name not in mapping.values())
-        readers[split] = Reader(source=source, mapping=mapping, columns=used, unicode=config.unicode, unused=unused)
+        readers[split] = Reader(
+            source=source, mapping=mapping, columns=used, unicode=config.unicode, unused=unused
+        )
     if problems:
         raise InputError(*problems)
     return readers, remarks
@@ -143,16 +162,21 @@ def to_dataset(table: Table, mapping: Mapping[str, str], features: Mapping[str, 
         for role, values in table.items():
             kinds = sorted({type(value).__name__ for value in values if value is not None})
             if len(kinds) > 1:
-                message = f"expected values of one type in column {mapping[role]}, found {' and '.join(kinds)}"
+                message = (
+                    f"expected values of one type in column {mapping[role]}, found {' and '.join(kinds)}"
+                )
                 problems.append(
                     Problem(
-                        setting=f"data.columns.{role}", message=message, fix="write them all as text, or all as numbers"
+                        setting=f"data.columns.{role}",
+                        message=message,
+                        fix="write them all as text, or all as numbers",
                     )
                 )
         if not problems:
             problems = [
                 Problem(
-                    setting="data.columns", message=f"the rows do not fit into a table: {str(error).splitlines()[0]}"
+                    setting="data.columns",
+                    message=f"the rows do not fit into a table: {str(error).splitlines()[0]}",
                 )
             ]
         raise InputError(*problems) from error

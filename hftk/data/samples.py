@@ -1,15 +1,15 @@
 """Sample data sets made from what every Python installation carries: no download and no licence question.
 
-``python_modules`` has docstrings of the standard library's largest packages, to be told apart. ``python_docs`` is the language reference that ``help()`` shows (:mod:`pydoc_data.topics`) and the docstrings of the standard
-library, read from its source by :mod:`ast` without importing anything. It is deterministic for a given Python version.
+``python_modules`` has docstrings of the standard library's largest packages, to be told apart.
+``python_docs`` is the language reference that ``help()`` shows (:mod:`pydoc_data.topics`) and the docstrings
+of the standard library, read from its source by :mod:`ast` without importing anything. It is deterministic
+for a given Python version.
 """
 
 from __future__ import annotations
 
 import ast
 import re
-import sys
-import sysconfig
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from hftk.config import InputError, Problem
+from hftk.data.stdlib import stdlib_modules
 from hftk.data.tables import did_you_mean
 
 CHARACTERS = 1_000_000
@@ -26,11 +27,6 @@ CHARACTERS = 1_000_000
 PACKAGES = 8
 PER_PACKAGE = 400
 
-# Optional packages of some distributions, tests, generated code, and modules that repeat the docstrings of others.
-_LEFT_OUT = frozenset({
-    "test", "tests", "idlelib", "tkinter", "turtledemo", "turtle", "lib2to3", "distutils", "ensurepip", "venv", "msilib",
-    "encodings", "pydoc_data", "site-packages", "dist-packages",
-})  # fmt: skip
 _RULE = re.compile(r"^[*=~^\-]{4,}\n?", re.MULTILINE)
 
 
@@ -64,16 +60,20 @@ def load_sample(name: str) -> list[dict[str, Any]]:
 
 
 def python_docs() -> list[dict[str, Any]]:
-    """About 1 MB of English about Python: columns ``text`` and ``name``; a row is a topic (``topics/numbers``), the
-    docstrings of a module and its functions (``numbers``), or those of a class and its methods (``numbers.Real``).
+    """About 1 MB of English about Python: columns ``text`` and ``name``; a row is a topic
+    (``topics/numbers``), the docstrings of a module and its functions (``numbers``), or those of a class and
+    its methods (``numbers.Real``).
 
-    Modules come in the order of a hash of their name until the size is reached, so that the choice has no slant.
+    Modules come in the order of a hash of their name until the size is reached, so that the choice has no
+    slant.
     """
     from pydoc_data.topics import topics
 
     rows = [{"name": f"topics/{name}", "text": _without_rules(text)} for name, text in sorted(topics.items())]
     size = sum(len(row["text"]) for row in rows)
-    for module, path in sorted(stdlib_modules(), key=lambda item: blake2b(item[0].encode(), digest_size=8).digest()):
+    for module, path in sorted(
+        stdlib_modules(), key=lambda item: blake2b(item[0].encode(), digest_size=8).digest()
+    ):
         if size >= CHARACTERS:
             break
         documents: dict[str, list[str]] = {}
@@ -89,10 +89,11 @@ def python_docs() -> list[dict[str, Any]]:
 
 
 def python_modules() -> list[dict[str, Any]]:
-    """Docstrings and the package they come from: columns ``text`` and ``label``, the :data:`PACKAGES` packages of the standard
-    library with the most of them, at most :data:`PER_PACKAGE` each.
+    """Docstrings and the package they come from: columns ``text`` and ``label``, the :data:`PACKAGES`
+    packages of the standard library with the most of them, at most :data:`PER_PACKAGE` each.
 
-    A docstring has at least 30 characters and occurs in one package only. Which of a package are taken follows from their hash.
+    A docstring has at least 30 characters and occurs in one package only. Which of a package are taken
+    follows from their hash.
     """
     texts: dict[str, set[str]] = {}
     for docstring in stdlib_docstrings():
@@ -126,39 +127,26 @@ def read_docstrings(module: str, path: Path) -> Iterator[Docstring]:
 
 
 def _docstrings(
-    node: ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef, module: str, name: str, owner: str
+    node: ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef,
+    module: str,
+    name: str,
+    owner: str,
 ) -> Iterator[Docstring]:
     text = (ast.get_docstring(node) or "").strip()
     if text:
-        kind = "class" if isinstance(node, ast.ClassDef) else "module" if isinstance(node, ast.Module) else "function"
+        kind = (
+            "class"
+            if isinstance(node, ast.ClassDef)
+            else "module"
+            if isinstance(node, ast.Module)
+            else "function"
+        )
         yield Docstring(module=module, name=name, kind=kind, text=text, owner=owner)
     if isinstance(node, (ast.Module, ast.ClassDef)):
         for child in node.body:
             if isinstance(child, (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
                 inside = f"{module}.{child.name}" if isinstance(child, ast.ClassDef) and not name else owner
                 yield from _docstrings(child, module, f"{name}.{child.name}" if name else child.name, inside)
-
-
-def stdlib_modules() -> list[tuple[str, Path]]:
-    """(dotted name, source file) of the public modules of the standard library, sorted."""
-    root = Path(sysconfig.get_paths()["stdlib"])
-    found = []
-    for top in sorted(sys.stdlib_module_names):
-        if top.startswith("_") or top in _LEFT_OUT:
-            continue
-        for path in (root / f"{top}.py", *sorted((root / top).rglob("*.py"))):
-            parts = path.relative_to(root).with_suffix("").parts
-            if path.is_file() and not _LEFT_OUT & set(parts):
-                found.append((".".join(parts[:-1] if parts[-1] == "__init__" else parts), path))
-    if not found:
-        raise InputError(
-            Problem(
-                setting="data.sample",
-                message=f"expected the source of the standard library in {root}, found none",
-                fix="use a Python with its .py files, or your own text: --data.path FILE",
-            )
-        )
-    return found
 
 
 def _without_rules(text: str) -> str:

@@ -45,8 +45,8 @@ class Source:
     setting: str
     """The setting that named it."""
     read: Callable[..., Iterator[Chunk]]
-    """Columns that are wanted (None: all), and where to begin (None: at the beginning), to chunks; columns beyond the wanted ones
-    may come along."""
+    """Columns that are wanted (None: all), and where to begin (None: at the beginning), to chunks; columns
+    beyond the wanted ones may come along."""
     facts: list[dict[str, Any]]
     labels: Mapping[str, Sequence[str]] = field(default_factory=dict)
     """Column of class numbers to the names of the classes."""
@@ -71,13 +71,17 @@ class Sources:
 
 
 def find_sources(config: DataConfig, source: Any = None) -> Sources:
-    """Look up ``source``, else --data.sample, --data.train and the others, or --data.path. InputError where nothing is there."""
+    """Look up ``source``, else --data.sample, --data.train and the others, or --data.path. InputError where
+    nothing is there."""
     if source is not None:
         return _from_python(config, source)
     if config.sample is not None:
         rows = load_sample(config.sample)
         sample = _from_rows(
-            rows, f"sample {config.sample}", "data.sample", {"sample": config.sample, "python": sys.version.split()[0]}
+            rows,
+            f"sample {config.sample}",
+            "data.sample",
+            {"sample": config.sample, "python": sys.version.split()[0]},
         )
         return _assemble(config, {"train": sample}, whole=True)
     if config.train is not None:
@@ -87,7 +91,10 @@ def find_sources(config: DataConfig, source: Any = None) -> Sources:
             Problem(
                 setting="data.path",
                 message="expected a file, folder, glob or Hub id, found no data at all",
-                fix="add --data.path FILE (or --data.train FILE --data.validation FILE, or --data.sample python_docs)",
+                fix=(
+                    "add --data.path FILE (or --data.train FILE --data.validation FILE, or --data.sample"
+                    " python_docs)"
+                ),
             )
         )
     found = data_files.find_files(config.path, "data.path", config.format)
@@ -101,14 +108,18 @@ def find_sources(config: DataConfig, source: Any = None) -> Sources:
 
 
 def read_source(source: Any, config: DataConfig, setting: str = "data.path") -> tuple[Source, list[str]]:
-    """One source for all rows of a file, folder, glob or Python object, and what was chosen; splits are not told apart."""
+    """One source for all rows of a file, folder, glob or Python object, and what was chosen; splits are not
+    told apart."""
     if not isinstance(source, (str, Path)):
         return _one_python(source, "rows", setting), []
     found = data_files.find_files(str(source), setting, config.format)
     if found is None:
         raise InputError(data_files.missing(str(source), setting))
     files, _, choices = found
-    return _file_source(config, files, "file" if config.documents == "auto" else config.documents, choices), choices
+    return (
+        _file_source(config, files, "file" if config.documents == "auto" else config.documents, choices),
+        choices,
+    )
 
 
 def _given_files(config: DataConfig) -> dict[str, list[File]]:
@@ -144,7 +155,9 @@ def _from_files(
     return _assemble(config, splits, whole=whole, choices=choices)
 
 
-def _file_source(config: DataConfig, files: Sequence[File], documents: Documents, choices: list[str]) -> Source:
+def _file_source(
+    config: DataConfig, files: Sequence[File], documents: Documents, choices: list[str]
+) -> Source:
     """The files as one source; what had to be chosen to read them is added to ``choices``."""
     settled = []
     for file in files:
@@ -157,7 +170,9 @@ def _file_source(config: DataConfig, files: Sequence[File], documents: Documents
         first, start, stand = begin or (0, 1, [])
         for number, file in enumerate(settled[first:], first):
             cursor = Cursor(*stand)
-            chunks = read_file(file, encoding=config.encoding, documents=documents, columns=columns, cursor=cursor)
+            chunks = read_file(
+                file, encoding=config.encoding, documents=documents, columns=columns, cursor=cursor
+            )
             while True:
                 begin = [number, start, list(astuple(cursor))]
                 table = next(chunks, None)
@@ -178,7 +193,9 @@ def _file_source(config: DataConfig, files: Sequence[File], documents: Documents
     )
 
 
-def _documents(config: DataConfig, named: Mapping[str, list[File]], *, divided: bool) -> tuple[Documents, str]:
+def _documents(
+    config: DataConfig, named: Mapping[str, list[File]], *, divided: bool
+) -> tuple[Documents, str]:
     """What one document of a txt file is, and the line that says why where it was chosen here."""
     if config.documents != "auto":
         return config.documents, ""
@@ -186,13 +203,22 @@ def _documents(config: DataConfig, named: Mapping[str, list[File]], *, divided: 
     if not any(file.format == "txt" for file in files):
         return "file", ""
     if not divided:
-        return "file", "documents: one per file, because the splits are given as files (--data.documents file)"
+        return (
+            "file",
+            "documents: one per file, because the splits are given as files (--data.documents file)",
+        )
     if len(files) >= _MANY_FILES:
-        return "file", f"documents: one per file, because there are {len(files)} files (--data.documents file)"
+        return (
+            "file",
+            f"documents: one per file, because there are {len(files)} files (--data.documents file)",
+        )
     count = "1 file" if len(files) == 1 else f"{len(files)} files"
     return (
         "paragraph",
-        f"documents: one per paragraph, because {count} would be too few to split (--data.documents paragraph)",
+        (
+            f"documents: one per paragraph, because {count} would be too few to split (--data.documents"
+            " paragraph)"
+        ),
     )
 
 
@@ -208,7 +234,8 @@ def _from_hub(config: DataConfig, path: str) -> Sources:
     splits = {}
     for split, names in named.items():
         parts = [
-            _from_dataset(loaded[name], f"{path} ({name})", "data.path", {**facts, "part": name}) for name in names
+            _from_dataset(loaded[name], f"{path} ({name})", "data.path", {**facts, "part": name})
+            for name in names
         ]
         splits[split] = _joined(parts)
     return _assemble(config, splits, whole=list(splits) == ["train"], choices=choices)
@@ -233,9 +260,7 @@ def _one_python(source: Any, name: str, setting: str) -> Source:
         return _from_dataset(source, name, setting, {"python": type(source).__name__})
     if pandas is not None and isinstance(source, pandas.DataFrame):
         facts = {"python": "DataFrame", "rows": len(source)}
-        return Source(
-            name=name, setting=setting, read=partial(_frame_chunks, source, name), facts=[facts]
-        )
+        return Source(name=name, setting=setting, read=partial(_frame_chunks, source, name), facts=[facts])
     if (
         isinstance(source, Sequence)
         and not isinstance(source, (str, bytes))
@@ -245,7 +270,9 @@ def _one_python(source: Any, name: str, setting: str) -> Source:
     found = type(source).__name__
     if isinstance(source, Sequence) and not isinstance(source, (str, bytes)):
         found = f"{found} of {', '.join(sorted({type(row).__name__ for row in source}))}"
-    message = f"{name}: expected a pandas DataFrame, a list of dictionaries or a datasets.Dataset, found {found}"
+    message = (
+        f"{name}: expected a pandas DataFrame, a list of dictionaries or a datasets.Dataset, found {found}"
+    )
     raise InputError(
         Problem(setting=setting, message=message, fix='for texts alone: [{"text": text} for text in texts]')
     )
@@ -259,20 +286,26 @@ def _from_rows(rows: Sequence[Mapping[str, Any]], name: str, setting: str, facts
     return Source(name=name, setting=setting, read=read, facts=[facts])
 
 
-def _frame_chunks(frame: Any, name: str, columns: Collection[str] | None, begin: Any = None) -> Iterator[Chunk]:
+def _frame_chunks(
+    frame: Any, name: str, columns: Collection[str] | None, begin: Any = None
+) -> Iterator[Chunk]:
     wanted = [column for column in frame.columns if columns is None or str(column) in columns]
     for start in range(begin or 0, len(frame), CHUNK):
         part = frame.iloc[start : start + CHUNK][wanted]
         table: Table = {}
         for column in wanted:
             cells = part[column].astype(object).where(part[column].notna(), None).tolist()
-            table[str(column)] = [c.tolist() if hasattr(c, "tolist") else c for c in cells]  # lists out of Parquet are arrays
+            table[str(column)] = [
+                c.tolist() if hasattr(c, "tolist") else c for c in cells
+            ]  # lists out of Parquet are arrays
         yield Chunk(name, start + 1, table, start)
 
 
 def _from_dataset(dataset: Any, name: str, setting: str, facts: dict[str, Any]) -> Source:
     features = dataset.features or {}
-    inner = {column: getattr(feature, "feature", feature) for column, feature in features.items()}  # of a list: its entries'
+    inner = {
+        column: getattr(feature, "feature", feature) for column, feature in features.items()
+    }  # of a list: its entries'
     labels = {column: list(feature.names) for column, feature in inner.items() if hasattr(feature, "int2str")}
 
     def read(columns: Collection[str] | None, begin: Any = None) -> Iterator[Chunk]:
@@ -329,7 +362,9 @@ def _joined(sources: Sequence[Source]) -> Source:
     )
 
 
-def _split_names(names: Iterable[str], source: str, *, strict: bool) -> tuple[dict[str, list[str]], list[str]]:
+def _split_names(
+    names: Iterable[str], source: str, *, strict: bool
+) -> tuple[dict[str, list[str]], list[str]]:
     """Split to the names that mean it. A single name that means none is everything.
 
     Args:
@@ -353,12 +388,16 @@ def _split_names(names: Iterable[str], source: str, *, strict: bool) -> tuple[di
         raise InputError(
             Problem(
                 setting="",
-                message=f"{source}: expected splits named train, validation and test, found {', '.join(names)}",
+                message=(
+                    f"{source}: expected splits named train, validation and test, found {', '.join(names)}"
+                ),
                 fix="rename them; for one unsplit source hand in the rows themselves",
             )
         )
     _require_train(named, source)
-    choices = [f"{source}: split {name} is left out, it is neither train, validation nor test" for name in others]
+    choices = [
+        f"{source}: split {name} is left out, it is neither train, validation nor test" for name in others
+    ]
     choices += [
         f"{source}: {' and '.join(several)} together are {split}"
         for split, several in named.items()
@@ -373,19 +412,28 @@ def _require_train(named: Collection[str], source: str) -> None:
             Problem(
                 setting="data.path",
                 message=f"{source} has {' and '.join(named) or 'no'} rows only, and none for training",
-                fix="to train on them name the files: --data.train FILE, or --data.path FILE to split one of them",
+                fix=(
+                    "to train on them name the files: --data.train FILE, or --data.path FILE to split one of"
+                    " them"
+                ),
             )
         )
 
 
-def _assemble(config: DataConfig, splits: Mapping[str, Source], *, whole: bool, choices: Sequence[str] = ()) -> Sources:
+def _assemble(
+    config: DataConfig, splits: Mapping[str, Source], *, whole: bool, choices: Sequence[str] = ()
+) -> Sources:
     """Order the splits, decide the fractions, and say what is judged on what."""
     fractions = fractions_for(config, splits, whole=whole)
     lines = list(choices)
     unsaid = [split for split in fractions if getattr(config, f"{split}_fraction") is None]
     if unsaid:
         shares = " and ".join(f"{fractions[split]:.0%} as {split}" for split in unsaid)
-        lines.append(f"split: {shares}, by a hash of the text, because {splits['train'].name} is one unsplit source")
+        lines.append(
+            f"split: {shares}, by a hash of the text, because {splits['train'].name} is one unsplit source"
+        )
     return Sources(
-        splits={split: splits[split] for split in SPLITS if split in splits}, fractions=fractions, choices=lines
+        splits={split: splits[split] for split in SPLITS if split in splits},
+        fractions=fractions,
+        choices=lines,
     )

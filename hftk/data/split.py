@@ -1,7 +1,8 @@
-"""Training, validation and test rows: fractions by hash, removal of overlaps, and the proof that none is left.
+"""Training, validation and test rows: fractions by hash, removal of overlaps, and the proof that none is
+left.
 
-A row's side follows from its key and the seed alone, so that identical rows stay on one side, adding rows moves no other
-row, and a stream splits without being held in memory.
+A row's side follows from its key and the seed alone, so that identical rows stay on one side, adding rows
+moves no other row, and a stream splits without being held in memory.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ DEFAULT_FRACTION = 0.05
 
 
 def fractions_for(config: DataConfig, given: Collection[str], *, whole: bool) -> dict[str, float]:
-    """Share of the training source that each evaluation split is carved from; splits with no share are left out.
+    """Share of the training source that each evaluation split is carved from; splits with no share are left
+    out.
 
     Args:
         given: splits that the source brings along.
@@ -46,7 +48,8 @@ def fractions_for(config: DataConfig, given: Collection[str], *, whole: bool) ->
 def sides(keys: Sequence[int], fractions: Mapping[str, float], seed: int) -> list[str]:
     """(rows,) the split of each row: validation or test for the asked shares, train for the rest.
 
-    The key, mixed with the seed by the finalizer of SplitMix64 (Steele, Lea and Flood 2014), is a number from 0 to 1.
+    The key, mixed with the seed by the finalizer of SplitMix64 (Steele, Lea and Flood 2014), is a number from
+    0 to 1.
     """
     import numpy as np
 
@@ -74,8 +77,8 @@ def carve(part: Part, fractions: Mapping[str, float], seed: int) -> dict[str, Pa
 def drop_overlap(parts: Mapping[str, Part]) -> tuple[dict[str, Part], dict[str, int]]:
     """Drop validation rows that stand in test, and training rows that stand in validation or test.
 
-    Also the counts, {"train_in_test": rows, "train_in_validation": rows, "validation_in_test": rows}; a training row in
-    both counts as in test. Test is never touched.
+    Also the counts, {"train_in_test": rows, "train_in_validation": rows, "validation_in_test": rows}; a
+    training row in both counts as in test. Test is never touched.
     """
     counts = {}
     kept = dict(parts)
@@ -98,20 +101,28 @@ def drop_overlap(parts: Mapping[str, Part]) -> tuple[dict[str, Part], dict[str, 
 def keep_rare(
     parts: Mapping[str, Part], carved: Collection[str], columns: Mapping[str, Column]
 ) -> tuple[dict[str, Part], dict[str, int]]:
-    """Give rows of ``carved`` splits back to train where no training row has their label, and count them by split.
+    """Give rows of ``carved`` splits back to train where no training row has their label, and count them by
+    split.
 
-    A class of a few rows may fall wholly into one side of the hash. Nothing is moved where labels are numbers that are not whole
-    (regression), where one text holds several labels, or where more than a tenth of a split would go: then the column holds no classes.
+    A class of a few rows may fall wholly into one side of the hash. Nothing is moved where labels are numbers
+    that are not whole (regression), where one text holds several labels, or where more than a tenth of a
+    split would go: then the column holds no classes.
     """
     role = next((role for role in parts["train"].table if columns[role].kind == "label"), None)
-    if role is None or columns[role].nullable or any(isinstance(v, float) and v == v and v % 1 for v in parts["train"].table[role]):
+    if (
+        role is None
+        or columns[role].nullable
+        or any(isinstance(v, float) and v == v and v % 1 for v in parts["train"].table[role])
+    ):
         return dict(parts), {}
     known = {name for value in parts["train"].table[role] for name in _classes(value)}
     kept, counts = dict(parts), {}
     for split in carved:
         if split not in parts:
             continue
-        rare = [i for i, value in enumerate(parts[split].table[role]) if not known.issuperset(_classes(value))]
+        rare = [
+            i for i, value in enumerate(parts[split].table[role]) if not known.issuperset(_classes(value))
+        ]
         rows = len(parts[split].keys)
         if rare and len(rare) <= max(1, rows // 10) and len(rare) < rows:
             moved, gone = take_part(parts[split], rare), set(rare)
@@ -138,14 +149,22 @@ def prove_disjoint(keys: Mapping[str, Collection[int]]) -> dict[str, Any]:
     if shared:
         raise RuntimeError(f"{shared} rows stand in two splits after overlaps were dropped")
     return {
-        "method": "64-bit BLAKE2b of the NFKC, case-folded, white-space-collapsed inputs; every two splits intersected",
+        "method": (
+            "64-bit BLAKE2b of the NFKC, case-folded, white-space-collapsed inputs; every two splits"
+            " intersected"
+        ),
         "keys": {split: len(values) for split, values in sets.items()},
         "overlap": shared,
     }
 
 
 def require_rows(
-    rows: Mapping[str, int], fractions: Mapping[str, float], source: str, *, documents: str | None, train_from: str
+    rows: Mapping[str, int],
+    fractions: Mapping[str, float],
+    source: str,
+    *,
+    documents: str | None,
+    train_from: str,
 ) -> None:
     """InputError where a share left a split without rows.
 
@@ -164,7 +183,11 @@ def require_rows(
     for split, count in rows.items():
         if count or not fractions or (split != "train" and split not in fractions):
             continue
-        share = f"a share of {fractions[split]:g} leaves {split}" if split in fractions else "the shares leave training"
+        share = (
+            f"a share of {fractions[split]:g} leaves {split}"
+            if split in fractions
+            else "the shares leave training"
+        )
         ways = list(finer)
         if split == "train":
             ways.append("smaller --data.validation_fraction and --data.test_fraction")

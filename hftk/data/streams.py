@@ -1,7 +1,8 @@
 """Sets larger than memory: training rows as a stream, validation and test rows in memory up to a bound.
 
-A row's side follows from its hash, so validation and test rows are recognized wherever they stand in the stream. What is
-counted about training rows is counted while they are read: ``facts`` describes the newest pass.
+A row's side follows from its hash, so validation and test rows are recognized wherever they stand in the
+stream. What is counted about training rows is counted while they are read: ``facts`` describes the newest
+pass.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any
 from hftk.config import DataConfig
 from hftk.data.clean import Counts, add_counts
 from hftk.data.dedup import count_repeats
-from hftk.data.load import characters, fingerprint, require_left
+from hftk.data.facts import characters, fingerprint, require_left
 from hftk.data.readers import Reader, to_dataset
 from hftk.data.split import SPLITS, drop_overlap, prove_disjoint, require_rows, sides
 from hftk.data.tables import Part, Table, append, append_part, empty_part, height, take_part
@@ -32,7 +33,9 @@ def stream_splits(
 
     train = readers["train"]
     most = config.max_rows or HELD_OUT_ROWS
-    facts.update({name: {} for name in ("read", "cleaned", "duplicates", "rows", "characters", "fingerprint")})
+    facts.update(
+        {name: {} for name in ("read", "cleaned", "duplicates", "rows", "characters", "fingerprint")}
+    )
     parts, known = _carve(train, fractions, config.seed, most) if fractions else ({}, True)
     origin = train.source
     found = {"train": int(known), **{split: len(part.keys) for split, part in parts.items()}}
@@ -49,7 +52,10 @@ def stream_splits(
         facts["fingerprint"][split] = fingerprint(part)
     facts["proof"] = {
         **prove_disjoint({split: part.keys for split, part in parts.items()}),
-        "train": "each row is compared with the keys of validation and test, and with the hash bounds, as it is read",
+        "train": (
+            "each row is compared with the keys of validation and test, and with the hash bounds, as it is"
+            " read"
+        ),
     }
     held_out = frozenset(key for part in parts.values() for key in part.keys)
     stream = TrainStream(train, fractions, config, held_out, facts)
@@ -71,7 +77,12 @@ class _Pass:
 
     def state(self, begin: Any) -> dict[str, Any]:
         """As plain values, for a pass that is to go on at ``begin`` of the reader."""
-        return {"begin": begin, "counts": dict(self.counts), "cleaned": copy.deepcopy(self.cleaned), "keys": len(self.keys)}
+        return {
+            "begin": begin,
+            "counts": dict(self.counts),
+            "cleaned": copy.deepcopy(self.cleaned),
+            "keys": len(self.keys),
+        }
 
     def count(self, table: Table) -> None:
         """Rows that are given out."""
@@ -113,11 +124,15 @@ class TrainStream:
                 now.count({role: [value] for role, value in row.items()})
                 yield row
 
-    def batches(self, size: int, begin: Mapping[str, Any] | None = None, keys: bytes = b"") -> Iterator[tuple[dict[str, Any], Table]]:
-        """The rows of a pass, ``size`` at a time, each time with what begins there: plain values, fit for JSON.
+    def batches(
+        self, size: int, begin: Mapping[str, Any] | None = None, keys: bytes = b""
+    ) -> Iterator[tuple[dict[str, Any], Table]]:
+        """The rows of a pass, ``size`` at a time, each time with what begins there: plain values, fit for
+        JSON.
 
-        With ``begin``, and the ``keys`` that :meth:`keys` gave, a pass goes on there; what stands before is not read again, as far
-        as the format of the data allows it (compressed files and Parquet are read but not parsed, whole files are left out).
+        With ``begin``, and the ``keys`` that :meth:`keys` gave, a pass goes on there; what stands before is
+        not read again, as far as the format of the data allows it (compressed files and Parquet are read but
+        not parsed, whole files are left out).
         """
         now = self._now = _Pass(begin, keys)
         left_out = int((begin or {}).get("rows_before", 0))
@@ -140,11 +155,13 @@ class TrainStream:
             yield here, waiting
 
     def keys(self, begin: Mapping[str, Any]) -> bytes:
-        """What has to be kept beside ``begin`` of the present pass: the keys of the rows before, 8 bytes each (with ``deduplicate``)."""
+        """What has to be kept beside ``begin`` of the present pass: the keys of the rows before, 8 bytes each
+        (with ``deduplicate``)."""
         return self._now.keys[: begin["keys"]].tobytes()
 
     def _tables(self, now: _Pass, begin: Mapping[str, Any] | None) -> Iterator[tuple[dict[str, Any], Table]]:
-        """The training rows of each chunk, with the state in which the chunk is begun. The caller counts what it gives out."""
+        """The training rows of each chunk, with the state in which the chunk is begun. The caller counts what
+        it gives out."""
         self.passes += 1
         complete = False
         try:
@@ -154,7 +171,9 @@ class TrainStream:
                 add_counts(now.cleaned, chunk.counts)
                 part = take_part(chunk.part, self._kept(chunk.part, now))
                 if self.config.max_rows:
-                    part = take_part(part, range(min(len(part.keys), self.config.max_rows - now.counts["rows"])))
+                    part = take_part(
+                        part, range(min(len(part.keys), self.config.max_rows - now.counts["rows"]))
+                    )
                 self._report(now, complete)
                 yield state, part.table
                 if self.config.max_rows and now.counts["rows"] >= self.config.max_rows:
@@ -166,7 +185,11 @@ class TrainStream:
     def _kept(self, part: Part, now: _Pass) -> list[int]:
         """Indices of the training rows of a chunk; what the pass has counted is brought up to date."""
         kept, counts = [], now.counts
-        where = sides(part.keys, self.fractions, self.config.seed) if self.fractions else ["train"] * len(part.keys)
+        where = (
+            sides(part.keys, self.fractions, self.config.seed)
+            if self.fractions
+            else ["train"] * len(part.keys)
+        )
         for i, (key, side) in enumerate(zip(part.keys, where, strict=True)):
             if side != "train":
                 counts["carved"] += 1
@@ -192,8 +215,11 @@ class TrainStream:
         facts["stream"] = {"passes": self.passes, "complete": complete, "carved": counts["carved"]}
 
 
-def _carve(reader: Reader, fractions: Mapping[str, float], seed: int, most: int) -> tuple[dict[str, Part], bool]:
-    """The first rows of each carved split, repeats dropped, and whether a training row was seen; stops as soon as all are full."""
+def _carve(
+    reader: Reader, fractions: Mapping[str, float], seed: int, most: int
+) -> tuple[dict[str, Part], bool]:
+    """The first rows of each carved split, repeats dropped, and whether a training row was seen; stops as
+    soon as all are full."""
     parts = {split: empty_part(reader.mapping) for split in fractions}
     seen: set[int] = set()
     known = False

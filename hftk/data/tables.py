@@ -1,4 +1,5 @@
-"""Rows while they are prepared: one list per column, which is several times faster in Python than one dictionary per row."""
+"""Rows while they are prepared: one list per column, which is several times faster in Python than one
+dictionary per row."""
 
 from __future__ import annotations
 

@@ -33,7 +33,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 LOGITS_BYTES = 2**28
-"""Most memory for the logits over the vocabulary of one batch: batches of a judged split shrink to fit (no score changes)."""
+"""Most memory for the logits over the vocabulary of one batch: batches of a judged split shrink to fit (no
+score changes)."""
 PRECISIONS = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 TOKENS = 2**14
 """Most tokens of one batch, padding included, where the vocabulary does not matter."""
@@ -69,13 +70,15 @@ def evaluate(
     samples: bool = True,
     output: str | Path | None = None,
 ) -> Evaluation | None:
-    """Scores and samples of ``model`` on ``held_out`` (name and rows of a split), or None where there is no such split.
+    """Scores and samples of ``model`` on ``held_out`` (name and rows of a split), or None where there is no
+    such split.
 
-    ``max_length`` is the context of each window in tokens; default: the model's, at most 1024. All processes call this and get
-    the same result. No score depends on ``eval.batch_size`` or on the number of processes, and none on ``train.precision``: forward
-    passes are computed in the precision of the weights, here and on the validation split during training (FSDP2 has gathered them in 16 bits where
-    it trained so: ``precision`` among the facts). With ``output``, a folder, the main
-    process writes ``predictions.jsonl`` there, one line per row, before anything is scored.
+    ``max_length`` is the context of each window in tokens; default: the model's, at most 1024. All processes
+    call this and get the same result. No score depends on ``eval.batch_size`` or on the number of processes,
+    and none on ``train.precision``: forward passes are computed in the precision of the weights, here and on
+    the validation split during training (FSDP2 has gathered them in 16 bits where it trained so:
+    ``precision`` among the facts). With ``output``, a folder, the main process writes ``predictions.jsonl``
+    there, one line per row, before anything is scored.
     """
     if held_out is None:
         return None
@@ -91,9 +94,14 @@ def evaluate(
         texts = _generate(task, model, tokenizer, rows, max_length, output)
         arrays["generated"] = np.array(texts, dtype=object)
     outputs = Outputs(
-        arrays=arrays, features=features, rows=rows, tokenizer=tokenizer, model_config=model.config,
-        resamples=config.resamples, seed=config.seed,
-    )  # fmt: skip
+        arrays=arrays,
+        features=features,
+        rows=rows,
+        tokenizer=tokenizer,
+        model_config=model.config,
+        resamples=config.resamples,
+        seed=config.seed,
+    )
     predictions = task.predictions(outputs)
     if output is not None:
         on_main(write_predictions, Path(output), predictions)
@@ -111,18 +119,27 @@ def evaluate(
 
 
 GENERATED = ".generated.jsonl"
-"""Where each process keeps outputs as they come, until the predictions are written: a kill in between loses none."""
+"""Where each process keeps outputs as they come, until the predictions are written: a kill in between loses
+none."""
 
 
 def generation_scores(
-    task: Task, model: Any, tokenizer: PreTrainedTokenizerBase, rows: Dataset, features: Features,
-    outputs: Mapping[str, np.ndarray], *, count: int, max_length: int,
-) -> list[Score]:  # fmt: skip
-    """Scores of text generated for the first ``count`` of ``rows``, during training; [] where the task generates none.
+    task: Task,
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Dataset,
+    features: Features,
+    outputs: Mapping[str, np.ndarray],
+    *,
+    count: int,
+    max_length: int,
+) -> list[Score]:
+    """Scores of text generated for the first ``count`` of ``rows``, during training; [] where the task
+    generates none.
 
-    ``features`` and ``outputs`` are those of all ``rows``. All processes call this and get the same; no random number is drawn.
-    The likeliest tokens are taken whatever ``generation`` says: beams need several times as long, and samples would add their
-    own noise to the choice of the best weights.
+    ``features`` and ``outputs`` are those of all ``rows``. All processes call this and get the same; no
+    random number is drawn. The likeliest tokens are taken whatever ``generation`` says: beams need several
+    times as long, and samples would add their own noise to the choice of the best weights.
     """
     if "generation" not in task.judged_by or not count:
         return []
@@ -131,22 +148,35 @@ def generation_scores(
     some = {name: values[: len(features)] for name, values in outputs.items()}
     texts = _generate(task, model, tokenizer, rows, max_length, None, greedy=True)
     some["generated"] = np.array(texts, dtype=object)
-    return task.scores(Outputs(arrays=some, features=features, rows=rows, tokenizer=tokenizer, model_config=model.config))
+    return task.scores(
+        Outputs(arrays=some, features=features, rows=rows, tokenizer=tokenizer, model_config=model.config)
+    )
 
 
 def _generate(
-    task: Task, model: Any, tokenizer: PreTrainedTokenizerBase, rows: Dataset, max_length: int, output: str | Path | None,
+    task: Task,
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Dataset,
+    max_length: int,
+    output: str | Path | None,
     greedy: bool = False,
-) -> list[str]:  # fmt: skip
-    """One output per row, in data order; the rows are dealt to the processes. With ``output`` an interrupted call is continued."""
+) -> list[str]:
+    """One output per row, in data order; the rows are dealt to the processes. With ``output`` an interrupted
+    call is continued."""
     process, processes = rank_and_world_size()
     settings = task.generation(model)
     if greedy:
-        kept = {name: getattr(settings, name) for name in ("max_new_tokens", "no_repeat_ngram_size", "repetition_penalty")}
+        kept = {
+            name: getattr(settings, name)
+            for name in ("max_new_tokens", "no_repeat_ngram_size", "repetition_penalty")
+        }
         settings = GenerationSettings(**kept)
-    sources, _ = task.prompts(list(rows[task.inputs[0]]), tokenizer, max_length=max_length, new=settings.max_new_tokens)
-    # Sharded weights are gathered in every forward pass: then all processes write all rows, in step, and from the first one on, since
-    # each would have kept another number of them.
+    sources, _ = task.prompts(
+        list(rows[task.inputs[0]]), tokenizer, max_length=max_length, new=settings.max_new_tokens
+    )
+    # Sharded weights are gathered in every forward pass: then all processes write all rows, in step, and from
+    # the first one on, since each would have kept another number of them.
     together = processes > 1 and is_sharded(model)
     mine = list(range(len(sources))) if together else list(range(process, len(sources), processes))
     prompts = [sources[i] for i in mine]
@@ -155,7 +185,16 @@ def _generate(
     else:
         path = Path(output) / f"{GENERATED}{process}"
         path.parent.mkdir(parents=True, exist_ok=True)
-        found = generate_keeping(path, model, tokenizer, prompts, settings, max_prompt_tokens=max_length, progress=process == 0, numbers=mine)  # fmt: skip
+        found = generate_keeping(
+            path,
+            model,
+            tokenizer,
+            prompts,
+            settings,
+            max_prompt_tokens=max_length,
+            progress=process == 0,
+            numbers=mine,
+        )
     own = list(zip(mine, (g.text.strip() for g in found), strict=True))
     parts: list[Any] = [own]
     if processes > 1 and not together:
@@ -175,12 +214,7 @@ def write_predictions(folder: Path, predictions: list[dict[str, Any]]) -> None:
 
 
 def evaluate_baselines(
-    task: Task,
-    tokenizer: PreTrainedTokenizerBase,
-    splits: Splits,
-    config: EvalConfig,
-    *,
-    max_length: int,
+    task: Task, tokenizer: PreTrainedTokenizerBase, splits: Splits, config: EvalConfig, *, max_length: int
 ) -> list[Score]:
     """Scores of trivial systems, fitted on the training split, on the rows that :func:`evaluate` takes."""
     if splits.held_out is None:
@@ -222,12 +256,20 @@ def first_rows(rows: Dataset, count: int | None) -> Dataset:
 
 
 def run_model(
-    task: Task, model: Any, tokenizer: PreTrainedTokenizerBase, features: Features, *, batch_size: int, title: str = ""
+    task: Task,
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    features: Features,
+    *,
+    batch_size: int,
+    title: str = "",
 ) -> dict[str, np.ndarray]:
-    """``task.outputs`` of every feature, one entry per feature in the order of ``features``, on every process.
+    """``task.outputs`` of every feature, one entry per feature in the order of ``features``, on every
+    process.
 
-    Features are sorted by length, so that a batch has little padding, and dealt to the processes in turn. The last result is
-    remembered: where the validation split is judged at the end too, the same weights are not run over the same rows twice.
+    Features are sorted by length, so that a batch has little padding, and dealt to the processes in turn. The
+    last result is remembered: where the validation split is judged at the end too, the same weights are not
+    run over the same rows twice.
     """
     collate = task.collator(tokenizer, model, training=False)
     key = _key(task, model, features, batch_size)
@@ -238,13 +280,22 @@ def run_model(
     process, processes = rank_and_world_size()
     mine = list(range(process, len(batches), processes))
     while len(mine) < -(-len(batches) // processes):
-        mine.append(0)  # every process runs equally many forward passes: a sharded model gathers weights in each
+        mine.append(
+            0
+        )  # every process runs equally many forward passes: a sharded model gathers weights in each
     parts = []
     with eval_mode(model):
         for number in _progress(mine, title):
             batch = collate([features[int(i)] for i in batches[number]])
             batch = {name: value.to(device_map.device_of(model)) for name, value in batch.items()}
-            parts.append({name: value.float().cpu().numpy() if value.dtype == torch.bfloat16 else value.cpu().numpy() for name, value in task.outputs(model, batch).items()})  # fmt: skip
+            parts.append(
+                {
+                    name: value.float().cpu().numpy()
+                    if value.dtype == torch.bfloat16
+                    else value.cpu().numpy()
+                    for name, value in task.outputs(model, batch).items()
+                }
+            )
     outputs = _in_order(list(zip(mine, parts, strict=True)), batches, len(features))
     _last.clear()
     if key is not None:
@@ -259,8 +310,8 @@ _last: dict[bytes, dict[str, np.ndarray]] = {}
 
 
 def _key(task: Task, model: Any, features: Features, batch_size: int) -> bytes | None:
-    """Digest of weights, settings, rows and batches; None on a GPU, whose weights would have to come to the CPU, and on several
-    processes, each of which may hold a part of them.
+    """Digest of weights, settings, rows and batches; None on a GPU, whose weights would have to come to the
+    CPU, and on several processes, each of which may hold a part of them.
 
     Every byte counts: a digest runs at about 1 GB/s, far faster than a model does on a CPU.
     """
@@ -284,7 +335,9 @@ def eval_mode(model: Any) -> Iterator[None]:
     was_training = model.training
     model.eval()
     try:
-        with torch.no_grad():  # what inference_mode leaves in a model's caches cannot be trained with afterwards
+        with (
+            torch.no_grad()
+        ):  # what inference_mode leaves in a model's caches cannot be trained with afterwards
             yield
     finally:
         model.train(was_training)

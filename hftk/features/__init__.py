@@ -1,8 +1,9 @@
-"""Encode each split once: the main process encodes for all others, and later runs on the same rows read the result.
+"""Encode each split once: the main process encodes for all others, and later runs on the same rows read the
+result.
 
-Large splits are cached on disk (``data.cache``) under a fingerprint of everything the features depend on, and are mapped into
-memory, so that the processes of a machine share one copy. Small splits, and those of tasks without a fingerprint, are sent
-from the main process to the others.
+Large splits are cached on disk (``data.cache``) under a fingerprint of everything the features depend on, and
+are mapped into memory, so that the processes of a machine share one copy. Small splits, and those of tasks
+without a fingerprint, are sent from the main process to the others.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ LEAST_BYTES = 2**23
 def encode(
     task: Task, rows: Rows, tokenizer: PreTrainedTokenizerBase, *, max_length: int, training: bool
 ) -> Features:
-    """Call ``task.encode`` on one process of the run, or read what an earlier run encoded. All processes call this with the same rows.
+    """Call ``task.encode`` on one process of the run, or read what an earlier run encoded. All processes call
+    this with the same rows.
 
     ``facts["cache"]`` is "written" or "read" where the disk cache is used.
     """
@@ -54,8 +56,8 @@ def encode(
 def _encode_for_all(
     task: Task, rows: Rows, tokenizer: PreTrainedTokenizerBase, asked: dict[str, Any]
 ) -> tuple[Path | None, Features | None, str, list[str]]:
-    """Encode on the main process. Returns the file of the features, or the features, or neither; "written" or "read"; and the lines
-    that were noted."""
+    """Encode on the main process. Returns the file of the features, or the features, or neither; "written" or
+    "read"; and the lines that were noted."""
     with heard() as lines:
         path, features = _encode_or_read(task, rows, tokenizer, asked)
     if path is not None:
@@ -94,7 +96,8 @@ def _encode_or_read(
         return None, features
     except OSError as error:
         note(
-            f"tokens: {_kind(asked)} rows: the cache cannot be written: {error.strerror or error} (--data.cache)"
+            f"tokens: {_kind(asked)} rows: the cache cannot be written: {error.strerror or error}"
+            " (--data.cache)"
         )
         return None, features
     found = store.read(path) if kept else None

@@ -1,9 +1,9 @@
 """Which rows form an optimizer step, and how a step is cut into micro-batches.
 
-The order matters. First the *global* batch: which rows belong to which optimizer step follows from the seed alone. Then each
-step is cut into equal numbers of micro-batches per process. So the gradient of a step does not depend on the number of
-processes, on the micro-batch size or on the accumulation (invariant 1), and a run can be continued at any step, on another
-number of processes too.
+The order matters. First the *global* batch: which rows belong to which optimizer step follows from the seed
+alone. Then each step is cut into equal numbers of micro-batches per process. So the gradient of a step does
+not depend on the number of processes, on the micro-batch size or on the accumulation (invariant 1), and a run
+can be continued at any step, on another number of processes too.
 
 ``lengths`` are tokens of rows throughout: (rows,), or (rows, 2) where source and target are padded apart.
 """
@@ -21,15 +21,18 @@ from hftk.console import note
 from hftk.task import Features
 
 POOL_STEPS = 50
-"""Steps whose rows are sorted by length together: large enough that rows of a step are alike, small enough to stay random.
-Texts of log-normal length in steps of 32 rows: 71 % padding ungrouped, 12 % with pools of 32 steps, 9 % of 50, 5 % of 100."""
+"""Steps whose rows are sorted by length together: large enough that rows of a step are alike, small enough to
+stay random. Texts of log-normal length in steps of 32 rows: 71 % padding ungrouped, 12 % with pools of 32
+steps, 9 % of 50, 5 % of 100."""
 STREAM_STEPS = 8
-"""Steps whose rows are read from a stream before they are shuffled and cut: one step in so many may be smaller."""
+"""Steps whose rows are read from a stream before they are shuffled and cut: one step in so many may be
+smaller."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BatchSize:
-    """Size of one optimizer step: ``rows`` or ``tokens`` over all processes and accumulation; one of them is set."""
+    """Size of one optimizer step: ``rows`` or ``tokens`` over all processes and accumulation; one of them is
+    set."""
 
     rows: int | None = None
     tokens: int | None = None
@@ -43,7 +46,8 @@ class BatchSize:
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """One optimizer step: which features, out of which container, and how much of the run is done after it."""
+    """One optimizer step: which features, out of which container, and how much of the run is done after
+    it."""
 
     features: Features
     indices: np.ndarray
@@ -57,9 +61,9 @@ def plan_epoch(
 ) -> list[np.ndarray]:
     """Cut one epoch into optimizer steps; every row is in exactly one of them.
 
-    With ``group_by_length`` rows of similar length share a step: rows are shuffled, sorted within pools of :data:`POOL_STEPS` steps,
-    cut, and the steps are shuffled again. The plan depends on the arguments alone. One step of an epoch may be smaller than
-    ``size`` (sizes in tokens: one of each pool).
+    With ``group_by_length`` rows of similar length share a step: rows are shuffled, sorted within pools of
+    :data:`POOL_STEPS` steps, cut, and the steps are shuffled again. The plan depends on the arguments alone.
+    One step of an epoch may be smaller than ``size`` (sizes in tokens: one of each pool).
     """
     rng = np.random.default_rng([seed, epoch])
     order = rng.permutation(len(lengths))
@@ -77,9 +81,10 @@ def plan_epoch(
 def sort_rows(indices: np.ndarray, lengths: np.ndarray, rows: int) -> np.ndarray:
     """``indices`` from long to short, so that batches of about ``rows`` neighbours have little padding.
 
-    With two sides: one goes from long to short in bands, the other to and fro, up in one band and down in the next. Which side
-    and how wide the bands is tried out: short texts (29,000 captions in two languages, steps of 128 rows in micro-batches of 32)
-    have 15 % padding by the sum of both sides, 3 % so; long sources with short targets want wide bands.
+    With two sides: one goes from long to short in bands, the other to and fro, up in one band and down in the
+    next. Which side and how wide the bands is tried out: short texts (29,000 captions in two languages, steps
+    of 128 rows in micro-batches of 32) have 15 % padding by the sum of both sides, 3 % so; long sources with
+    short targets want wide bands.
     """
     some = lengths[indices]
     if some.ndim == 1 or len(indices) <= rows:
@@ -131,10 +136,10 @@ def split_step(
 ) -> list[list[np.ndarray]]:
     """Cut one optimizer step into micro-batches: ``result[process][i]`` holds the rows of micro-batch ``i``.
 
-    Every process gets the same number of micro-batches, since they meet in collective operations. None has more than
-    ``max_rows`` rows or, padding included, ``max_tokens`` tokens (a single longer row stands alone). Rows are sorted by length,
-    so that padding is small and processes have equal work. Where there are fewer rows than places, some are empty: the
-    caller fills them with a batch that counts for nothing.
+    Every process gets the same number of micro-batches, since they meet in collective operations. None has
+    more than ``max_rows`` rows or, padding included, ``max_tokens`` tokens (a single longer row stands
+    alone). Rows are sorted by length, so that padding is small and processes have equal work. Where there are
+    fewer rows than places, some are empty: the caller fills them with a batch that counts for nothing.
     """
     count = -(-len(indices) // (processes * max_rows)) * processes
     order = sort_rows(indices, lengths, -(-len(indices) // max(1, count)) or 1)
@@ -148,8 +153,8 @@ def split_step(
 
 
 def fill_batches(order: np.ndarray, lengths: np.ndarray, max_rows: int, max_tokens: int) -> list[np.ndarray]:
-    """Cut ``order``, row numbers as :func:`sort_rows` gives them, into batches, each as full as the limits allow (padding counts; a
-    single longer row stands alone)."""
+    """Cut ``order``, row numbers as :func:`sort_rows` gives them, into batches, each as full as the limits
+    allow (padding counts; a single longer row stands alone)."""
     pieces, start = [], 0
     while start < len(order):
         most = min(max_rows, max_tokens // max(1, int(_totals(lengths[order[start : start + 1]])[0])) or 1)
@@ -165,22 +170,30 @@ def fill_batches(order: np.ndarray, lengths: np.ndarray, max_rows: int, max_toke
 class EpochPlan:
     """The optimizer steps of a whole run over ``features``, from the seed alone.
 
-    Exactly one of ``epochs`` (fractions allowed) and ``max_steps`` is given. ``total_steps`` is the length of the run.
+    Exactly one of ``epochs`` (fractions allowed) and ``max_steps`` is given. ``total_steps`` is the length of
+    the run.
 
     Raises:
         InputError: there are no rows.
     """
 
     def __init__(
-        self, features: Features, size: BatchSize, *, seed: int, epochs: float | None, max_steps: int | None,
+        self,
+        features: Features,
+        size: BatchSize,
+        *,
+        seed: int,
+        epochs: float | None,
+        max_steps: int | None,
         group_by_length: bool = True,
-    ) -> None:  # fmt: skip
+    ) -> None:
         if not len(features):
             raise InputError(Problem(setting="data.train", message="expected rows to train on, found none"))
         if size.steps(features.lengths) < 1:
             asked = f"global_batch_size {size.rows}" if size.rows else f"global_batch_tokens {size.tokens}"
             note(
-                f"train.{asked} is more than the training split: each step is one pass over {len(features)} rows"
+                f"train.{asked} is more than the training split: each step is one pass over {len(features)}"
+                " rows"
             )
         self._features, self.size, self._seed, self._group = features, size, seed, group_by_length
         self.steps_per_epoch = len(self._epoch(0))
@@ -217,25 +230,31 @@ class EpochPlan:
 class StreamPlan:
     """The optimizer steps of a run over a stream that is read and encoded in chunks of rows.
 
-    ``chunks(epoch)`` yields :class:`Features`, the same ones at every call, and ``chunks(epoch, begin)`` those from the ones that
-    have this ``begin`` on. Chunks are joined until they fill
-    :data:`STREAM_STEPS` steps; the rows of such a pool are shuffled and grouped among themselves. A stream that ends before the
+    ``chunks(epoch)`` yields :class:`Features`, the same ones at every call, and ``chunks(epoch, begin)``
+    those from the ones that have this ``begin`` on. Chunks are joined until they fill :data:`STREAM_STEPS`
+    steps; the rows of such a pool are shuffled and grouped among themselves. A stream that ends before the
     run does is read again. The length of a pass is not known beforehand: ``steps_per_epoch`` is None.
     """
 
     steps_per_epoch = None
 
     def __init__(
-        self, chunks: Callable[..., Iterator[Features]], size: BatchSize, *, seed: int, max_steps: int,
+        self,
+        chunks: Callable[..., Iterator[Features]],
+        size: BatchSize,
+        *,
+        seed: int,
+        max_steps: int,
         group_by_length: bool = True,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._chunks, self.size, self._seed, self._group = chunks, size, seed, group_by_length
         self.total_steps = max_steps
         self.position: dict[str, Any] | None = None
-        """The pool of the last step that was given out: ``epoch``, number of the ``pool`` in it, ``done`` steps before it, and the
-        ``begin`` of its first chunk; None where chunks have none."""
+        """The pool of the last step that was given out: ``epoch``, number of the ``pool`` in it, ``done``
+        steps before it, and the ``begin`` of its first chunk; None where chunks have none."""
         self.go_on: Mapping[str, Any] | None = None
-        """Such a position of an earlier run: steps after it are given out without reading what stands before it."""
+        """Such a position of an earlier run: steps after it are given out without reading what stands before
+        it."""
 
     def steps(self, start: int = 0) -> Iterator[Step]:
         """Steps ``start`` to the end; earlier chunks are read again (see :attr:`go_on`) but never collated.
@@ -253,8 +272,12 @@ class StreamPlan:
                 if features.begin is not None:
                     self.position = {"epoch": epoch, "done": done, "pool": number, "begin": features.begin}
                 plan = plan_epoch(
-                    features.padded, self.size, seed=self._seed, epoch=epoch * 1_000_003 + number, group_by_length=self._group
-                )  # fmt: skip
+                    features.padded,
+                    self.size,
+                    seed=self._seed,
+                    epoch=epoch * 1_000_003 + number,
+                    group_by_length=self._group,
+                )
                 for indices in plan:
                     if start <= done < self.total_steps:
                         yield Step(features=features, indices=indices, epoch=float(epoch))
@@ -264,8 +287,11 @@ class StreamPlan:
             epoch, first, begin = epoch + 1, 0, None
             if done == before:
                 raise InputError(
-                    Problem(setting="data.train", message=f"expected rows to train on, found none in pass {epoch} over the stream")
-                )  # fmt: skip
+                    Problem(
+                        setting="data.train",
+                        message=f"expected rows to train on, found none in pass {epoch} over the stream",
+                    )
+                )
             if epoch == 1 and start <= done:
                 note(
                     f"the stream holds {done} steps: it is read again, for train.max_steps {self.total_steps}"
@@ -273,7 +299,8 @@ class StreamPlan:
 
 
 def _pools(chunks: Iterator[Features], size: BatchSize) -> Iterator[Features]:
-    """Join chunks until they fill :data:`STREAM_STEPS` steps, so that the size of a chunk does not cut steps short."""
+    """Join chunks until they fill :data:`STREAM_STEPS` steps, so that the size of a chunk does not cut steps
+    short."""
     waiting: list[Features] = []
     steps = 0.0
     for chunk in chunks:

@@ -1,6 +1,8 @@
-"""Encoded splits on disk: one safetensors file each, renamed into place when it is whole, mapped into memory when read.
+"""Encoded splits on disk: one safetensors file each, renamed into place when it is whole, mapped into memory
+when read.
 
-A file that is cut or altered is recognized and encoded again. Of runs that write the same file at the same time the last one wins.
+A file that is cut or altered is recognized and encoded again. Of runs that write the same file at the same
+time the last one wins.
 """
 
 from __future__ import annotations
@@ -36,9 +38,11 @@ def folder_of(setting: str) -> Path | None:
 
 
 def write(path: Path, features: Features, lines: list[str]) -> bool:
-    """Write compact ``features``, and the ``lines`` that were noted while they were encoded, to the file ``path``.
+    """Write compact ``features``, and the ``lines`` that were noted while they were encoded, to the file
+    ``path``.
 
-    False where JSON cannot hold their facts. Raises OSError where the disk refuses; nothing is left of them then.
+    False where JSON cannot hold their facts. Raises OSError where the disk refuses; nothing is left of them
+    then.
     """
     from safetensors.numpy import save_file
 
@@ -114,7 +118,7 @@ def _digest(head: str, arrays: Mapping[str, np.ndarray]) -> str:
     digest = hashlib.blake2b(head.encode(), digest_size=16)
     for name in sorted(arrays):
         digest.update(f"{name} {arrays[name].dtype} {arrays[name].shape}".encode())
-        digest.update(np.ascontiguousarray(arrays[name]).data)
+        digest.update(arrays[name].reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
 
 

@@ -1,5 +1,5 @@
-"""Fingerprint of the features of a split: it changes with the texts, the tokenizer, the settings, the versions of libraries and this
-code, so that a cached file is never stale."""
+"""Fingerprint of the features of a split: it changes with the texts, the tokenizer, the settings, the
+versions of libraries and this code, so that a cached file is never stale."""
 
 from __future__ import annotations
 
@@ -86,7 +86,8 @@ def _rows(rows: Any) -> str:
 
 
 def _tokenizer(tokenizer: PreTrainedTokenizerBase) -> str | None:
-    """Everything that decides how a tokenizer of transformers encodes a text, as JSON; None for other tokenizers."""
+    """Everything that decides how a tokenizer of transformers encodes a text, as JSON; None for other
+    tokenizers."""
     if not type(tokenizer).__module__.startswith("transformers."):
         return None
     state = {name: value for name, value in vars(tokenizer).items() if name not in _IGNORED}

@@ -13,14 +13,21 @@ from hftk.features.batches import EpochPlan, Step, StreamPlan, split_step
 class StepLoader:
     """Feeds a trainer: one item per optimizer step, a list of this process's collated micro-batches.
 
-    ``start`` is read when iteration begins, so that a resumed run continues at its step. A micro-batch without rows of its own
-    repeats one row and carries ``filler=True``: it keeps processes in step and counts for nothing.
+    ``start`` is read when iteration begins, so that a resumed run continues at its step. A micro-batch
+    without rows of its own repeats one row and carries ``filler=True``: it keeps processes in step and counts
+    for nothing.
     """
 
     def __init__(
-        self, plan: EpochPlan | StreamPlan, collate: Callable[[list[dict[str, Any]]], dict[str, Any]], *, process: int,
-        processes: int, max_rows: int, max_tokens: int | None,
-    ) -> None:  # fmt: skip
+        self,
+        plan: EpochPlan | StreamPlan,
+        collate: Callable[[list[dict[str, Any]]], dict[str, Any]],
+        *,
+        process: int,
+        processes: int,
+        max_rows: int,
+        max_tokens: int | None,
+    ) -> None:
         self.plan, self._collate = plan, collate
         self._process, self._processes = process, processes
         self._max_rows, self._max_tokens = max_rows, max_tokens
@@ -37,8 +44,12 @@ class StepLoader:
     def __iter__(self) -> Iterator[list[dict[str, Any]]]:
         for number, step in enumerate(self.plan.steps(self.start), self.start + 1):
             pieces = split_step(
-                step.indices, step.features.padded, processes=self._processes, max_rows=self._max_rows, max_tokens=self._max_tokens
-            )[self._process]  # fmt: skip
+                step.indices,
+                step.features.padded,
+                processes=self._processes,
+                max_rows=self._max_rows,
+                max_tokens=self._max_tokens,
+            )[self._process]
             self._last = number, step
             self.pieces = [step.features.rows[piece] for piece in pieces]
             self.epoch = step.epoch
@@ -46,8 +57,8 @@ class StepLoader:
             yield [self._batch(step, piece) for piece in pieces]
 
     def rows_of(self, number: int) -> np.ndarray:
-        """Numbers of the rows that step ``number``, counted from 1, trains on, over all processes; of a stream's earlier steps
-        they are not known any more: none."""
+        """Numbers of the rows that step ``number``, counted from 1, trains on, over all processes; of a
+        stream's earlier steps they are not known any more: none."""
         if self._last is not None and self._last[0] == number:
             step = self._last[1]
         elif isinstance(self.plan, StreamPlan):

@@ -10,8 +10,9 @@ import numpy as np
 def pack(lengths: np.ndarray, capacity: int) -> list[list[int]]:
     """Pack pieces into blocks of ``capacity`` tokens by best fit, longest first; no piece is cut or dropped.
 
-    ``lengths`` is (pieces,), each at most ``capacity`` (ValueError where one is longer). Returns blocks as lists of piece
-    numbers. Best-fit decreasing as in Ding et al. 2024, *Fewer Truncations Improve Language Modeling* (arXiv:2404.10830).
+    ``lengths`` is (pieces,), each at most ``capacity`` (ValueError where one is longer). Returns blocks as
+    lists of piece numbers. Best-fit decreasing as in Ding et al. 2024, *Fewer Truncations Improve Language
+    Modeling* (arXiv:2404.10830).
     """
     if len(lengths) and lengths.max() > capacity:
         raise ValueError(f"expected pieces of at most {capacity} tokens, found one of {lengths.max()}")

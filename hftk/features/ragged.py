@@ -1,4 +1,5 @@
-"""Columns of features as a few large arrays, which can be mapped from disk, instead of as a million small ones."""
+"""Columns of features as a few large arrays, which can be mapped from disk, instead of as a million small
+ones."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Encode a stream on several processes: each encodes every n-th chunk, and all of them receive all chunks.
 
-Every process needs the lengths of all rows to plan the steps, and may train on any row, so encoded chunks are exchanged. Reading is
-not divided: whether a row is a duplicate depends on the rows before it.
+Every process needs the lengths of all rows to plan the steps, and may train on any row, so encoded chunks are
+exchanged. Reading is not divided: whether a row is a duplicate depends on the rows before it.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ T = TypeVar("T")
 def encode_round_robin(chunks: Iterable[T], encode: Callable[[T], Features]) -> Iterator[Features]:
     """Yield ``encode(chunk)`` of every chunk, in order. All processes iterate over the same chunks together.
 
-    Raises:
-        RuntimeError: another process could not encode its chunk; on that process the original exception is raised.
+    Raises: RuntimeError: another process could not encode its chunk; on that process the original exception
+        is raised.
     """
     if alone():
         yield from map(encode, chunks)

@@ -1,10 +1,10 @@
 """Beam search, by the rules of transformers' ``generate``, one row independent of the others.
 
-A row has ``beams`` texts to go on with and up to ``beams`` finished ones. At each step its likeliest candidates (texts with
-one more token) are found; of the best ``beams`` of them those that end here are finished, with their log-probability
-divided by ``tokens ** length_penalty`` as their score; the best that do not end are gone on with. When a row is over is
-decided by ``early_stopping`` (False, True or "never"), as in ``generate`` 5.23: there a row that is over stays in the
-batch and changes no more; here it leaves.
+A row has ``beams`` texts to go on with and up to ``beams`` finished ones. At each step its likeliest
+candidates (texts with one more token) are found; of the best ``beams`` of them those that end here are
+finished, with their log-probability divided by ``tokens ** length_penalty`` as their score; the best that do
+not end are gone on with. When a row is over is decided by ``early_stopping`` (False, True or "never"), as in
+``generate`` 5.23: there a row that is over stays in the batch and changes no more; here it leaves.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from transformers import GenerationConfig
 from hftk.generation.logits_processors import Constraints
 
 NEVER = -1.0e9
-"""Score of what cannot be chosen. It is added, as in ``generate``, so that the order among such candidates is the same."""
+"""Score of what cannot be chosen. It is added, as in ``generate``, so that the order among such candidates is
+the same."""
 
 CHUNK = 32
 """Numbers of the vocabulary whose maximum is looked at before they are (:func:`best`)."""
@@ -107,10 +108,14 @@ def _begin(prompt: torch.Tensor, beams: int, most: int) -> _Beams:
     sums = torch.full((rows, beams), NEVER, device=prompt.device)
     sums[:, 0] = 0.0  # at first all beams are the same text: one of them counts
     return _Beams(
-        texts=texts, sums=sums, finished=texts.clone(), scores=torch.full_like(sums, NEVER),
+        texts=texts,
+        sums=sums,
+        finished=texts.clone(),
+        scores=torch.full_like(sums, NEVER),
         lengths=torch.full((rows, beams), prompt.shape[1], device=prompt.device),
-        full=torch.zeros_like(sums, dtype=torch.bool), numbers=torch.arange(rows, device=prompt.device),
-    )  # fmt: skip
+        full=torch.zeros_like(sums, dtype=torch.bool),
+        numbers=torch.arange(rows, device=prompt.device),
+    )
 
 
 def _step(
@@ -122,7 +127,8 @@ def _step(
     most: int,
     config: GenerationConfig,
 ) -> torch.Tensor:
-    """One more token for every text. Returns which text, (rows, beams) counted over all, each one is a continuation of."""
+    """One more token for every text. Returns which text, (rows, beams) counted over all, each one is a
+    continuation of."""
     rows, beams = state.sums.shape
     # Enough candidates that `beams` of them go on, even if each end-of-text token follows every text.
     candidates = max(2, 1 + len(ends)) * beams
@@ -159,10 +165,12 @@ def _step(
 
 
 def best(scores: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The ``count`` highest of each row of ``scores``, (rows, vocabulary), best first, and their places: ``topk``.
+    """The ``count`` highest of each row of ``scores``, (rows, vocabulary), best first, and their places:
+    ``topk``.
 
-    ``topk`` sorts at some 5 ns a number on a CPU, and a maximum costs a tenth: so only the ``CHUNK`` numbers around the
-    highest maxima are sorted. Which of two equal numbers comes first is left open, as it is by ``topk``.
+    ``topk`` sorts at some 5 ns a number on a CPU, and a maximum costs a tenth: so only the ``CHUNK`` numbers
+    around the highest maxima are sorted. Which of two equal numbers comes first is left open, as it is by
+    ``topk``.
     """
     rows, vocabulary = scores.shape
     chunks = vocabulary // CHUNK
@@ -179,7 +187,8 @@ def best(scores: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _over(state: _Beams, new: int, most: int, config: GenerationConfig) -> torch.Tensor:
-    """(rows,): whether no text of the row can still become its best one, by the rule that ``early_stopping`` names."""
+    """(rows,): whether no text of the row can still become its best one, by the rule that ``early_stopping``
+    names."""
     full = state.full.all(1)
     if config.early_stopping is True:
         return full | ~_promising(state, new, config)
@@ -189,7 +198,8 @@ def _over(state: _Beams, new: int, most: int, config: GenerationConfig) -> torch
 
 
 def _promising(state: _Beams, tokens: int, config: GenerationConfig) -> torch.Tensor:
-    """(rows,): whether the likeliest text that goes on, ended at ``tokens`` new ones, would beat the worst finished one."""
+    """(rows,): whether the likeliest text that goes on, ended at ``tokens`` new ones, would beat the worst
+    finished one."""
     possible = state.sums[:, 0] / tokens**config.length_penalty
     worst = torch.where(state.full, state.scores.min(1, keepdim=True)[0], NEVER).amin(1)
     return possible > worst

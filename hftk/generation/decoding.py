@@ -1,10 +1,11 @@
 """From prompts to new tokens: greedy and beam search with the model's own forward pass and cache.
 
-:func:`decode` gives the tokens that ``model.generate`` gives, in a fraction of its time on small models: rows that have
-ended leave the batch and its cache, the encoder and the first step run once per row and not once per beam, constraints
-are set up once, and nothing but the model's forward stands between two tokens. In fp32 the two differ in rounding alone
-(matrix products of other sizes), which can decide between candidates that are tied. For a model that prepares its inputs
-in a way of its own, and for settings that are not known here, ``model.generate`` decodes: :func:`is_proved`.
+:func:`decode` gives the tokens that ``model.generate`` gives, in a fraction of its time on small models: rows
+that have ended leave the batch and its cache, the encoder and the first step run once per row and not once
+per beam, constraints are set up once, and nothing but the model's forward stands between two tokens. In fp32
+the two differ in rounding alone (matrix products of other sizes), which can decide between candidates that
+are tied. For a model that prepares its inputs in a way of its own, and for settings that are not known here,
+``model.generate`` decodes: :func:`is_proved`.
 """
 
 from __future__ import annotations
@@ -33,14 +34,38 @@ from hftk.models import device_map, sharded
 from hftk.models.architectures import TWO_MODELS, halves
 
 FIELDS = frozenset(logits_processors.FIELDS) | {
-    "max_new_tokens", "num_beams", "length_penalty", "early_stopping", "eos_token_id", "pad_token_id", "bos_token_id",
-    "decoder_start_token_id", "do_sample", "use_cache", "transformers_version",
-}  # fmt: skip
+    "max_new_tokens",
+    "num_beams",
+    "length_penalty",
+    "early_stopping",
+    "eos_token_id",
+    "pad_token_id",
+    "bos_token_id",
+    "decoder_start_token_id",
+    "do_sample",
+    "use_cache",
+    "transformers_version",
+}
 """Fields of a ``GenerationConfig`` that may be set."""
-PROVED = frozenset({
-    "t5", "mt5", "bart", "mbart", "pegasus", "marian", "m2m_100", "encoder-decoder bert",
-    "gpt2", "llama", "qwen2", "mistral", "gpt_neox", "opt", "bloom",
-})  # fmt: skip
+PROVED = frozenset(
+    {
+        "t5",
+        "mt5",
+        "bart",
+        "mbart",
+        "pegasus",
+        "marian",
+        "m2m_100",
+        "encoder-decoder bert",
+        "gpt2",
+        "llama",
+        "qwen2",
+        "mistral",
+        "gpt_neox",
+        "opt",
+        "bloom",
+    }
+)
 """Model types whose tokens a test compares with those of ``generate``."""
 FRAME = (
     "forced_bos_token_id",
@@ -49,7 +74,8 @@ FRAME = (
     "suppress_tokens",
     "begin_suppress_tokens",
 )
-"""What an encoder-decoder keeps of its checkpoint's generation config: which tokens it must and must not write."""
+"""What an encoder-decoder keeps of its checkpoint's generation config: which tokens it must and must not
+write."""
 DEFAULTS = {"num_beams": 1, "length_penalty": 1.0, "early_stopping": False}
 """What ``generate`` takes where these fields are None."""
 LEAVE = 0.1
@@ -63,11 +89,12 @@ def decode(
     config: GenerationConfig,
     sampling: RowSampling | None = None,
 ) -> list[list[int]]:
-    """The new tokens of each row, up to and with its end-of-text token: what ``model.generate`` gives with ``config``.
+    """The new tokens of each row, up to and with its end-of-text token: what ``model.generate`` gives with
+    ``config``.
 
-    ``ids`` and ``mask`` are (rows, prompt tokens), the prompts of a decoder-only model padded on the left. ``sampling``
-    draws the tokens of greedy decoding at random. The model is in eval mode meanwhile; its random state, modes and
-    generation defaults stay as they were. Nothing is inherited from those defaults.
+    ``ids`` and ``mask`` are (rows, prompt tokens), the prompts of a decoder-only model padded on the left.
+    ``sampling`` draws the tokens of greedy decoding at random. The model is in eval mode meanwhile; its
+    random state, modes and generation defaults stay as they were. Nothing is inherited from those defaults.
     """
     config = copy.copy(config)
     for name, value in DEFAULTS.items():
@@ -90,7 +117,8 @@ def decode(
 def make_generation_config(
     model: Any, tokenizer: PreTrainedTokenizerBase, settings: GenerationSettings
 ) -> GenerationConfig:
-    """What ``generate`` is asked to do, with nothing of the checkpoint but the tokens that frame a decoder's output."""
+    """What ``generate`` is asked to do, with nothing of the checkpoint but the tokens that frame a decoder's
+    output."""
     own = model.generation_config
     ends = _end_ids(model, tokenizer)
     rows = vocabulary_size(model)
@@ -124,9 +152,11 @@ def vocabulary_size(model: Any) -> int:
 
 
 def _end_ids(model: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Ids that end a text: the tokenizer's, and those of the model that are special tokens of this tokenizer too.
+    """Ids that end a text: the tokenizer's, and those of the model that are special tokens of this tokenizer
+    too.
 
-    The condition keeps out a model class's default (2 for Llama), which is a letter to a tokenizer of one's own.
+    The condition keeps out a model class's default (2 for Llama), which is a letter to a tokenizer of one's
+    own.
     """
     own = model.generation_config.eos_token_id
     own = own if isinstance(own, list) else [own]
@@ -158,7 +188,8 @@ def is_proved(model: Any, config: GenerationConfig) -> bool:
 
 
 def _types(config: Any) -> set[str]:
-    """The model types of both halves of an ``EncoderDecoderModel`` with their kind; of any other model its own."""
+    """The model types of both halves of an ``EncoderDecoderModel`` with their kind; of any other model its
+    own."""
     joined = config.model_type == TWO_MODELS
     return {f"{TWO_MODELS} {half.model_type}" if joined else half.model_type for half in halves(config)}
 
@@ -170,7 +201,8 @@ def _inner(model: Any) -> Any:
 
 @contextmanager
 def _ready(model: Any) -> Iterator[None]:
-    """Dropout off and the checkpoint's generation defaults away; both are put back as they were, module by module."""
+    """Dropout off and the checkpoint's generation defaults away; both are put back as they were, module by
+    module."""
     modes = [(module, module.training) for module in model.modules()]
     # In place: a PEFT model hands this very object on to the model that it wraps.
     defaults = vars(model.generation_config)
@@ -200,7 +232,8 @@ def _generate(
 
 
 class Steps:
-    """A model's forward pass over a batch, step by step: each step takes one token per row and gives the next one's logits.
+    """A model's forward pass over a batch, step by step: each step takes one token per row and gives the next
+    one's logits.
 
     Attributes:
         prompt: (rows, tokens) what stands before the new tokens: the prompts, or the decoder's start token.
@@ -268,7 +301,8 @@ class Steps:
         self.keep(rows)
 
     def keep(self, rows: torch.Tensor, parents: torch.Tensor | None = None) -> None:
-        """Go on with ``rows`` alone; the text so far of each is that of ``parents`` (default: its own), which has the same prompt."""
+        """Go on with ``rows`` alone; the text so far of each is that of ``parents`` (default: its own), which
+        has the same prompt."""
         self._encoded = self._encoded[rows] if self._both else None
         self._mask = None if self._mask is None else self._mask[rows]
         self._positions = None if self._positions is None else self._positions[rows]

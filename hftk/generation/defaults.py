@@ -1,4 +1,5 @@
-"""Generation settings that are saved with a model: plain transformers writes with the saved folder what hftk evaluated."""
+"""Generation settings that are saved with a model: plain transformers writes with the saved folder what hftk
+evaluated."""
 
 from __future__ import annotations
 
@@ -13,11 +14,13 @@ from hftk.generation.decoding import make_generation_config
 
 _SAMPLING = ("temperature", "top_k", "top_p")
 _NOT_NOTED = frozenset({"max_length", "max_new_tokens", "use_cache", "transformers_version"})
-"""Fields of a generation config that need no note: lengths are noted by the task, tokens follow from the tokenizer."""
+"""Fields of a generation config that need no note: lengths are noted by the task, tokens follow from the
+tokenizer."""
 
 
 def replace_defaults(model: Any, tokenizer: PreTrainedTokenizerBase, settings: GenerationSettings) -> None:
-    """Set the model's generation config, in place, to ``settings``, and note which settings of the base model that replaces.
+    """Set the model's generation config, in place, to ``settings``, and note which settings of the base model
+    that replaces.
 
     Token ids that an encoder-decoder needs (its start, forced and suppressed tokens) stay as they are.
     """

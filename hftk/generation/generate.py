@@ -1,16 +1,18 @@
 """Text from prompts: batched, sorted by length, one output per row, in data order.
 
-An output depends on its own prompt, the settings and its row number alone: neither on the batch that the row shared
-nor on the rows around it (in fp32 up to rounding, which can only decide a tie). :mod:`hftk.generation.decoding` gives the tokens
-that transformers' ``generate`` gives, faster; what is repaired here:
+An output depends on its own prompt, the settings and its row number alone: neither on the batch that the row
+shared nor on the rows around it (in fp32 up to rounding, which can only decide a tie).
+:mod:`hftk.generation.decoding` gives the tokens that transformers' ``generate`` gives, faster; what is
+repaired here:
 
 - Sampling. ``generate`` draws for a whole batch from the global random state, so a row's text depends on its
-  neighbours. Here every row has random numbers of its own (:class:`~hftk.generation.logits_processors.RowSampling`); the global state is neither read
-  nor changed.
-- Defaults. ``generate`` fills the unset fields of the ``GenerationConfig`` it is given from the checkpoint (sampling
-  flags, minimum lengths, penalties). Here they are what :class:`~hftk.config.GenerationSettings` says.
-- Padding. It is masked whatever token stands there, on the side that the architecture needs; a tokenizer without a
-  padding token works, and one whose padding is also its end-of-text token does not stop early.
+  neighbours. Here every row has random numbers of its own
+  (:class:`~hftk.generation.logits_processors.RowSampling`); the global state is neither read nor changed.
+- Defaults. ``generate`` fills the unset fields of the ``GenerationConfig`` it is given from the checkpoint
+  (sampling flags, minimum lengths, penalties). Here they are what :class:`~hftk.config.GenerationSettings`
+  says.
+- Padding. It is masked whatever token stands there, on the side that the architecture needs; a tokenizer
+  without a padding token works, and one whose padding is also its end-of-text token does not stop early.
 - Interruption. :func:`generate_to_file` loses nothing that was finished when the process was killed.
 """
 
@@ -41,7 +43,8 @@ from hftk.progress import progress_bar
 logger = logging.getLogger(__name__)
 
 TOKENS_PER_BATCH = 32768
-"""Most tokens of one batch, prompt, padding and new ones, over all beams; 4096 where their cache would take more than ``CACHE_BYTES``."""
+"""Most tokens of one batch, prompt, padding and new ones, over all beams; 4096 where their cache would take
+more than ``CACHE_BYTES``."""
 CACHE_BYTES = 2**28
 """Most memory for the keys and values of one batch of more than 4096 tokens."""
 LOGITS_BYTES = 2**26
@@ -78,24 +81,33 @@ def generate(
 ) -> list[Generated]:
     """One output per prompt, in data order.
 
-    ``model`` is decoder-only or encoder-decoder; it stays on its device, in its dtype and with its train/eval modes.
-    Batches go from long prompts to short ones so that ``rows x beams x (longest prompt + max_new_tokens)`` stays
-    within ``max_tokens_per_batch`` (default: by the size of the model's cache, at most 32768), with at most
-    ``batch_size`` rows (default: by the size of the vocabulary); neither changes any output.
+    ``model`` is decoder-only or encoder-decoder; it stays on its device, in its dtype and with its train/eval
+    modes. Batches go from long prompts to short ones so that ``rows x beams x (longest prompt +
+    max_new_tokens)`` stays within ``max_tokens_per_batch`` (default: by the size of the model's cache, at
+    most 32768), with at most ``batch_size`` rows (default: by the size of the vocabulary); neither changes
+    any output.
 
     A prompt that does not fit into the context beside ``max_new_tokens`` is cut, and the output says so
-    (``truncated``): a decoder-only model loses its start, an encoder-decoder its end; likewise one that is longer than
-    ``max_prompt_tokens``, special tokens included. An empty prompt starts from the beginning-of-text token where the
-    tokenizer puts one before every text, else from the end-of-text token. ``progress`` shows a bar on stderr. A row that is
-    sampled draws by its number: ``numbers``, where the prompts are a part of more, else its place among ``prompts``.
+    (``truncated``): a decoder-only model loses its start, an encoder-decoder its end; likewise one that is
+    longer than ``max_prompt_tokens``, special tokens included. An empty prompt starts from the
+    beginning-of-text token where the tokenizer puts one before every text, else from the end-of-text token.
+    ``progress`` shows a bar on stderr. A row that is sampled draws by its number: ``numbers``, where the
+    prompts are a part of more, else its place among ``prompts``.
 
-    Raises:
-        InputError: contradictory settings, ``max_new_tokens`` that leave no room for a prompt, prompts not text.
+    Raises: InputError: contradictory settings, ``max_new_tokens`` that leave no room for a prompt, prompts
+        not text.
     """
     results = stream(
-        model, tokenizer, prompts, settings, max_tokens_per_batch=max_tokens_per_batch,
-        max_prompt_tokens=max_prompt_tokens, batch_size=batch_size, progress=progress, numbers=numbers,
-    )  # fmt: skip
+        model,
+        tokenizer,
+        prompts,
+        settings,
+        max_tokens_per_batch=max_tokens_per_batch,
+        max_prompt_tokens=max_prompt_tokens,
+        batch_size=batch_size,
+        progress=progress,
+        numbers=numbers,
+    )
     return sorted(results, key=lambda result: result.index)
 
 
@@ -111,7 +123,8 @@ def stream(
     progress: bool = False,
     numbers: Sequence[int] | None = None,
 ) -> Iterator[Generated]:
-    """As :func:`generate`, but handed out batch by batch as they finish, long prompts first. Errors come at once."""
+    """As :func:`generate`, but handed out batch by batch as they finish, long prompts first. Errors come at
+    once."""
     job = _prepare(
         model, tokenizer, prompts, settings, max_tokens_per_batch, batch_size, max_prompt_tokens, numbers
     )
@@ -131,12 +144,14 @@ def generate_to_file(
     progress: bool = False,
     finish: Callable[[Generated], Generated] = lambda result: result,
 ) -> list[Generated]:
-    """Write one JSON line per prompt to ``path``, in data order, and continue where an interrupted call stopped.
+    """Write one JSON line per prompt to ``path``, in data order, and continue where an interrupted call
+    stopped.
 
-    A line is ``{"index", ...columns, "prediction", "finished", "tokens", "truncated"}``; ``columns`` gives what else
-    to put there, one entry per prompt, and ``finish`` may change an output before it is written there. Outputs are kept in ``path + ".partial"`` as they come; ``path`` appears (or
-    is replaced) when all are there, by one rename. The same call after an interruption, SIGKILL included, repeats the
-    unfinished batches alone and ends in the same file, byte for byte. Partial outputs of other weights, prompts or
+    A line is ``{"index", ...columns, "prediction", "finished", "tokens", "truncated"}``; ``columns`` gives
+    what else to put there, one entry per prompt, and ``finish`` may change an output before it is written
+    there. Outputs are kept in ``path + ".partial"`` as they come; ``path`` appears (or is replaced) when all
+    are there, by one rename. The same call after an interruption, SIGKILL included, repeats the unfinished
+    batches alone and ends in the same file, byte for byte. Partial outputs of other weights, prompts or
     settings are not mixed in: they are logged and dropped.
     """
     path = Path(path)
@@ -168,16 +183,18 @@ def generate_keeping(
     progress: bool = False,
     numbers: Sequence[int] | None = None,
 ) -> list[Generated]:
-    """As :func:`generate`, with the outputs kept in the file ``path`` as they come: the same call after an interruption continues
-    from there. The caller removes the file, once the results are stored elsewhere."""
+    """As :func:`generate`, with the outputs kept in the file ``path`` as they come: the same call after an
+    interruption continues from there. The caller removes the file, once the results are stored elsewhere."""
     job = _prepare(model, tokenizer, prompts, settings, None, None, max_prompt_tokens, numbers)
     return _go_on(job, Path(path), progress)
 
 
 def _go_on(job: _Job, partial: Path, progress: bool) -> list[Generated]:
-    """The outputs of all rows in data order: those that ``partial`` holds, and the rest, written there batch by batch."""
+    """The outputs of all rows in data order: those that ``partial`` holds, and the rest, written there batch
+    by batch."""
     done = _finished_rows(partial, _fingerprint(job))
-    # Whole batches, planned over all rows: in the same company a row comes out the same to the last bit, also in bf16.
+    # Whole batches, planned over all rows: in the same company a row comes out the same to the last bit, also
+    # in bf16.
     batches = [batch for batch in job.batches if not all(row in done for row in batch)]
     with open(partial, "ab") as file:
         for batch in _shown(batches, progress):
@@ -191,9 +208,13 @@ def _go_on(job: _Job, partial: Path, progress: bool) -> list[Generated]:
 def to_record(result: Generated, **columns: Any) -> dict[str, Any]:
     """``result`` as it stands in a predictions file: ``index``, then ``columns``, then what was generated."""
     return {
-        "index": result.index, **columns, "prediction": result.text,
-        "finished": result.finished, "tokens": result.tokens, "truncated": result.truncated,
-    }  # fmt: skip
+        "index": result.index,
+        **columns,
+        "prediction": result.text,
+        "finished": result.finished,
+        "tokens": result.tokens,
+        "truncated": result.truncated,
+    }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,9 +233,15 @@ class _Job:
 
 
 def _prepare(
-    model: Any, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], settings: GenerationSettings,
-    max_tokens: int | None, batch_size: int | None, max_prompt_tokens: int | None = None, numbers: Sequence[int] | None = None,
-) -> _Job:  # fmt: skip
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    settings: GenerationSettings,
+    max_tokens: int | None,
+    batch_size: int | None,
+    max_prompt_tokens: int | None = None,
+    numbers: Sequence[int] | None = None,
+) -> _Job:
     room = min(
         (most for most in (_check(model, prompts, settings), max_prompt_tokens) if most is not None),
         default=None,
@@ -231,9 +258,15 @@ def _prepare(
         pieces = split_step(np.arange(len(prompts)), costs, processes=1, max_rows=most, max_tokens=tokens)[0]
         batches = [piece.tolist() for piece in pieces]
     return _Job(
-        model=model, tokenizer=tokenizer, settings=settings, config=config,
-        inputs=inputs, truncated=truncated, batches=batches, numbers=list(range(len(prompts)) if numbers is None else numbers),
-    )  # fmt: skip
+        model=model,
+        tokenizer=tokenizer,
+        settings=settings,
+        config=config,
+        inputs=inputs,
+        truncated=truncated,
+        batches=batches,
+        numbers=list(range(len(prompts)) if numbers is None else numbers),
+    )
 
 
 def tokens_per_batch(made: PretrainedConfig) -> int:
@@ -268,7 +301,10 @@ def _check(model: Any, prompts: Sequence[str], settings: GenerationSettings) -> 
         problems.append(
             Problem(
                 setting="generation.max_new_tokens",
-                message=f"expected less than {context}, the model's context, which also holds the prompt, found {new}",
+                message=(
+                    f"expected less than {context}, the model's context, which also holds the prompt, found"
+                    f" {new}"
+                ),
                 fix=f"use --generation.max_new_tokens {max(1, context // 2)}",
             )
         )
@@ -371,7 +407,8 @@ def _decode(job: _Job, row: int, new: list[int]) -> str:
 
     if job.model.config.is_encoder_decoder:
         return join_wordpieces(decode(new), job.tokenizer)
-    # Sentencepiece-like tokenizers drop the space before the first word that they decode: decode behind the prompt.
+    # Sentencepiece-like tokenizers drop the space before the first word that they decode: decode behind the
+    # prompt.
     prompt, whole = decode(job.inputs[row]), decode(job.inputs[row] + new)
     return whole[len(prompt) :] if whole.startswith(prompt) else decode(new)
 

@@ -1,7 +1,7 @@
 """What a text to be generated must and must not contain, and drawing its tokens at random.
 
-A constraint is called as transformers' ``LogitsProcessor`` is: with the tokens so far, (rows, tokens), and the scores of
-the next one, (rows, vocabulary), of which it returns what is left.
+A constraint is called as transformers' ``LogitsProcessor`` is: with the tokens so far, (rows, tokens), and
+the scores of the next one, (rows, vocabulary), of which it returns what is left.
 """
 
 from __future__ import annotations
@@ -38,13 +38,14 @@ Constraint = Callable[..., torch.Tensor]
 
 
 class RowSampling(LogitsProcessor):
-    """Sampling that gives a row the same tokens in any batch: Gumbel-max with random numbers of the row's own.
+    """Sampling that gives a row the same tokens in any batch: Gumbel-max with random numbers of the row's
+    own.
 
-    The likeliest token after adding independent Gumbel noise to the log-probabilities is a sample from them (Gumbel
-    1954; Maddison et al. 2014, *A\\* Sampling*). So with this processor greedy decoding samples: temperature, top-k
-    and top-p first, as ``generate`` does, then noise from a generator seeded by ``(seed, row)``. A row draws one
-    number per vocabulary entry and step, whatever is filtered out; rounding in the logits matters only where two
-    perturbed ones are tied.
+    The likeliest token after adding independent Gumbel noise to the log-probabilities is a sample from them
+    (Gumbel 1954; Maddison et al. 2014, *A\\* Sampling*). So with this processor greedy decoding samples:
+    temperature, top-k and top-p first, as ``generate`` does, then noise from a generator seeded by ``(seed,
+    row)``. A row draws one number per vocabulary entry and step, whatever is filtered out; rounding in the
+    logits matters only where two perturbed ones are tied.
     """
 
     def __init__(self, settings: GenerationSettings, rows: Iterable[int]) -> None:
@@ -62,7 +63,8 @@ class RowSampling(LogitsProcessor):
         """``scores`` is (rows, vocabulary) logits; returns them filtered, scaled and perturbed."""
         ids: Any = input_ids  # transformers wants a LongTensor for its type, which no tensor is
         scores = self._warpers(ids, scores)
-        # In float64: the winner among a large vocabulary has an exponential number near 0, where float32 is coarse.
+        # In float64: the winner among a large vocabulary has an exponential number near 0, where float32 is
+        # coarse.
         waits = np.stack([generator.standard_exponential(scores.shape[-1]) for generator in self._generators])
         gumbel = -np.log(np.maximum(waits, np.finfo(np.float64).tiny))
         return scores + torch.from_numpy(gumbel).to(dtype=scores.dtype).to(scores.device)
@@ -73,10 +75,11 @@ class RowSampling(LogitsProcessor):
 
 
 class Constraints:
-    """The constraints of a ``GenerationConfig`` in the order in which ``generate`` applies them; false where there are none.
+    """The constraints of a ``GenerationConfig`` in the order in which ``generate`` applies them; false where
+    there are none.
 
-    ``starts`` is (rows,): how many padding tokens stand before each row's text. They are no part of it (to ``generate`` they
-    are: there a row's n-grams depend on how far its neighbours made it be padded).
+    ``starts`` is (rows,): how many padding tokens stand before each row's text. They are no part of it (to
+    ``generate`` they are: there a row's n-grams depend on how far its neighbours made it be padded).
     """
 
     def __init__(self, config: GenerationConfig, prompt_length: int, starts: torch.Tensor) -> None:
@@ -108,7 +111,8 @@ class Constraints:
 def _penalized(
     tokens: torch.Tensor, scores: torch.Tensor, starts: torch.Tensor, penalty: float
 ) -> torch.Tensor:
-    """Scores of the row's tokens made smaller: divided by ``penalty`` where positive, else multiplied (Keskar et al. 2019)."""
+    """Scores of the row's tokens made smaller: divided by ``penalty`` where positive, else multiplied (Keskar
+    et al. 2019)."""
     columns, vocabulary = torch.arange(tokens.shape[1], device=tokens.device), scores.shape[1]
     own = (columns >= starts[:, None]) & (tokens < vocabulary)  # a model may read tokens that it cannot write
     places = torch.where(own, tokens, vocabulary)
@@ -120,7 +124,8 @@ def _penalized(
 def _without_repeats(
     tokens: torch.Tensor, scores: torch.Tensor, starts: torch.Tensor, size: int
 ) -> torch.Tensor:
-    """``-inf`` for each token that would end an n-gram of ``size`` tokens which the row already has (Paulus et al. 2017)."""
+    """``-inf`` for each token that would end an n-gram of ``size`` tokens which the row already has (Paulus
+    et al. 2017)."""
     if tokens.shape[1] < size:
         return scores
     ngrams = tokens.unfold(1, size, 1)  # (rows, n-grams, size)

@@ -1,8 +1,8 @@
 """Publishing: the model, its tokenizer and a card with every number of the run, to the Hugging Face Hub.
 
-:func:`publish` is the last line of a recipe and does nothing unless ``--publish.repo`` is given; :func:`push` is
-``hftk push DIR``. A repository is private unless asked otherwise. A push that fails loses nothing: the folder stays as it is,
-and the message holds the command that finishes it.
+:func:`publish` is the last line of a recipe and does nothing unless ``--publish.repo`` is given; :func:`push`
+is ``hftk push DIR``. A repository is private unless asked otherwise. A push that fails loses nothing: the
+folder stays as it is, and the message holds the command that finishes it.
 """
 
 from __future__ import annotations
@@ -66,15 +66,17 @@ class Plan:
         if self.private or not self.samples:
             return []
         return [
-            f"everybody will see {wording.plural(self.samples, 'row')} of the data as examples; --samples false leaves them out"
+            f"everybody will see {wording.plural(self.samples, 'row')} of the data as examples; --samples"
+            " false leaves them out"
         ]
 
 
 def publish(record: RunRecord, config: RunConfig) -> str | None:
-    """Push the output folder of ``config`` with a card made of ``record``, as ``config.publish`` says; return the URL.
+    """Push the output folder of ``config`` with a card made of ``record``, as ``config.publish`` says; return
+    the URL.
 
-    Returns None where there is no ``publish.repo``, and after a dry run, which prints what would be sent. All processes call
-    this; the main one works.
+    Returns None where there is no ``publish.repo``, and after a dry run, which prints what would be sent. All
+    processes call this; the main one works.
 
     Raises:
         InputError, ServiceError: as :func:`push`.
@@ -85,11 +87,12 @@ def publish(record: RunRecord, config: RunConfig) -> str | None:
 
 
 def push(folder: str | Path, settings: PublishConfig, tell: Callable[[str], None] = print) -> str:
-    """Push a finished run's folder to ``settings.repo`` and return its URL. Pushing again sends only what is new.
+    """Push a finished run's folder to ``settings.repo`` and return its URL. Pushing again sends only what is
+    new.
 
-    Raises:
-        InputError: no finished run, no token, or something that the Hub refuses; all that can be seen before sending at once.
-        ServiceError: the Hub or the network failed; the message holds the command that finishes the push.
+    Raises: InputError: no finished run, no token, or something that the Hub refuses; all that can be seen
+        before sending at once. ServiceError: the Hub or the network failed; the message holds the command
+        that finishes the push.
     """
     folder = Path(folder).expanduser()
     return _push(load_record(folder), folder, settings, tell)
@@ -119,8 +122,12 @@ def plan_push(record: RunRecord, folder: Path, settings: PublishConfig) -> Plan:
 
 def _rows_shown(record: RunRecord) -> int:
     """Rows of the data that the record's analysis quotes; one that stands in two tables counts twice."""
-    tables = sum(len(section.get("rows") or ()) for section in record.analysis if section.get("kind") == "examples")
-    return tables + sum(2 * len(found.get("examples", ())) for found in (record.data.get("conflicts") or {}).values())
+    tables = sum(
+        len(section.get("rows") or ()) for section in record.analysis if section.get("kind") == "examples"
+    )
+    return tables + sum(
+        2 * len(found.get("examples", ())) for found in (record.data.get("conflicts") or {}).values()
+    )
 
 
 def finishing_command(folder: Path, settings: PublishConfig) -> str:
@@ -164,14 +171,16 @@ def _push(record: RunRecord, folder: Path, settings: PublishConfig, tell: Callab
 
 
 def _own_card(folder: Path) -> str:
-    """The text of a README.md that a person wrote; "" for none, and for the empty form that PEFT saves beside an adapter."""
+    """The text of a README.md that a person wrote; "" for none, and for the empty form that PEFT saves beside
+    an adapter."""
     path = folder / CARD
     text = path.read_text(encoding="utf-8") if is_own_file(path) else ""
     return "" if UNFILLED in text or not text.strip() else text
 
 
 def _on_main_for_long(function: Callable[[], T]) -> T:
-    """As :func:`hftk.launch.on_main`, for work that takes longer than the processes would wait for each other in silence."""
+    """As :func:`hftk.launch.on_main`, for work that takes longer than the processes would wait for each other
+    in silence."""
     if number_from_environment(WORLD_SIZE, 1) == 1:
         return function()
     result: Future[T] = Future()

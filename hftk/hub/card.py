@@ -1,4 +1,5 @@
-"""The model card: metadata that the Hub understands (model-index, base model, data sets ...) and the text below them.
+"""The model card: metadata that the Hub understands (model-index, base model, data sets ...) and the text
+below them.
 
 The form of the metadata is that of https://github.com/huggingface/hub-docs/blob/main/modelcard.md, made by
 ``huggingface_hub.ModelCardData``. Every number comes from the run's record.
@@ -26,31 +27,55 @@ if TYPE_CHECKING:
     from huggingface_hub import EvalResult
 
 PIPELINES = {
-    "CausalLM": "text-generation", "SequenceClassification": "text-classification", "Seq2SeqLM": "text2text-generation",
-    "TokenClassification": "token-classification", "MaskedLM": "fill-mask", "QuestionAnswering": "question-answering",
-}  # fmt: skip
+    "CausalLM": "text-generation",
+    "SequenceClassification": "text-classification",
+    "Seq2SeqLM": "text2text-generation",
+    "TokenClassification": "token-classification",
+    "MaskedLM": "fill-mask",
+    "QuestionAnswering": "question-answering",
+}
 OF_TASKS = {"summarization": "summarization", "translation": "translation"}
 """Tasks whose pipeline says more than that of the model's head."""
 METRICS = (
-    (r"f1.*", "f1"), (r"rouge.*", "rouge"), (r"bleu", "sacrebleu"), (r"chrf.*", "chrf"), (r"pearson.*", "pearsonr"),
-    (r"spearman.*", "spearmanr"), (r"matthews.*", "matthews_correlation"), (r"perplexity|accuracy|ter|mse|mae|loss", r"\g<0>"),
-)  # fmt: skip
+    (r"f1.*", "f1"),
+    (r"rouge.*", "rouge"),
+    (r"bleu", "sacrebleu"),
+    (r"chrf.*", "chrf"),
+    (r"pearson.*", "pearsonr"),
+    (r"spearman.*", "spearmanr"),
+    (r"matthews.*", "matthews_correlation"),
+    (r"perplexity|accuracy|ter|mse|mae|loss", r"\g<0>"),
+)
 """Pattern of a score's name to the metric's id on https://huggingface.co/metrics."""
 FEW = 1000
 MOST_SAMPLES = 3
 TRAIN = (
-    "learning_rate", "schedule", "warmup", "optimizer", "weight_decay", "label_smoothing", "max_grad_norm", "per_device_batch_size",
-    "global_batch_size", "global_batch_tokens", "max_length", "precision", "seed",
-)  # fmt: skip
+    "learning_rate",
+    "schedule",
+    "warmup",
+    "optimizer",
+    "weight_decay",
+    "label_smoothing",
+    "max_grad_norm",
+    "per_device_batch_size",
+    "global_batch_size",
+    "global_batch_tokens",
+    "max_length",
+    "precision",
+    "seed",
+)
 
 
 def card(record: RunRecord, folder: Path, settings: PublishConfig, repo: str) -> str:
-    """The whole README.md of the repository ``repo``: metadata and text; ``record`` is one that may be seen."""
+    """The whole README.md of the repository ``repo``: metadata and text; ``record`` is one that may be
+    seen."""
     from huggingface_hub import ModelCard
 
     text = "\n\n".join(part for part in _text(record, folder, settings, repo) if part)
     return str(
-        ModelCard(f"---\n{metadata(record, folder, settings, repo).to_yaml(line_break=chr(10))}\n---\n\n{text}\n")
+        ModelCard(
+            f"---\n{metadata(record, folder, settings, repo).to_yaml(line_break=chr(10))}\n---\n\n{text}\n"
+        )
     )
 
 
@@ -92,7 +117,9 @@ def base_model(record: RunRecord, folder: Path, settings: PublishConfig) -> str 
         return name
     if "from_hub" in record.model:
         return name if record.model["from_hub"] else None
-    return name if "/" in name else None  # a record of an earlier version does not say where the model came from
+    return (
+        name if "/" in name else None
+    )  # a record of an earlier version does not say where the model came from
 
 
 def _relation(folder: Path) -> str:
@@ -102,7 +129,7 @@ def _relation(folder: Path) -> str:
     return "quantized" if read_json(folder / "config.json").get("quantization_config") else "finetune"
 
 
-# Metadata ---------------------------------------------------------------------------------------------------------------
+# --- Metadata
 
 
 def _final(record: RunRecord) -> list[Score]:
@@ -160,7 +187,8 @@ def _data_sets(record: RunRecord) -> list[str]:
 
 
 def _languages(record: RunRecord, settings: PublishConfig) -> list[str]:
-    """ISO 639 codes: those that were asked for, else those of the task's settings (zh of zh-CN, deu of deu_Latn)."""
+    """ISO 639 codes: those that were asked for, else those of the task's settings (zh of zh-CN, deu of
+    deu_Latn)."""
     if settings.language:
         return [code.strip() for code in settings.language.split(",")]
     given = [record.config.get(name) for name in ("language", "source_language", "target_language")]
@@ -169,9 +197,11 @@ def _languages(record: RunRecord, settings: PublishConfig) -> list[str]:
 
 
 def _energy(folder: Path) -> dict[str, Any] | None:
-    """What codecarbon wrote while training (``--train.extra.report_to codecarbon``), in the Hub's fields; grams of CO2."""
+    """What codecarbon wrote while training (``--train.extra.report_to codecarbon``), in the Hub's fields;
+    grams of CO2."""
     path = next(
-        (file for file in (folder / "emissions.csv", folder / "checkpoints/emissions.csv") if file.is_file()), None
+        (file for file in (folder / "emissions.csv", folder / "checkpoints/emissions.csv") if file.is_file()),
+        None,
     )
     if path is None:
         return None
@@ -188,7 +218,7 @@ def _energy(folder: Path) -> dict[str, Any] | None:
         return None
 
 
-# Text -------------------------------------------------------------------------------------------------------------------
+# --- Text
 
 
 def _text(record: RunRecord, folder: Path, settings: PublishConfig, repo: str) -> Iterator[str]:
@@ -203,7 +233,8 @@ def _text(record: RunRecord, folder: Path, settings: PublishConfig, repo: str) -
     yield fenced(usage(record, folder, repo), "python")
     yield "With hftk, which also judges it on other data (`hftk evaluate`):"
     yield fenced(
-        f"hf download {repo} --local-dir {repo.rpartition('/')[2]}\nhftk predict {repo.rpartition('/')[2]}", "sh"
+        f"hf download {repo} --local-dir {repo.rpartition('/')[2]}\nhftk predict {repo.rpartition('/')[2]}",
+        "sh",
     )
     if record.samples:
         yield "## Examples"
@@ -230,10 +261,15 @@ def _opening(record: RunRecord, folder: Path, settings: PublishConfig) -> str:
         model = f"{escape(wording.model_name(record))}{about}, trained from random weights"
     if (folder / ADAPTER).is_file():
         model += (
-            f" as a PEFT adapter ({read_json(folder / ADAPTER).get('peft_type', 'LORA')}), which needs its base model"
+            f" as a PEFT adapter ({read_json(folder / ADAPTER).get('peft_type', 'LORA')}), which needs its"
+            " base model"
         )
     sets = _data_sets(record)
-    data = f"[{sets[0]}](https://huggingface.co/datasets/{sets[0]})" if sets else escape(wording.data_name(record))
+    data = (
+        f"[{sets[0]}](https://huggingface.co/datasets/{sets[0]})"
+        if sets
+        else escape(wording.data_name(record))
+    )
     return f"{wording.task_title(record)}: {model}, on {data}."
 
 
@@ -267,16 +303,21 @@ def _data(record: RunRecord) -> str:
     parts = [table(("split", "rows", "characters", "repetitions dropped"), rows, numbers=True)]
     lines = []
     for source in _sources(record):
-        name = next((str(source[k]) for k in ("hub", "sample", "path") if source.get(k)), "rows given from Python")
+        name = next(
+            (str(source[k]) for k in ("hub", "sample", "path") if source.get(k)), "rows given from Python"
+        )
         exact = next((f"{k} `{source[k]}`" for k in ("commit", "sha256") if source.get(k)), "")
         lines.append(
-            f"- {escape(str(source.get('split') or 'rows'))}: {escape(name)}" + (f", {exact}" if exact else "")
+            f"- {escape(str(source.get('split') or 'rows'))}: {escape(name)}"
+            + (f", {exact}" if exact else "")
         )
     columns = ", ".join(f"{role} = {name}" for role, name in (facts.get("columns") or {}).items())
     lines += [f"- columns: {escape(columns)}"] if columns else []
     moved = {k: v for k, v in (facts.get("overlap") or {}).items() if v}
     lines += (
-        [f"- training rows that also stood in another split were dropped: {sum(moved.values()):,}"] if moved else []
+        [f"- training rows that also stood in another split were dropped: {sum(moved.values()):,}"]
+        if moved
+        else []
     )
     proof = facts.get("proof") or {}
     if proof.get("overlap") == 0:
@@ -313,14 +354,17 @@ def _cost(record: RunRecord, folder: Path) -> str:
     took = wording.duration(record.seconds.get("train")) if record.seconds.get("train") else ""
     parts = [f"Training took {took}" if took else "", f"on {escape(machine)}" if machine else ""]
     parts += (
-        [f"at {wording.number(round(record.tokens_per_second))} tokens per second"] if record.tokens_per_second else []
+        [f"at {wording.number(round(record.tokens_per_second))} tokens per second"]
+        if record.tokens_per_second
+        else []
     )
     text = " ".join(part for part in parts if part)
     versions = ", ".join(f"{name} {version}" for name, version in record.versions.items())
     sentences = [text, f"Versions: {escape(versions)}" if versions else ""]
     if energy := _energy(folder):
         sentences.append(
-            f"Estimated by codecarbon: {energy['energy_consumed_kwh']:.3g} kWh, {energy['emissions']:.3g} g of CO2"
+            f"Estimated by codecarbon: {energy['energy_consumed_kwh']:.3g} kWh, {energy['emissions']:.3g} g"
+            " of CO2"
         )
     return " ".join(f"{sentence}." for sentence in sentences if sentence)
 
@@ -336,10 +380,19 @@ def _limits(record: RunRecord, settings: PublishConfig) -> Iterator[str]:
         yield from _limits_of(main, record)
     cut, judged = record.data.get("training") or {}, record.data.get("judged") or {}
     if lost := (cut.get("truncated_rows") or 0) + (judged.get("truncated_rows") or 0):
-        yield f"Texts longer than {wording.exact(cut.get('max_length') or judged.get('max_length'))} tokens were cut: {lost:,} rows of the data."
-    yield "It was judged on rows of the same source as its training data; other domains, languages and styles were not tried."
+        yield (
+            f"Texts longer than {wording.exact(cut.get('max_length') or judged.get('max_length'))} tokens"
+            f" were cut: {lost:,} rows of the data."
+        )
+    yield (
+        "It was judged on rows of the same source as its training data; other domains, languages and styles"
+        " were not tried."
+    )
     if settings.license is None:
-        yield "Its license is unknown: nobody named one. Those of the data and of the base model, where there is one, hold in any case."
+        yield (
+            "Its license is unknown: nobody named one. Those of the data and of the base model, where there"
+            " is one, hold in any case."
+        )
     yield "It was not examined for bias or harmful outputs; it repeats what its data and its base model hold."
 
 
@@ -348,14 +401,28 @@ def _limits_of(main: Score, record: RunRecord) -> Iterator[str]:
     if rival is not None and not wording.better(main, rival):
         yield f"The {wording.system(rival)} does at least as well: {wording.number(rival.value)}."
     elif rival is not None and wording.overlap(main, rival):
-        yield f"The interval of its {escape(wording.words(main.name))} overlaps that of the {wording.system(rival)}: the difference may be chance."
+        yield (
+            f"The interval of its {escape(wording.words(main.name))} overlaps that of the"
+            f" {wording.system(rival)}: the difference may be chance."
+        )
     if main.split == "validation":
-        yield "There was no test split: the scores are those of the validation split, by which choices may have been made."
+        yield (
+            "There was no test split: the scores are those of the validation split, by which choices may have"
+            " been made."
+        )
     if main.n < FEW:
-        yield f"Only {wording.plural(main.n, 'unit')} (rows, documents or blocks) were judged: mind the intervals."
-    yield "The intervals tell what other rows of the same kind would change, not what another seed would: one run was made."
+        yield (
+            f"Only {wording.plural(main.n, 'unit')} (rows, documents or blocks) were judged: mind the"
+            " intervals."
+        )
+    yield (
+        "The intervals tell what other rows of the same kind would change, not what another seed would: one"
+        " run was made."
+    )
 
 
 def _closing(record: RunRecord) -> str:
-    made = f"Made with hftk {escape(record.hftk)}" + (f", {wording.moment(record.finished)}" if record.finished else "")
+    made = f"Made with hftk {escape(record.hftk)}" + (
+        f", {wording.moment(record.finished)}" if record.finished else ""
+    )
     return f"{made}. The command:\n\n{fenced(record.command, 'sh')}" if record.command else f"{made}."

@@ -1,7 +1,9 @@
-"""Checkpoints pushed while training goes on (``--publish.checkpoints``): by a thread that never holds the training up nor ends it.
+"""Checkpoints pushed while training goes on (``--publish.checkpoints``): by a thread that never holds the
+training up nor ends it.
 
-The branch ``checkpoints`` of the repository holds the newest one, one commit each. A checkpoint is taken by hard links the moment it
-is whole, so that the training may delete it; of those that wait for a slow network the newest alone is sent.
+The branch ``checkpoints`` of the repository holds the newest one, one commit each. A checkpoint is taken by
+hard links the moment it is whole, so that the training may delete it; of those that wait for a slow network
+the newest alone is sent.
 """
 
 from __future__ import annotations
@@ -33,8 +35,9 @@ _running: dict[str, CheckpointPusher] = {}
 
 
 def push_checkpoints(config: RunConfig) -> CheckpointPusher | None:
-    """What :func:`hftk.training.fit.fit` calls with each checkpoint, so that it is pushed as ``config.publish.checkpoints`` says; None
-    where nothing is to be pushed. :func:`hftk.hub.publish` waits for the last one and tells which did not arrive."""
+    """What :func:`hftk.training.fit.fit` calls with each checkpoint, so that it is pushed as
+    ``config.publish.checkpoints`` says; None where nothing is to be pushed. :func:`hftk.hub.publish` waits
+    for the last one and tells which did not arrive."""
     settings = config.publish
     if settings.repo is None or settings.checkpoints == "none" or settings.dry_run:
         return None
@@ -43,13 +46,15 @@ def push_checkpoints(config: RunConfig) -> CheckpointPusher | None:
 
 
 def finish_checkpoints(config: RunConfig) -> list[str]:
-    """Wait until the last checkpoint of the run has arrived or failed; lines about what did and what did not."""
+    """Wait until the last checkpoint of the run has arrived or failed; lines about what did and what did
+    not."""
     pusher = _running.pop(config.output, None)
     return pusher.finish() if pusher else []
 
 
 class CheckpointPusher:
-    """Sends whole checkpoints one after the other in a thread of its own. Calling it returns at once and raises nothing."""
+    """Sends whole checkpoints one after the other in a thread of its own. Calling it returns at once and
+    raises nothing."""
 
     def __init__(self, settings: PublishConfig, model_name: str) -> None:
         """``model_name`` is the setting ``model.name``, for the card."""
@@ -83,7 +88,8 @@ class CheckpointPusher:
         lines = []
         if self.sent:
             lines.append(
-                f"checkpoints pushed: steps {_listed(self.sent)}; the newest is revision {BRANCH} of {self.settings.repo}"
+                f"checkpoints pushed: steps {_listed(self.sent)}; the newest is revision {BRANCH} of"
+                f" {self.settings.repo}"
             )
         if self.failed:
             reason = [*self.failed.values()][-1]
@@ -123,13 +129,16 @@ class CheckpointPusher:
         if not self.failed:
             goes_on = "no other is tried" if lasting else "the next one is tried"
             tqdm.write(
-                private(f"  · the checkpoint of step {step} was not pushed: {reason}; training goes on, {goes_on}")
+                private(
+                    f"  · the checkpoint of step {step} was not pushed: {reason}; training goes on, {goes_on}"
+                )
             )
         self.failed[step], self._over = private(reason), lasting
 
 
 def checkpoint_files(checkpoint: Path, settings: PublishConfig, model_name: str) -> list[File]:
-    """What of a checkpoint is sent: what loading takes, or with ``whole`` every file; no folder of this machine is named in it.
+    """What of a checkpoint is sent: what loading takes, or with ``whole`` every file; no folder of this
+    machine is named in it.
 
     Raises:
         InputError: as :func:`hftk.hub.folder.collect`.
@@ -137,7 +146,9 @@ def checkpoint_files(checkpoint: Path, settings: PublishConfig, model_name: str)
     files = {file.name: file for file in model_files(checkpoint, settings.base_model)}
     if settings.checkpoints == "whole":
         listed = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))["files"]
-        paths = {name: checkpoint / name for name in listed if name not in files and ".." not in Path(name).parts}
+        paths = {
+            name: checkpoint / name for name in listed if name not in files and ".." not in Path(name).parts
+        }
         files |= {name: File(name=name, content=path) for name, path in paths.items() if is_own_file(path)}
         files[MANIFEST] = File(name=MANIFEST, content=_manifest(checkpoint, files))
     files[CARD] = File(name=CARD, content=_card(checkpoint, settings, model_name).encode())
@@ -162,20 +173,28 @@ def _card(checkpoint: Path, settings: PublishConfig, model_name: str) -> str:
         RunRecord(hftk=__version__, task="", config={"model": {"name": model_name}}), checkpoint, settings
     )
     data = ModelCardData(
-        base_model=base, library_name="peft" if (checkpoint / ADAPTER).is_file() else "transformers", license=settings.license,
+        base_model=base,
+        library_name="peft" if (checkpoint / ADAPTER).is_file() else "transformers",
+        license=settings.license,
         tags=["hftk", "checkpoint"],
-    )  # fmt: skip
+    )
     whole = settings.checkpoints == "whole"
     lines = [
         f"# {repo.rpartition('/')[2]}, step {step_of(checkpoint)}",
-        f"A checkpoint of a run that was going on when it was pushed{_judged(checkpoint)}. The finished model is on the branch `main`.",
-        f"Load it with `from_pretrained({repo!r}, revision={BRANCH!r})`; earlier steps are earlier commits of this branch.",
+        (
+            f"A checkpoint of a run that was going on when it was pushed{_judged(checkpoint)}. The finished"
+            " model is on the branch `main`."
+        ),
+        (
+            f"Load it with `from_pretrained({repo!r}, revision={BRANCH!r})`; earlier steps are earlier"
+            " commits of this branch."
+        ),
     ]
     if whole:
         place = f"checkpoint-{step_of(checkpoint)}"
         lines.append(
-            f"To continue the run elsewhere: `hf download {repo} --revision {BRANCH} --local-dir {place}`, then start the recipe with the "
-            f"same settings and `--resume {place}`."
+            f"To continue the run elsewhere: `hf download {repo} --revision {BRANCH} --local-dir {place}`,"
+            f" then start the recipe with the same settings and `--resume {place}`."
         )
     return f"---\n{data.to_yaml(line_break=chr(10))}\n---\n\n" + "\n\n".join(lines) + "\n"
 
@@ -186,12 +205,15 @@ def _judged(checkpoint: Path) -> str:
         history = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))["log_history"]
     except (OSError, ValueError, KeyError):
         return ""
-    last: dict[str, Any] = next((point for point in reversed(history) if point.get("eval_loss") is not None), {})
+    last: dict[str, Any] = next(
+        (point for point in reversed(history) if point.get("eval_loss") is not None), {}
+    )
     return f" (validation loss {last['eval_loss']:.4f} at step {last['step']})" if last else ""
 
 
 def _take(checkpoint: Path, *, anew: bool) -> Path:
-    """A copy by hard links, which lives on when the training deletes its own; the checkpoint itself where there are no links."""
+    """A copy by hard links, which lives on when the training deletes its own; the checkpoint itself where
+    there are no links."""
     place = checkpoint.parent / TAKEN
     if anew:  # what a run that was killed left
         shutil.rmtree(place, ignore_errors=True)

@@ -1,7 +1,8 @@
-"""What of a run's output folder goes to the Hub: an allow-list of files, without anything that names a machine or a person.
+"""What of a run's output folder goes to the Hub: an allow-list of files, without anything that names a
+machine or a person.
 
-Weights and tokenizer are sent as they are; configs, settings, record and report are sent without tokens and without the
-folders of this machine. Checkpoints, ``status.json`` and predictions never leave it.
+Weights and tokenizer are sent as they are; configs, settings, record and report are sent without tokens and
+without the folders of this machine. Checkpoints, ``status.json`` and predictions never leave it.
 """
 
 from __future__ import annotations
@@ -26,16 +27,43 @@ WEIGHTS = ("model.safetensors", "adapter_model.safetensors")
 INDEX = "model.safetensors.index.json"
 """Names the files of weights that are in several parts."""
 SENT = (
-    *WEIGHTS, INDEX, "tokenizer.json", "vocab.json", "vocab.txt", "merges.txt", "bpe.codes", "source.spm", "target.spm",
-    "spiece.model", "sentencepiece.bpe.model", "tokenizer.model", "chat_template.jinja",
-)  # fmt: skip
+    *WEIGHTS,
+    INDEX,
+    "tokenizer.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "bpe.codes",
+    "source.spm",
+    "target.spm",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "tokenizer.model",
+    "chat_template.jinja",
+)
 """Files that are sent byte by byte."""
 SCRUBBED = (
-    "config.json", "generation_config.json", ADAPTER, BASE_CONFIG, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+    "config.json",
+    "generation_config.json",
+    ADAPTER,
+    BASE_CONFIG,
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
     "chat_template.json",
-)  # fmt: skip
+)
 """JSON files that are sent without secrets and without paths of this machine."""
-SECRET_KEYS = ("token", "use_auth_token", "auth_token", "hub_token", "hf_token", "access_token", "api_key", "password", "secret")
+SECRET_KEYS = (
+    "token",
+    "use_auth_token",
+    "auth_token",
+    "hub_token",
+    "hf_token",
+    "access_token",
+    "api_key",
+    "password",
+    "secret",
+)
 """Entries of these files that are not sent."""
 MADE = (CARD, SETTINGS, RECORD, REPORT)
 """Files that are made anew from the record."""
@@ -43,7 +71,9 @@ FINISHED = "name the --output folder of a run that has finished"
 PLACES = ("place", "other_place")
 """Columns of a section that say where a row stands."""
 PATH_KEY = re.compile(r"(^|_)(path|file|dir|folder)$")
-PATH_IN_TEXT = re.compile(r"(?<![\w.:/~\\<>])(?:~|[A-Za-z]:|file://)?[/\\](?:[^\s\"'`:,;()<>|=]*[/\\])?(?=[\w.~-])")
+PATH_IN_TEXT = re.compile(
+    r"(?<![\w.:/~\\<>])(?:~|[A-Za-z]:|file://)?[/\\](?:[^\s\"'`:,;()<>|=]*[/\\])?(?=[\w.~-])"
+)
 """The folders of an absolute path, "/home/me/" in "/home/me/texts.csv"; no part of a URL, and no "1/3"."""
 
 
@@ -66,8 +96,8 @@ def collect(folder: Path, record: RunRecord, card: str, base_model: str | None =
     Args:
         base_model: Hub id that replaces the base of an adapter.
 
-    Raises:
-        InputError: no weights, a part of them missing, a JSON file that cannot be read, an adapter whose base is a folder
+    Raises: InputError: no weights, a part of them missing, a JSON file that cannot be read, an adapter whose
+        base is a folder
             of this machine.
     """
     files = model_files(folder, base_model)
@@ -96,7 +126,12 @@ def model_files(folder: Path, base_model: str | None = None) -> list[File]:
                 continue
             if name == ADAPTER:
                 problems += _set_base(values, folder, base_model)
-            files.append(File(name=name, content=_json(without_folders(redact_secrets(_without_secrets(values), by_name=False)))))
+            files.append(
+                File(
+                    name=name,
+                    content=_json(without_folders(redact_secrets(_without_secrets(values), by_name=False))),
+                )
+            )
     if problems:
         raise InputError(*problems)
     return files
@@ -105,7 +140,12 @@ def model_files(folder: Path, base_model: str | None = None) -> list[File]:
 def left_out(folder: Path) -> list[str]:
     """What lies in the folder and is not sent; folders end in a slash."""
     entries = sorted(folder.iterdir())
-    sent = (*SENT, *SCRUBBED, *MADE, *_parts(folder, [entry.name for entry in entries if is_own_file(entry)])[0])
+    sent = (
+        *SENT,
+        *SCRUBBED,
+        *MADE,
+        *_parts(folder, [entry.name for entry in entries if is_own_file(entry)])[0],
+    )
     return [e.name + "/" * e.is_dir() for e in entries if e.name not in sent or not is_own_file(e)]
 
 
@@ -115,12 +155,17 @@ def is_own_file(path: Path) -> bool:
 
 
 def public(record: RunRecord, *, samples: bool) -> RunRecord:
-    """The record without tokens and folders of this machine; without ``samples`` also without any row of the data."""
+    """The record without tokens and folders of this machine; without ``samples`` also without any row of the
+    data."""
     told = {
         name: without_folders(redact(plain(getattr(record, name))), in_text=True)
         for name in ("command", "config", "choices", "model", "data", "extra")
     }
-    record = replace(record, **told, analysis=[redact_secrets(_without_places(section), by_name=False) for section in record.analysis])
+    record = replace(
+        record,
+        **told,
+        analysis=[redact_secrets(_without_places(section), by_name=False) for section in record.analysis],
+    )
     if samples:
         return record
     shown = [section for section in record.analysis if section.get("kind") in ("matrix", "reliability")]
@@ -133,9 +178,11 @@ def _without_places(section: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(rows, list):
         return section
     told = [
-        {k: without_folders(redact(v), in_text=True) if k in PLACES else v for k, v in row.items()} if isinstance(row, Mapping) else row
+        {k: without_folders(redact(v), in_text=True) if k in PLACES else v for k, v in row.items()}
+        if isinstance(row, Mapping)
+        else row
         for row in rows
-    ]  # fmt: skip
+    ]
     return {**section, "rows": told}
 
 
@@ -149,8 +196,8 @@ def _without_examples(value: Any) -> Any:
 def without_folders(value: Any, *, in_text: bool = False, key: str = "") -> Any:
     """Plain ``value`` with the last part alone of every absolute path (or one below the home folder).
 
-    Without ``in_text`` only entries are changed whose name says that they hold a path, such as ``name_or_path``: the files of a
-    tokenizer are full of slashes that mean something else.
+    Without ``in_text`` only entries are changed whose name says that they hold a path, such as
+    ``name_or_path``: the files of a tokenizer are full of slashes that mean something else.
     """
     if isinstance(value, Mapping):
         return {k: without_folders(v, in_text=in_text, key=str(k)) for k, v in value.items()}
@@ -178,9 +225,13 @@ def _parts(folder: Path, present: list[str]) -> tuple[list[str], list[Problem]]:
         parts = sorted(set(json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values()))
         foreign = [part for part in parts if not re.fullmatch(r"model-\d+-of-\d+\.safetensors", part)]
     except (ValueError, KeyError, AttributeError, TypeError):
-        return [], [_problem(f"expected an index of weights in {folder / INDEX}, found something else", FINISHED)]
+        return [], [
+            _problem(f"expected an index of weights in {folder / INDEX}, found something else", FINISHED)
+        ]
     if foreign:
-        message = f"expected parts such as model-00001-of-00002.safetensors in {folder / INDEX}, found {foreign[0]}"
+        message = (
+            f"expected parts such as model-00001-of-00002.safetensors in {folder / INDEX}, found {foreign[0]}"
+        )
         return [], [_problem(message, FINISHED)]
     return parts, []
 
@@ -190,14 +241,17 @@ def _missing(folder: Path, present: list[str], parts: list[str]) -> list[Problem
     if "config.json" not in present and ADAPTER not in present:
         return [_problem(f"expected config.json or {ADAPTER} in {folder}, found neither", FINISHED)]
     if not parts and not any(name in present for name in WEIGHTS):
-        return [_problem(f"expected weights ({' or '.join(WEIGHTS)}, no links) in {folder}, found none", FINISHED)]
+        return [
+            _problem(f"expected weights ({' or '.join(WEIGHTS)}, no links) in {folder}, found none", FINISHED)
+        ]
     lost = [part for part in parts if part not in present]
     message = f"expected all parts of the weights in {folder}, missing: {', '.join(lost)}"
     return [_problem(message, FINISHED)] if lost else []
 
 
 def _without_secrets(value: Any) -> Any:
-    """The values of a JSON file without tokens. Names such as ``eos_token`` mean tokens of a text and are kept."""
+    """The values of a JSON file without tokens. Names such as ``eos_token`` mean tokens of a text and are
+    kept."""
     if isinstance(value, Mapping):
         kept = {k: v for k, v in value.items() if not (k in SECRET_KEYS and isinstance(v, str | bool))}
         return {k: _without_secrets(v) for k, v in kept.items()}
@@ -212,7 +266,9 @@ def _set_base(values: dict[str, Any], folder: Path, base_model: str | None) -> l
     made_here = Path(base).name == BASE and (folder / BASE).is_dir()
     elsewhere = is_absolute(base) or base.startswith(".") or base.count("/") > 1
     if not base or made_here or elsewhere or Path(base).is_dir() or (folder / base).is_dir():
-        message = f"the adapter's base is a folder of this machine, which nobody else can load: {base or 'none'}"
+        message = (
+            f"the adapter's base is a folder of this machine, which nobody else can load: {base or 'none'}"
+        )
         return [
             Problem(
                 setting="publish.base_model",

@@ -1,7 +1,8 @@
 """Sending files to the Hub in one commit, and what to say where that fails.
 
-``huggingface_hub`` does the work; it takes the token from ``HF_TOKEN`` or ``hf auth login`` and the server from ``HF_ENDPOINT``.
-Whatever arrived before an interruption is not sent again: the Hub knows large files by their hash.
+``huggingface_hub`` does the work; it takes the token from ``HF_TOKEN`` or ``hf auth login`` and the server
+from ``HF_ENDPOINT``. Whatever arrived before an interruption is not sent again: the Hub knows large files by
+their hash.
 """
 
 from __future__ import annotations
@@ -26,12 +27,12 @@ WAITS = (2.0, 5.0, 15.0)
 LONGEST_WAIT = 300.0
 """Most seconds that a server may ask for (Retry-After)."""
 PASSING = (408, 409, 412, 423, 425, 429, 500, 502, 503, 504)
-"""Answers that another attempt may not meet: busy, too many requests, or another commit at the same moment."""
+"""Answers that another attempt may not meet: busy, too many requests, or another commit at the same
+moment."""
 STALE = ("*.safetensors", "*.safetensors.index.json", ADAPTER)
-"""Files of an earlier push that would be loaded beside, or instead of, the new weights: they go where this push has none."""
-LOGIN = (
-    "log in with `hf auth login`, or set HF_TOKEN to a token with write access (https://huggingface.co/settings/tokens)"
-)
+"""Files of an earlier push that would be loaded beside, or instead of, the new weights: they go where this
+push has none."""
+LOGIN = "log in with `hf auth login`, or set HF_TOKEN to a token with write access (https://huggingface.co/settings/tokens)"
 
 
 def send(files: Sequence[File], settings: PublishConfig, finish: str, tell: Callable[[str], None]) -> str:
@@ -41,8 +42,8 @@ def send(files: Sequence[File], settings: PublishConfig, finish: str, tell: Call
         finish: the command that finishes a push that failed.
         tell: takes lines for the user.
 
-    Raises:
-        InputError: no or a wrong token, no right to write, a name or metadata that the Hub does not take, or a public
+    Raises: InputError: no or a wrong token, no right to write, a name or metadata that the Hub does not take,
+        or a public
             repository where a private one was asked for.
         ServiceError: the Hub or the network failed, also after several attempts. What arrived stays there.
     """
@@ -53,7 +54,11 @@ def send(files: Sequence[File], settings: PublishConfig, finish: str, tell: Call
     try:
         repo, there = _repository(api, settings, tell)
         names = {file.name for file in files}
-        stale = [name for name in there if any(fnmatch.fnmatchcase(name, pattern) for pattern in STALE) and name not in names]
+        stale = [
+            name
+            for name in there
+            if any(fnmatch.fnmatchcase(name, pattern) for pattern in STALE) and name not in names
+        ]
         if stale:
             tell(f"removed from {repo}, an earlier push left them: {', '.join(stale)}")
         _commit(api, repo, files, stale, "main", "Upload model with hftk", tell)
@@ -68,10 +73,11 @@ def send(files: Sequence[File], settings: PublishConfig, finish: str, tell: Call
 
 
 def send_to_branch(files: Sequence[File], settings: PublishConfig, branch: str, message: str) -> None:
-    """Let a branch hold ``files`` and nothing else, in one commit and without a word; repository and branch are made if need be.
+    """Let a branch hold ``files`` and nothing else, in one commit and without a word; repository and branch
+    are made if need be.
 
-    Raises whatever the client raises after several attempts (:func:`explain` says what it means), and InputError for a public
-    repository where a private one was asked for.
+    Raises whatever the client raises after several attempts (:func:`explain` says what it means), and
+    InputError for a public repository where a private one was asked for.
     """
     from huggingface_hub import HfApi
 
@@ -80,7 +86,15 @@ def send_to_branch(files: Sequence[File], settings: PublishConfig, branch: str, 
     _persist(lambda: api.create_branch(repo, branch=branch, exist_ok=True), quiet)
     there = _names(_persist(lambda: api.model_info(repo, revision=branch), quiet))
     names = {file.name for file in files}
-    _commit(api, repo, files, [name for name in there if name not in names and name != ".gitattributes"], branch, message, quiet)
+    _commit(
+        api,
+        repo,
+        files,
+        [name for name in there if name not in names and name != ".gitattributes"],
+        branch,
+        message,
+        quiet,
+    )
 
 
 def quiet(line: str) -> None:
@@ -107,8 +121,14 @@ def _names(info: ModelInfo) -> list[str]:
 
 
 def _commit(
-    api: HfApi, repo: str, files: Sequence[File], stale: Sequence[str], branch: str, message: str, tell: Callable[[str], None]
-) -> None:  # fmt: skip
+    api: HfApi,
+    repo: str,
+    files: Sequence[File],
+    stale: Sequence[str],
+    branch: str,
+    message: str,
+    tell: Callable[[str], None],
+) -> None:
     """One commit that puts ``files`` in and takes ``stale`` out."""
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 

@@ -16,17 +16,28 @@ NEW_TOKENS = 64
 SHORT_CONTEXT = 1024
 """Tokens; below it the prompt of the example is cut, so that prompt and continuation fit."""
 HEADS = {
-    "causal_lm": "CausalLM", "classification": "SequenceClassification", "summarization": "Seq2SeqLM", "translation": "Seq2SeqLM",
-    "masked_lm": "MaskedLM", "ner": "TokenClassification", "qa": "QuestionAnswering",
-}  # fmt: skip
+    "causal_lm": "CausalLM",
+    "classification": "SequenceClassification",
+    "summarization": "Seq2SeqLM",
+    "translation": "Seq2SeqLM",
+    "masked_lm": "MaskedLM",
+    "ner": "TokenClassification",
+    "qa": "QuestionAnswering",
+}
 """Task to the end of its auto class."""
 ENDS = (
-    ("ForSequenceClassification", "SequenceClassification"), ("ForTokenClassification", "TokenClassification"),
-    ("ForQuestionAnswering", "QuestionAnswering"), ("ForMaskedLM", "MaskedLM"), ("ForCausalLM", "CausalLM"),
-    ("LMHeadModel", "CausalLM"), ("ForConditionalGeneration", "Seq2SeqLM"), ("MTModel", "Seq2SeqLM"),
+    ("ForSequenceClassification", "SequenceClassification"),
+    ("ForTokenClassification", "TokenClassification"),
+    ("ForQuestionAnswering", "QuestionAnswering"),
+    ("ForMaskedLM", "MaskedLM"),
+    ("ForCausalLM", "CausalLM"),
+    ("LMHeadModel", "CausalLM"),
+    ("ForConditionalGeneration", "Seq2SeqLM"),
+    ("MTModel", "Seq2SeqLM"),
     ("EncoderDecoderModel", "Seq2SeqLM"),
-)  # fmt: skip
-"""End of a model's class to the end of its auto class, which says more than the task: GPT-2 summarizes too."""
+)
+"""End of a model's class to the end of its auto class, which says more than the task: GPT-2 summarizes
+too."""
 
 
 def usage(record: RunRecord, folder: Path, repo: str) -> str:
@@ -34,20 +45,27 @@ def usage(record: RunRecord, folder: Path, repo: str) -> str:
     head = head_of(record, folder)
     adapter = (folder / ADAPTER).is_file()
     model = f"{'AutoPeftModel' if adapter else 'AutoModel'}For{head}"
-    needs = [f"from {'peft' if adapter else 'transformers'} import {model}", "from transformers import AutoTokenizer"]
+    needs = [
+        f"from {'peft' if adapter else 'transformers'} import {model}",
+        "from transformers import AutoTokenizer",
+    ]
     rounding = _rounding(folder)
     if rounding:
         needs[-1] = "from transformers import AutoTokenizer, BitsAndBytesConfig"
     if not adapter:
         needs = [f"from transformers import {model}, AutoTokenizer"]
     lines = [
-        "import torch", *needs, "",
-        f"tokenizer = AutoTokenizer.from_pretrained({repo!r})", *([rounding] if rounding else []),
+        "import torch",
+        *needs,
+        "",
+        f"tokenizer = AutoTokenizer.from_pretrained({repo!r})",
+        *([rounding] if rounding else []),
         f"model = {model}.from_pretrained({repo!r}{_loaded_with(record, folder, head, adapter)})",
-        "model.eval()", "",
+        "model.eval()",
+        "",
         "with torch.inference_mode():",
         *(f"    {line}" if line else "" for line in _BODIES[head](record, folder)),
-    ]  # fmt: skip
+    ]
     return "\n".join(lines)
 
 
@@ -71,7 +89,8 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def _loaded_with(record: RunRecord, folder: Path, head: str, adapter: bool) -> str:
-    """The head of an adapter's base is made anew at loading: its size has to be said. And the adapter may be for rounded weights alone."""
+    """The head of an adapter's base is made anew at loading: its size has to be said. And the adapter may be
+    for rounded weights alone."""
     rounded = ", quantization_config=rounded" if _rounding(folder) else ""
     if not adapter or head not in ("SequenceClassification", "TokenClassification"):
         return rounded
@@ -81,7 +100,8 @@ def _loaded_with(record: RunRecord, folder: Path, head: str, adapter: bool) -> s
 
 
 def _rounding(folder: Path) -> str:
-    """The quantization that an adapter makes up for, without which its base would be another model; "" for others."""
+    """The quantization that an adapter makes up for, without which its base would be another model; "" for
+    others."""
     base = read_base_config(folder)
     if ROUNDED not in base:
         return ""
@@ -89,8 +109,13 @@ def _rounding(folder: Path) -> str:
     how = "load_in_8bit=True"
     if asked["bits"] == 4:
         double = asked["double_quant"] is not False
-        how = f"load_in_4bit=True, bnb_4bit_quant_type={asked['quant_type'] or 'nf4'!r}, bnb_4bit_use_double_quant={double}"
-    return f"rounded = BitsAndBytesConfig({how}, llm_int8_skip_modules={kept})  # what the adapter makes up for"
+        how = (
+            f"load_in_4bit=True, bnb_4bit_quant_type={asked['quant_type'] or 'nf4'!r},"
+            f" bnb_4bit_use_double_quant={double}"
+        )
+    return (
+        f"rounded = BitsAndBytesConfig({how}, llm_int8_skip_modules={kept})  # what the adapter makes up for"
+    )
 
 
 def _sample(record: RunRecord, *keys: str) -> str:
@@ -109,7 +134,9 @@ def _settings(record: RunRecord) -> str:
     if (given.get("num_beams") or 1) > 1:
         arguments["num_beams"] = given["num_beams"]
     if given.get("do_sample"):
-        arguments |= {name: given[name] for name in ("do_sample", "temperature", "top_k", "top_p") if given.get(name)}
+        arguments |= {
+            name: given[name] for name in ("do_sample", "temperature", "top_k", "top_p") if given.get(name)
+        }
     return "".join(f", {name}={value!r}" for name, value in arguments.items())
 
 
@@ -130,7 +157,8 @@ def _causal_lm(record: RunRecord, folder: Path) -> list[str]:
 
 
 def _context(record: RunRecord, folder: Path) -> int:
-    """Most tokens that the model takes, prompt and continuation together; as good as unlimited where nothing says it."""
+    """Most tokens that the model takes, prompt and continuation together; as good as unlimited where nothing
+    says it."""
     made = read_json(folder / "config.json")
     told = [made.get("n_positions"), made.get("max_position_embeddings"), record.model.get("context")]
     return min((number for number in told if isinstance(number, int) and number > 1), default=10**9)
@@ -138,7 +166,9 @@ def _context(record: RunRecord, folder: Path) -> int:
 
 def _seq2seq(record: RunRecord, folder: Path) -> list[str]:
     prefix = str(record.config.get("source_prefix") or "")
-    text = f"{prefix!r} + {_sample(record, 'source', 'text')}" if prefix else _sample(record, "source", "text")
+    text = (
+        f"{prefix!r} + {_sample(record, 'source', 'text')}" if prefix else _sample(record, "source", "text")
+    )
     language = record.config.get("source_language")
     told = (
         [f"tokenizer.src_lang = {language!r}"]
@@ -146,7 +176,9 @@ def _seq2seq(record: RunRecord, folder: Path) -> list[str]:
         else []
     )
     most = (record.config.get("generation") or {}).get("max_new_tokens")
-    longest = f", max_new_tokens={most}" if most else ""  # 0: generation_config.json says how long an output may become
+    longest = (
+        f", max_new_tokens={most}" if most else ""
+    )  # 0: generation_config.json says how long an output may become
     return [
         *told,
         f"inputs = tokenizer({text}, return_tensors='pt', return_token_type_ids=False)",
@@ -193,7 +225,10 @@ def _masked_lm(record: RunRecord, folder: Path) -> list[str]:
 
 def _question_answering(record: RunRecord, folder: Path) -> list[str]:
     return [
-        f"inputs = tokenizer({_sample(record, 'question')}, {_sample(record, 'context')}, return_tensors='pt')",
+        (
+            f"inputs = tokenizer({_sample(record, 'question')}, {_sample(record, 'context')},"
+            " return_tensors='pt')"
+        ),
         "output = model(**inputs)",
         "start, end = output.start_logits[0].argmax(), output.end_logits[0].argmax()",
         "print(tokenizer.decode(inputs['input_ids'][0, start : end + 1]))",
@@ -201,6 +236,10 @@ def _question_answering(record: RunRecord, folder: Path) -> list[str]:
 
 
 _BODIES = {
-    "CausalLM": _causal_lm, "Seq2SeqLM": _seq2seq, "SequenceClassification": _classification,
-    "TokenClassification": _token_classification, "MaskedLM": _masked_lm, "QuestionAnswering": _question_answering,
-}  # fmt: skip
+    "CausalLM": _causal_lm,
+    "Seq2SeqLM": _seq2seq,
+    "SequenceClassification": _classification,
+    "TokenClassification": _token_classification,
+    "MaskedLM": _masked_lm,
+    "QuestionAnswering": _question_answering,
+}

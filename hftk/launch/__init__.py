@@ -1,4 +1,5 @@
-"""Start a recipe: what accelerate really started, work of the main process alone, signals, exit codes and ``status.json``.
+"""Start a recipe: what accelerate really started, work of the main process alone, signals, exit codes and
+``status.json``.
 
 ====  ============  =====================================================================
 exit  status.json   meaning
@@ -9,7 +10,8 @@ exit  status.json   meaning
 1     failed        anything else; the traceback is on stderr
 ====  ============  =====================================================================
 
-``accelerate launch`` turns every failure into 1, so schedulers should read ``status.json`` in the output folder.
+``accelerate launch`` turns every failure into 1, so schedulers should read ``status.json`` in the output
+folder.
 """
 
 from __future__ import annotations
@@ -37,7 +39,18 @@ from hftk.launch.files import write_atomically
 from hftk.launch.output_folder import check_output, now, prepare_output, release_output, write_status
 from hftk.launch.signals import StopRequested, die_with, graceful, handled, ignore_requests, stop_requested
 
-__all__ = ["Launch", "StopRequested", "alone", "graceful", "launched", "on_main", "run", "stop_requested", "use_all_gpus", "wait_for_all"]
+__all__ = [
+    "Launch",
+    "StopRequested",
+    "alone",
+    "graceful",
+    "launched",
+    "on_main",
+    "run",
+    "stop_requested",
+    "use_all_gpus",
+    "wait_for_all",
+]
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -82,13 +95,18 @@ def launched() -> Launch:
     available = torch.accelerator.current_accelerator(check_available=True)
     cpu_asked = _cpu_asked(started_by)
     kind = "cpu" if available is None or cpu_asked else available.type
-    if kind == "mps" and asked > 1:  # accelerate joins no processes on Apple's GPU: each would believe it is alone
+    if (
+        kind == "mps" and asked > 1
+    ):  # accelerate joins no processes on Apple's GPU: each would believe it is alone
         kind = "cpu"
     strategy = launcher.strategy_in_environment() or ("ddp" if asked > 1 else "none")
     if kind == "cpu" and strategy == "deepspeed":
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # accelerate drops DeepSpeed where its own variable says CPU
+        os.environ.setdefault(
+            "DS_ACCELERATOR", "cpu"
+        )  # accelerate drops DeepSpeed where its own variable says CPU
     elif kind == "cpu" and "LOCAL_RANK" in os.environ:
-        # The launcher hands on `use_cpu` to a single process only (accelerate 1.15), and Trainer makes the state anew.
+        # The launcher hands on `use_cpu` to a single process only (accelerate 1.15), and Trainer makes the
+        # state anew.
         os.environ["ACCELERATE_USE_CPU"] = "true"
     patience = {"timeout": timedelta(seconds=_Inside.timeout)} if asked > 1 else {}
     state = PartialState(cpu=kind == "cpu", **patience)
@@ -101,24 +119,30 @@ def launched() -> Launch:
         strategy=strategy,
         asked_processes=started_by.processes if started_by else None,
     )
-    # Where accelerate sees no group of processes and Trainer sees several GPUs, it wraps the model in nn.DataParallel.
+    # Where accelerate sees no group of processes and Trainer sees several GPUs, it wraps the model in
+    # nn.DataParallel.
     several = kind == "cuda" and state.distributed_type == DistributedType.NO and not _Inside.all_gpus
     gpus = torch.cuda.device_count() if several else 1
     problems = launcher.downgrades(
-        asked=asked, found=launch.processes, strategy=strategy, device=launch.device, gpus_of_one_process=gpus,
+        asked=asked,
+        found=launch.processes,
+        strategy=strategy,
+        device=launch.device,
+        gpus_of_one_process=gpus,
         gpus_asked=bool(started_by and started_by.gpus) and not cpu_asked,
-    )  # fmt: skip
+    )
     if problems:
         raise InputError(*problems)
     return launch
 
 
 def on_main(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Calls ``function`` on the main process only and returns its result, or raises its exception, on every process.
+    """Calls ``function`` on the main process only and returns its result, or raises its exception, on every
+    process.
 
-    So a full disk on the main process ends its peers instead of leaving them waiting. All processes must come here. Under
-    :func:`run` the others wait as long as it takes; elsewhere no longer than the backend's time-out. The result must be
-    picklable. A single process needs no torch for it.
+    So a full disk on the main process ends its peers instead of leaving them waiting. All processes must come
+    here. Under :func:`run` the others wait as long as it takes; elsewhere no longer than the backend's
+    time-out. The result must be picklable. A single process needs no torch for it.
     """
     if alone():
         return function(*args, **kwargs)
@@ -150,12 +174,14 @@ def on_main(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
 
 
 def alone() -> bool:
-    """Whether this process has nobody to wait for: it is the only one, or does something that :func:`on_main` gave it."""
+    """Whether this process has nobody to wait for: it is the only one, or does something that :func:`on_main`
+    gave it."""
     return processes() == 1 or _Inside.run.busy
 
 
 def wait_for_all() -> None:
-    """Returns when all processes have come here. Under :func:`run` that may take as long as it takes; else it does not wait.
+    """Returns when all processes have come here. Under :func:`run` that may take as long as it takes; else it
+    does not wait.
 
     To be called before a collective operation at which some processes may arrive long after the others.
     """
@@ -164,10 +190,12 @@ def wait_for_all() -> None:
 
 
 def run(main: Callable[[Any], Any], config: RunConfig, argv: Sequence[str] | None = None) -> None:
-    """Runs ``main`` with ``config`` under the flags in ``argv`` (default: the command line); exits with the codes above.
+    """Runs ``main`` with ``config`` under the flags in ``argv`` (default: the command line); exits with the
+    codes above.
 
-    Reads the flags, compares the launch with what was asked for, prepares the output folder, prints and saves the merged config,
-    and keeps ``status.json``. Returns if all went well. Wrong flags and ``--help`` need no torch and touch no file.
+    Reads the flags, compares the launch with what was asked for, prepares the output folder, prints and saves
+    the merged config, and keeps ``status.json``. Returns if all went well. Wrong flags and ``--help`` need no
+    torch and touch no file.
     """
     current = _Inside.run = Run()
     code = 1
@@ -188,7 +216,8 @@ def run(main: Callable[[Any], Any], config: RunConfig, argv: Sequence[str] | Non
 
 
 def use_all_gpus() -> None:
-    """Allow this process to be the only one of several GPUs: a model is spread over them (``model.device_map``)."""
+    """Allow this process to be the only one of several GPUs: a model is spread over them
+    (``model.device_map``)."""
     _Inside.all_gpus = True
 
 
@@ -199,7 +228,8 @@ class _Inside:
     all_gpus = False
     """Whether one process with several GPUs is meant so."""
     timeout = 1800.0
-    """Seconds after which a collective operation of gloo or NCCL gives up: as ``TrainingArguments.ddp_timeout`` has it."""
+    """Seconds after which a collective operation of gloo or NCCL gives up: as
+    ``TrainingArguments.ddp_timeout`` has it."""
 
 
 def _attempt(main: Callable[[Any], Any], config: RunConfig, argv: Sequence[str] | None, current: Run) -> int:
@@ -224,14 +254,16 @@ def _attempt(main: Callable[[Any], Any], config: RunConfig, argv: Sequence[str] 
     atexit.register(gc.freeze)  # else the interpreter looks through a million objects at its end: 1.5 s
     if processes() == 1:  # several processes have to be joined before one of them may stop
         check_output(config)
-    if processes() > 1 or not _cpu_asked(started_by):  # one process on the CPU, as asked: nothing can be amiss
+    if processes() > 1 or not _cpu_asked(
+        started_by
+    ):  # one process on the CPU, as asked: nothing can be amiss
         _Inside.timeout = float(config.train.extra.get("ddp_timeout", 1800))
         launch = launched()  # before --overwrite sets anything aside
         if launch.processes > 1:
             _watch(launch, config.train.peer_timeout, current)
     current.folder, current.status = on_main(_begin, config, recipe)
     if current.peers is not None:
-        machines.check_output_is_seen(current.folder, current.status, launched().strategy)
+        machines.check_output_is_seen(current.folder, current.status)
     main(config)
     on_main(current.write, state="done", exit_code=0, message="")
     if current.peers is not None:
@@ -245,8 +277,8 @@ def _watch(launch: Launch, seconds: float, current: Run) -> None:
     found = peers.watch(launch.rank, launch.processes, seconds, functools.partial(end_stuck, current=current))
     if isinstance(found, str):
         console.note(
-            f"the processes do not watch each other, since {found}; a lost one is noticed by {launch.backend} alone, and none may "
-            f"work alone for more than {_Inside.timeout:g} s (--train.extra.ddp_timeout)"
+            f"the processes do not watch each other, since {found}; a lost one is noticed by {launch.backend}"
+            f" alone, and none may work alone for more than {_Inside.timeout:g} s (--train.extra.ddp_timeout)"
         )
     else:
         current.peers = found
@@ -261,10 +293,16 @@ def _begin(config: RunConfig, recipe: RunConfig) -> tuple[Path, dict[str, Any]]:
         status = write_status(
             folder,
             {
-                "state": "running", "exit_code": None, "message": "", "pid": os.getpid(), "started": now(), "updated": "",
-                "processes": processes(), "command": command_line(),
+                "state": "running",
+                "exit_code": None,
+                "message": "",
+                "pid": os.getpid(),
+                "started": now(),
+                "updated": "",
+                "processes": processes(),
+                "command": command_line(),
             },
-        )  # fmt: skip
+        )
         saved = folder / "config.yaml"
         anew = config.resume == "never" or not saved.exists()  # a resumed run is compared with what is there
         if anew:
@@ -284,12 +322,15 @@ def _cpu_asked(started_by: launcher.Launcher | None) -> bool:
 
 
 def _packed(value: Any, error: BaseException | None) -> tuple[list[bytes], BaseException | None]:
-    """(what is sent to the peers, what the main process raises): a parcel that the peers are sure to be able to open."""
+    """(what is sent to the peers, what the main process raises): a parcel that the peers are sure to be able
+    to open."""
     if error is None:
         try:
             return [pickle.dumps((value, None))], None
         except Exception as reason:
-            error = TypeError(f"on_main cannot hand a {type(value).__name__} to the other processes: {reason}")
+            error = TypeError(
+                f"on_main cannot hand a {type(value).__name__} to the other processes: {reason}"
+            )
     try:
         parcel = pickle.dumps((None, error))
         pickle.loads(parcel)  # an exception with arguments of its own may fail only here

@@ -22,8 +22,10 @@ from hftk.version import __version__
 
 PACKAGES = ("torch", "transformers", "accelerate", "datasets", "tokenizers", "peft", "bitsandbytes")
 
+
 def redact(value: Any) -> Any:
-    """A copy of plain ``value`` without secrets and home folder (numbers, such as ``max_tokens``, are kept)."""
+    """A copy of plain ``value`` without secrets and home folder (numbers, such as ``max_tokens``, are
+    kept)."""
     return _shorten(redaction.redact(value))
 
 
@@ -36,7 +38,8 @@ def _shorten(value: Any) -> Any:
 
 
 def private(text: str) -> str:
-    """``text`` with paths relative to the working directory, the home folder as ``~``, and tokens redacted."""
+    """``text`` with paths relative to the working directory, the home folder as ``~``, and tokens
+    redacted."""
     return redact_text(_without_folders(text))
 
 
@@ -52,7 +55,8 @@ def _without_folders(text: str) -> str:
 
 
 def redact_command(words: Sequence[str]) -> str:
-    """Command-line ``words`` as one line to paste: quoted, values of ``--hub_token``, ``API_KEY=`` &c. redacted."""
+    """Command-line ``words`` as one line to paste: quoted, values of ``--hub_token``, ``API_KEY=`` &c.
+    redacted."""
     shown: list[str] = []
     hide = False
     for word in words:
@@ -67,7 +71,8 @@ def redact_command(words: Sequence[str]) -> str:
 
 
 def _quote(word: str) -> str:
-    """Double quotes where needed: they serve POSIX shells and Windows alike. A leading ``~/`` is left to the shell."""
+    """Double quotes where needed: they serve POSIX shells and Windows alike. A leading ``~/`` is left to the
+    shell."""
     if word.startswith("~/") and word != "~/":
         return "~/" + _quote(word[2:])
     if re.fullmatch(r"[\w@%+=:,./~-]+", word, re.ASCII):
@@ -76,7 +81,8 @@ def _quote(word: str) -> str:
 
 
 def command_line() -> str:
-    """What was typed to start this process, as far as it can be told; "" inside a notebook or another program."""
+    """What was typed to start this process, as far as it can be told; "" inside a notebook or another
+    program."""
     script, *flags = sys.argv or [""]
     if Path(script).stem == "hftk":
         return redact_command(["hftk", *flags])
@@ -86,7 +92,8 @@ def command_line() -> str:
 
 
 def _launcher() -> list[str]:
-    """``accelerate launch`` with its flags, read from the parent process: children are told only the outcome."""
+    """``accelerate launch`` with its flags, read from the parent process: children are told only the
+    outcome."""
     try:
         import psutil
 
@@ -96,7 +103,13 @@ def _launcher() -> list[str]:
         return []
     for at, word in enumerate(words[:6]):
         name = ["python", "-m", word] if words[at - 1 : at] == ["-m"] else [Path(word).stem]
-        if name[-1] in ("accelerate", "accelerate-launch", "torchrun", "accelerate.commands.launch", "torch.distributed.run"):
+        if name[-1] in (
+            "accelerate",
+            "accelerate-launch",
+            "torchrun",
+            "accelerate.commands.launch",
+            "torch.distributed.run",
+        ):
             rest = words[at + 1 :]
             script = next((i for i, w in enumerate(rest) if w.endswith(".py")), len(rest))
             return [*name, *rest[:script]]
@@ -104,13 +117,18 @@ def _launcher() -> list[str]:
 
 
 def environment() -> dict[str, Any]:
-    """``hardware``, ``versions`` and ``git`` of this process, without anything that names the machine or its user."""
+    """``hardware``, ``versions`` and ``git`` of this process, without anything that names the machine or its
+    user."""
     return {"hardware": _hardware(), "versions": versions(), "git": _git()}
 
 
 def versions() -> dict[str, str]:
     """Versions of hftk, Python and the libraries that matter, as far as they are installed."""
-    found = {"hftk": __version__, "python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
+    found = {
+        "hftk": __version__,
+        "python": platform.python_version(),
+        **{name: version(name) for name in PACKAGES},
+    }
     return {name: number for name, number in found.items() if number}
 
 
@@ -144,7 +162,9 @@ def _cpu() -> str:
         elif sys.platform == "win32":
             import winreg
 
-            with winreg.OpenKey(winreg.HKEY_LOCAL_MACHINE, r"HARDWARE\DESCRIPTION\System\CentralProcessor\0") as key:
+            with winreg.OpenKey(
+                winreg.HKEY_LOCAL_MACHINE, r"HARDWARE\DESCRIPTION\System\CentralProcessor\0"
+            ) as key:
                 name = str(winreg.QueryValueEx(key, "ProcessorNameString")[0])
         else:
             lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()

@@ -35,7 +35,8 @@ FROM_OUTSIDE = frozenset(
         errno.ESTALE,
     )
 )
-"""No room (for anybody, for this user, in one file), read-only, not allowed, broken, gone, gone from a network disk."""
+"""No room (for anybody, for this user, in one file), read-only, not allowed, broken, gone, gone from a
+network disk."""
 PEER_SECONDS = 2.0
 """How long a failed peer waits for the main process to say the same before it speaks itself."""
 NEWS_SECONDS = 3.0
@@ -43,11 +44,13 @@ NEWS_SECONDS = 3.0
 STOP_SECONDS = 1.0
 """The same for a process that is asked to stop."""
 GRACE_SECONDS = 5.0
-"""How long a process may take to end by itself once another one is gone; then it is taken to wait for that one."""
+"""How long a process may take to end by itself once another one is gone; then it is taken to wait for that
+one."""
 LAST_WORDS_SECONDS = 10.0
 """How long the last words of a process may take: the output folder may hang with the network."""
 BUSY_SECONDS = 600.0
-"""How long the main process may take, once another one is gone, to finish what it does alone, such as writing a checkpoint."""
+"""How long the main process may take, once another one is gone, to finish what it does alone, such as writing
+a checkpoint."""
 _COMMUNICATION = re.compile(
     r"connection (closed|reset|refused)|broken pipe|timed out|timeout|gloo|nccl|socket|\bpeer\b", re.I
 )
@@ -67,7 +70,8 @@ class Run:
     _ending: threading.Lock = field(default_factory=threading.Lock)
 
     def claim(self) -> bool:
-        """Whether the caller is the one that says how the run ended: the main thread, or the watch where that one is stuck."""
+        """Whether the caller is the one that says how the run ended: the main thread, or the watch where that
+        one is stuck."""
         return self._ending.acquire(blocking=False)
 
     def write(self, **changes: Any) -> None:
@@ -80,7 +84,11 @@ class Run:
         status = read_status(self.folder) if self.folder is not None else None
         if status is None or self.status is None or status["state"] not in ("failed", "wrong input"):
             return None
-        return status if (status["pid"], status["started"]) == (self.status["pid"], self.status["started"]) else None
+        return (
+            status
+            if (status["pid"], status["started"]) == (self.status["pid"], self.status["started"])
+            else None
+        )
 
     def close(self, code: int) -> None:
         """Leaves the output folder as the next run wants to find it."""
@@ -106,8 +114,8 @@ def end(error: BaseException, current: Run) -> int:
         time.sleep(2 * LAST_WORDS_SECONDS)  # the watch has given this thread up, and ends the process
     state, code, message = meaning(error)
     if current.peers is not None:
-        # What ends this process may only be that another one is gone: the watch knows which. The launcher, too, asks the rest to
-        # stop when one of its processes has ended.
+        # What ends this process may only be that another one is gone: the watch knows which. The launcher,
+        # too, asks the rest to stop when one of its processes has ended.
         lost = state == "failed" and _is_communication(error)
         wait = NEWS_SECONDS if lost else STOP_SECONDS if state == "stopped" else None
         other = current.peers.verdict(wait) if wait is not None else None
@@ -118,7 +126,9 @@ def end(error: BaseException, current: Run) -> int:
         return _end_peer(error, current, state, code, message)
     told_by_peer = current.told()
     if told_by_peer is not None:  # what ends the main process then is only that the peer is gone
-        print(private(f"hftk: {told_by_peer['state']}: {told_by_peer['message']}"), file=sys.stderr, flush=True)
+        print(
+            private(f"hftk: {told_by_peer['state']}: {told_by_peer['message']}"), file=sys.stderr, flush=True
+        )
         return int(told_by_peer["exit_code"])
     _print_ending(error, state, message, current.folder)
     with contextlib.suppress(OSError):  # a full disk must not hide the reason
@@ -127,7 +137,8 @@ def end(error: BaseException, current: Run) -> int:
 
 
 def end_stuck(other: Ending, current: Run) -> None:
-    """Ends this process because another one is gone, unless it does so by itself: it may wait for that one without end.
+    """Ends this process because another one is gone, unless it does so by itself: it may wait for that one
+    without end.
 
     Runs in a thread of the watch.
     """
@@ -159,10 +170,13 @@ def end_stuck(other: Ending, current: Run) -> None:
 
 
 def _end_after(other: Ending, current: Run) -> int:
-    """Says that another process ended the run; one process alone says it where all see the same output folder."""
+    """Says that another process ended the run; one process alone says it where all see the same output
+    folder."""
     state, code = other.state, other.code
     main, local_rank = is_main(), launcher.number_from_environment(launcher.LOCAL_RANK, 0)
-    wait = 0.0 if main and other.lost else PEER_SECONDS + 1.0 + 0.1 * local_rank  # a failed peer speaks itself
+    wait = (
+        0.0 if main and other.lost else PEER_SECONDS + 1.0 + 0.1 * local_rank
+    )  # a failed peer speaks itself
     deadline = time.monotonic() + wait
     while time.monotonic() < deadline and current.told() is None:
         time.sleep(0.05)
@@ -181,7 +195,9 @@ def _how_to_go_on(folder: Path | None) -> str:
     """Where the last whole checkpoint is, and what to type."""
     if folder is None:
         return ""
-    numbered = (re.fullmatch(r"checkpoint-(\d+)", p.parent.name) for p in folder.glob("checkpoints/*/manifest.json"))
+    numbered = (
+        re.fullmatch(r"checkpoint-(\d+)", p.parent.name) for p in folder.glob("checkpoints/*/manifest.json")
+    )
     steps = [int(match[1]) for match in numbered if match]
     last = (
         f"the last checkpoint is {folder}/checkpoints/checkpoint-{max(steps)}"
@@ -193,7 +209,8 @@ def _how_to_go_on(folder: Path | None) -> str:
 
 
 def _end_peer(error: BaseException, current: Run, state: str, code: int, message: str) -> int:
-    """A process that is not the main one speaks only where the main process, given time, does not say what went wrong."""
+    """A process that is not the main one speaks only where the main process, given time, does not say what
+    went wrong."""
     if state in ("stopped", "done") or getattr(error, "from_main", False):
         return code
     if current.folder is None:  # too early for the two to have seen different things, unless it is a defect
@@ -229,7 +246,10 @@ def meaning(error: BaseException) -> tuple[str, int, str]:
         return (
             "failed",
             1,
-            f"out of memory: {reason}; hftk plan RECIPE with the same settings says what needs it, and what would fit",
+            (
+                f"out of memory: {reason}; hftk plan RECIPE with the same settings says what needs it, and"
+                " what would fit"
+            ),
         )
     message = f"{type(error).__name__}: {error}"
     if processes() > 1 and re.search(r"Connection (closed|reset) by peer", message):
@@ -241,13 +261,14 @@ def _of_system(error: OSError) -> str:
     """What to say of a disk that is full or refuses to be written, and of a file that is gone."""
     where = f": {error.filename}" if error.filename else ""
     return (
-        f"{error.strerror}{where}. What was written whole before is kept; once this is mended, the same command with "
-        "--resume auto goes on"
+        f"{error.strerror}{where}. What was written whole before is kept; once this is mended, the same"
+        " command with --resume auto goes on"
     )
 
 
 def _is_communication(error: BaseException) -> bool:
-    """Whether an error may come from talking to another process: torch has no class for that, NCCL's aside."""
+    """Whether an error may come from talking to another process: torch has no class for that, NCCL's
+    aside."""
     return isinstance(error, PeerLost | ConnectionError) or bool(
         isinstance(error, RuntimeError) and _COMMUNICATION.search(str(error))
     )
@@ -256,7 +277,10 @@ def _is_communication(error: BaseException) -> bool:
 def _print_ending(error: BaseException, state: str, message: str, folder: Path | None) -> None:
     if state == "wrong input" and isinstance(error, InputError):
         number = len(error.problems)
-        lines = [f"hftk: {number} problem{'s' if number > 1 else ''} in the input", *(f"  {p}" for p in error.problems)]
+        lines = [
+            f"hftk: {number} problem{'s' if number > 1 else ''} in the input",
+            *(f"  {p}" for p in error.problems),
+        ]
         text = "\n".join(lines)
     elif state == "stopped":
         text = f"hftk: {message}" + ("; --resume auto goes on from the last checkpoint" if folder else "")

@@ -1,4 +1,5 @@
-"""Files that are on the disk when a call returns, whole, whenever the process is killed or the power is cut."""
+"""Files that are on the disk when a call returns, whole, whenever the process is killed or the power is
+cut."""
 
 from __future__ import annotations
 
@@ -22,14 +23,17 @@ def sync(path: Path) -> None:
     try:
         os.fsync(handle)
     except OSError as error:
-        if not (path.is_dir() and error.errno in (errno.EINVAL, errno.ENOTSUP)):  # some network disks sync no folders
+        if not (
+            path.is_dir() and error.errno in (errno.EINVAL, errno.ENOTSUP)
+        ):  # some network disks sync no folders
             raise
     finally:
         os.close(handle)
 
 
 def make_folder(folder: Path) -> None:
-    """Make ``folder`` and those above it where they are missing; their names are durable when this returns."""
+    """Make ``folder`` and those above it where they are missing; their names are durable when this
+    returns."""
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     for made in missing:
@@ -38,7 +42,8 @@ def make_folder(folder: Path) -> None:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Writes a small text file so that readers, crashes and power cuts meet the old content or the new, never a part."""
+    """Writes a small text file so that readers, crashes and power cuts meet the old content or the new, never
+    a part."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("w", encoding="utf-8", newline="\n") as file:
@@ -53,24 +58,32 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 def remove_unfinished(folder: Path, name: str = "*") -> None:
-    """Remove what :func:`write_atomically` left in ``folder`` of files of this name when its process was killed. Only for who
-    alone writes them; the files by which other processes ask a folder for its time are left to them."""
+    """Remove what :func:`write_atomically` left in ``folder`` of files of this name when its process was
+    killed. Only for who alone writes them; the files by which other processes ask a folder for its time are
+    left to them."""
     for path in folder.glob(f".{name}.*.tmp"):
         if re.fullmatch(r"\.(?!clock\.).+\.\d+\.tmp", path.name) and path.is_file():
             path.unlink(missing_ok=True)
 
 
 def find_name_problem(setting: str, name: str) -> Problem | None:
-    """What is wrong with a path as it is typed: an unknown user's home folder, a name that no file system takes."""
+    """What is wrong with a path as it is typed: an unknown user's home folder, a name that no file system
+    takes."""
     longest = max((len(os.fsencode(part)) for part in re.split(r"[/\\]", name)), default=0)
     if "\0" in name:
-        return Problem(setting=setting, message="expected a path, found a zero byte in it", fix="type the path again")
+        return Problem(
+            setting=setting, message="expected a path, found a zero byte in it", fix="type the path again"
+        )
     if longest > MOST_NAME_BYTES:
         message = f"expected a path whose names have at most {MOST_NAME_BYTES} bytes, found one of {longest}"
         return Problem(setting=setting, message=message, fix="check the spelling")
     if name.startswith("~") and os.path.expanduser(name) == name:
         user = re.split(r"[/\\]", name)[0]
-        return Problem(setting=setting, message=f"expected the home folder of a user, found no user {user}", fix=f"type the whole path, or ./{name}")  # fmt: skip
+        return Problem(
+            setting=setting,
+            message=f"expected the home folder of a user, found no user {user}",
+            fix=f"type the whole path, or ./{name}",
+        )
     return None
 
 
@@ -78,7 +91,8 @@ def is_run_folder(folder: Path) -> bool:
     """Whether a folder holds a run or a model."""
     with contextlib.suppress(OSError):
         if any(
-            (folder / name).is_file() for name in ("record.json", "status.json", "config.json", "adapter_config.json")
+            (folder / name).is_file()
+            for name in ("record.json", "status.json", "config.json", "adapter_config.json")
         ):
             return True
         settings = folder / "config.yaml"

@@ -1,8 +1,9 @@
 """What the launcher above this process was asked for, read off its command line and its config file.
 
-``accelerate launch`` tells its children how many processes run, never how many were asked for, and there are ways of asking
-for several that give one (``--cpu --num_processes 2``, ``distributed_type: MULTI_CPU``; accelerate 1.15). accelerate's own
-parser is not used: it imports torch, and the answer is wanted before anything slow.
+``accelerate launch`` tells its children how many processes run, never how many were asked for, and there are
+ways of asking for several that give one (``--cpu --num_processes 2``, ``distributed_type: MULTI_CPU``;
+accelerate 1.15). accelerate's own parser is not used: it imports torch, and the answer is wanted before
+anything slow.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ _FOSTER_PARENTS = ("systemd", "init", "tini", "dumb-init", "docker-init", "catat
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h
 WORLD_SIZE = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 LOCAL_RANK = ("LOCAL_RANK", "MPI_LOCALRANKID", "OMPI_COMM_WORLD_LOCAL_RANK", "MV2_COMM_WORLD_LOCAL_RANK")
-"""Environment variables in which torchrun and the MPI launchers number the processes, in accelerate's order."""
+"""Environment variables in which torchrun and the MPI launchers number the processes, in accelerate's
+order."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +43,8 @@ class Launcher:
     """accelerate, torchrun or deepspeed."""
     pid: int
     processes: int | None = None
-    """Number of processes asked for by flag or config file, on all machines together; None: left to the launcher."""
+    """Number of processes asked for by flag or config file, on all machines together; None: left to the
+    launcher."""
     cpu: bool = False
     """Whether the CPU was asked for."""
     strategy: str = ""
@@ -82,13 +85,16 @@ def find_launcher() -> Launcher | None:
         found = _recognized(command)
         if found is not None:
             name, arguments = found
-            asked = _asked_of_accelerate(_before_script(arguments), Path(folder)) if name == "accelerate" else {}
+            asked = (
+                _asked_of_accelerate(_before_script(arguments), Path(folder)) if name == "accelerate" else {}
+            )
             return Launcher(name=name, pid=parent.pid, **asked)
     return None
 
 
 def is_orphan(launcher: Launcher | None) -> bool:
-    """Whether a launcher started this process and is gone already, so that nobody would wait for it or end it."""
+    """Whether a launcher started this process and is gone already, so that nobody would wait for it or end
+    it."""
     import psutil
 
     if launcher is not None or not any(name in os.environ for name in _SET_BY_LAUNCHERS):
@@ -111,18 +117,18 @@ def contradictions(launcher: Launcher | None) -> list[Problem]:
     asked = launcher.processes
     if asked is not None and world < asked:
         message = (
-            f"expected {asked} processes, as asked of accelerate launch, found {world}: it starts several only with "
-            "--multi_gpu (in a config file: distributed_type: MULTI_GPU), on a CPU too"
+            f"expected {asked} processes, as asked of accelerate launch, found {world}: it starts several"
+            " only with --multi_gpu (in a config file: distributed_type: MULTI_GPU), on a CPU too"
         )
         fix = (
-            f"type: {_relaunch(asked)}\n    or, without that file, set ACCELERATE_USE_CPU=true (for a CPU) and type: "
-            f"accelerate launch --multi_gpu --num_processes {asked} {_script()}"
+            f"type: {_relaunch(asked)}\n    or, without that file, set ACCELERATE_USE_CPU=true (for a CPU)"
+            f" and type: accelerate launch --multi_gpu --num_processes {asked} {_script()}"
         )
         problems.append(_launch_problem(message, fix))
     if asked is not None and world > asked:
         message = (
-            f"expected {asked} process{'es' if asked > 1 else ''}, as asked of accelerate launch, but the environment says "
-            f"that {world} run (WORLD_SIZE or an MPI variable, perhaps left over)"
+            f"expected {asked} process{'es' if asked > 1 else ''}, as asked of accelerate launch, but the"
+            f" environment says that {world} run (WORLD_SIZE or an MPI variable, perhaps left over)"
         )
         problems.append(_launch_problem(message, "type: unset WORLD_SIZE RANK LOCAL_RANK, and launch again"))
     if launcher.strategy and launcher.strategy != strategy_in_environment():
@@ -134,23 +140,38 @@ def contradictions(launcher: Launcher | None) -> list[Problem]:
 def downgrades(
     *, asked: int, found: int, strategy: str, device: str, gpus_of_one_process: int, gpus_asked: bool = False
 ) -> list[Problem]:
-    """What accelerate made less of without a word: processes, GPUs, FSDP on a CPU, several GPUs in one process."""
+    """What accelerate made less of without a word: processes, GPUs, FSDP on a CPU, several GPUs in one
+    process."""
     problems = []
     if gpus_asked and device == "cpu":
         message = "expected GPUs, as asked of accelerate launch, found none that torch can use"
-        fix = f"for a CPU type: {_relaunch(asked)}\n    or set ACCELERATE_USE_CPU=true; for a GPU see what nvidia-smi and torch.cuda.is_available() say"
+        fix = (
+            f"for a CPU type: {_relaunch(asked)}\n    or set ACCELERATE_USE_CPU=true; for a GPU see what"
+            " nvidia-smi and torch.cuda.is_available() say"
+        )
         return [_launch_problem(message, fix)]
     if found != asked:
-        message = f"expected {asked} processes, as the environment says, found {found}: each would train alone"
+        message = (
+            f"expected {asked} processes, as the environment says, found {found}: each would train alone"
+        )
         problems.append(
-            _launch_problem(message, f"type: accelerate launch --multi_gpu --num_processes {asked} {_script()}")
+            _launch_problem(
+                message, f"type: accelerate launch --multi_gpu --num_processes {asked} {_script()}"
+            )
         )
     if strategy == "fsdp" and device == "cpu":
-        message = "expected FSDP, as asked of accelerate launch, but on a CPU accelerate silently runs plain DDP"
+        message = (
+            "expected FSDP, as asked of accelerate launch, but on a CPU accelerate silently runs plain DDP"
+        )
         problems.append(_launch_problem(message, f"type: {_relaunch(2)}"))
     if gpus_of_one_process > 1:
-        message = f"expected one process for each of the {gpus_of_one_process} visible GPUs, found one process"
-        fix = f"for all of them type: accelerate launch --multi_gpu --num_processes {gpus_of_one_process} {_script()}"
+        message = (
+            f"expected one process for each of the {gpus_of_one_process} visible GPUs, found one process"
+        )
+        fix = (
+            f"for all of them type: accelerate launch --multi_gpu --num_processes {gpus_of_one_process}"
+            f" {_script()}"
+        )
         problems.append(
             _launch_problem(message, f"{fix}\n    for one of them: CUDA_VISIBLE_DEVICES=0 python {_script()}")
         )
@@ -196,7 +217,8 @@ def _stem(word: str) -> str:
 
 
 def _before_script(arguments: Sequence[str]) -> list[str]:
-    """The launcher's own options: those before this script's path or module name (what follows is the script's)."""
+    """The launcher's own options: those before this script's path or module name (what follows is the
+    script's)."""
     spec = getattr(sys.modules.get("__main__"), "__spec__", None)
     names = {Path(sys.argv[0]).name, spec.name.removesuffix(".__main__") if spec else Path(sys.argv[0]).name}
     for position, word in enumerate(arguments):
@@ -220,7 +242,9 @@ def _asked_of_accelerate(options: Sequence[str], folder: Path) -> dict[str, Any]
     in_file = config.get("num_processes")
     kind = str(config.get("distributed_type", "")).lower()
     cpu = given.cpu or bool(config.get("use_cpu"))
-    several = given.multi_gpu or given.use_fsdp or given.use_deepspeed or kind in ("multi_gpu", "fsdp", "deepspeed")
+    several = (
+        given.multi_gpu or given.use_fsdp or given.use_deepspeed or kind in ("multi_gpu", "fsdp", "deepspeed")
+    )
     if given.use_fsdp or given.use_deepspeed or given.multi_gpu:  # one of these wins over the file's type
         kind = "fsdp" if given.use_fsdp else "deepspeed" if given.use_deepspeed else ""
     return {
@@ -250,8 +274,8 @@ def _config_file(path: Path) -> Mapping[str, Any]:
 def use_all_cores(started_by: Launcher | None) -> None:
     """Gives each process its share of this machine's cores, unless the user has set ``OMP_NUM_THREADS``.
 
-    ``accelerate launch`` and torchrun set it to 1 where it is not set, and a run on a CPU then takes twice as long on two cores
-    (accelerate 1.15, ``commands/launch.py``). Acts on a torch that is loaded later, too.
+    ``accelerate launch`` and torchrun set it to 1 where it is not set, and a run on a CPU then takes twice as
+    long on two cores (accelerate 1.15, ``commands/launch.py``). Acts on a torch that is loaded later, too.
     """
     import psutil
 
@@ -259,7 +283,9 @@ def use_all_cores(started_by: Launcher | None) -> None:
         return
     try:
         process = psutil.Process(started_by.pid)
-        asked = THREADS in process.environ() or any("cpu_threads_per_process" in w.replace("-", "_") for w in process.cmdline())
+        asked = THREADS in process.environ() or any(
+            "cpu_threads_per_process" in w.replace("-", "_") for w in process.cmdline()
+        )
     except (psutil.Error, OSError):
         return
     if asked:
@@ -274,7 +300,8 @@ def use_all_cores(started_by: Launcher | None) -> None:
 def keep_memory() -> None:
     """Tells glibc's malloc to keep the memory of freed tensors: each step needs it again.
 
-    By default blocks above 32 MB at most go back to the system at once, and every step pays for its pages anew. Does nothing elsewhere, or where the user has set a ``MALLOC_`` variable.
+    By default blocks above 32 MB at most go back to the system at once, and every step pays for its pages
+    anew. Does nothing elsewhere, or where the user has set a ``MALLOC_`` variable.
     """
     if not sys.platform.startswith("linux") or any(name.startswith("MALLOC_") for name in os.environ):
         return
@@ -285,7 +312,8 @@ def keep_memory() -> None:
 
 
 def give_back_memory() -> None:
-    """Gives the free memory of glibc's malloc to the system: what reading data and loading weights have left behind.
+    """Gives the free memory of glibc's malloc to the system: what reading data and loading weights have left
+    behind.
 
     It lies in holes that a training step would hardly fill. Does nothing elsewhere.
     """

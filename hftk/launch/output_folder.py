@@ -1,6 +1,8 @@
-"""The output folder: one run at a time writes to it, an earlier run is never lost by accident, and it says how the run stands.
+"""The output folder: one run at a time writes to it, an earlier run is never lost by accident, and it says
+how the run stands.
 
-``status.json`` is there because exit codes do not pass through ``accelerate launch``, which turns every failure into 1.
+``status.json`` is there because exit codes do not pass through ``accelerate launch``, which turns every
+failure into 1.
 """
 
 from __future__ import annotations
@@ -28,13 +30,45 @@ PREDICTIONS = "predictions.jsonl"
 LOCK = "run.lock"
 DIVERGENCE = "divergence.json"
 OURS = (
-    "*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json", "adapter_config.json", "base_config.json", "base",
-    "training_args.bin", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
-    "vocab.json", "vocab.txt", "merges.txt", "*.spm", "spiece.model", "sentencepiece.bpe.model", "tokenizer.model",
-    "chat_template.json*", "chat_template.jinja", "README.md", "report.html", "report.md", PREDICTIONS, DIVERGENCE,
-    ".generated.jsonl*", "checkpoints", ".saving", ".replaced", f"{PREDICTIONS}.partial", ".*.tmp", LOCK, "record.json", "config.yaml", STATUS,
-)  # fmt: skip
-"""Names that a run leaves in its output folder, and that ``--overwrite`` removes; the last ones tell whose folder it is."""
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "config.json",
+    "generation_config.json",
+    "adapter_config.json",
+    "base_config.json",
+    "base",
+    "training_args.bin",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "*.spm",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "tokenizer.model",
+    "chat_template.json*",
+    "chat_template.jinja",
+    "README.md",
+    "report.html",
+    "report.md",
+    PREDICTIONS,
+    DIVERGENCE,
+    ".generated.jsonl*",
+    "checkpoints",
+    ".saving",
+    ".replaced",
+    f"{PREDICTIONS}.partial",
+    ".*.tmp",
+    LOCK,
+    "record.json",
+    "config.yaml",
+    STATUS,
+)
+"""Names that a run leaves in its output folder, and that ``--overwrite`` removes; the last ones tell whose
+folder it is."""
 REPLACED = ".replaced"
 """Where ``--overwrite`` keeps the earlier run until the new one has proved its input right."""
 NOTHING_YET = frozenset({STATUS, LOCK, "config.yaml"})
@@ -48,11 +82,12 @@ SILENT_SECONDS = 120.0
 
 
 def prepare_output(config: RunConfig) -> Path:
-    """Creates ``config.output``, locks it for this process and, with ``overwrite``, sets aside what an earlier run left.
+    """Creates ``config.output``, locks it for this process and, with ``overwrite``, sets aside what an
+    earlier run left.
 
-    Raises InputError, with the folder as it was, where the folder holds something that is not to be lost, another run writes
-    to it, or it cannot be written. :func:`settle_output` removes or brings back what was set aside, and
-    :func:`release_output` gives the lock back.
+    Raises InputError, with the folder as it was, where the folder holds something that is not to be lost,
+    another run writes to it, or it cannot be written. :func:`settle_output` removes or brings back what was
+    set aside, and :func:`release_output` gives the lock back.
     """
     folder = check_output(config)
     with _folder_errors(folder):
@@ -70,29 +105,42 @@ def prepare_output(config: RunConfig) -> Path:
 
 
 def check_output(config: RunConfig) -> Path:
-    """The folder of ``config.output`` if a run may write there; makes and removes nothing. Raises InputError as above."""
+    """The folder of ``config.output`` if a run may write there; makes and removes nothing. Raises InputError
+    as above."""
     if not config.output.strip():
         raise _problem("expected a folder, found an empty name", "name one: --output out/my_run")
     check_paths(config)
     folder = Path(config.output).expanduser()
     with _folder_errors(folder):
+        _unlock(_flock(folder))
         _check_free(folder / LOCK)
         _check_contents(folder, config)
     return folder
 
 
 def check_paths(config: RunConfig) -> None:
-    """InputError for paths in the settings that cannot be, and for an output folder that holds or is an input."""
+    """InputError for paths in the settings that cannot be, and for an output folder that holds or is an
+    input."""
     data = {f"data.{name}": getattr(config.data, name) for name in ("path", "train", "validation", "test")}
     inputs = {name: value for name, value in {**data, "model.name": config.model.name}.items() if value}
-    typed = {"output": config.output, "resume": config.resume, "model.tokenizer": config.model.tokenizer, **inputs}
-    if problems := [found for name, text in typed.items() if text and (found := find_name_problem(name, text))]:
+    typed = {
+        "output": config.output,
+        "resume": config.resume,
+        "model.tokenizer": config.model.tokenizer,
+        **inputs,
+    }
+    if problems := [
+        found for name, text in typed.items() if text and (found := find_name_problem(name, text))
+    ]:
         raise InputError(*problems)
     folder = Path(config.output).expanduser().resolve()
     for name, text in inputs.items():
         source = Path(text).expanduser()
         if source.exists() and source.resolve().is_relative_to(folder):
-            raise _problem(f"expected a folder without inputs of the run, found --{name} {text} in it", "choose another --output")
+            raise _problem(
+                f"expected a folder without inputs of the run, found --{name} {text} in it",
+                "choose another --output",
+            )
 
 
 def settle_output(folder: Path, *, keep_new: bool) -> None:
@@ -113,6 +161,7 @@ def settle_output(folder: Path, *, keep_new: bool) -> None:
 
 def release_output(folder: Path) -> None:
     """Gives back the lock on ``folder`` if this process holds it."""
+    _unlock(_held.pop(folder.resolve(), None))
     owner = _read_json(folder / LOCK)
     if owner is not None and owner.get("pid") == os.getpid() and owner.get("host") == socket.gethostname():
         with contextlib.suppress(OSError):
@@ -120,7 +169,8 @@ def release_output(folder: Path) -> None:
 
 
 def write_status(folder: Path, status: Mapping[str, Any]) -> dict[str, Any]:
-    """Writes ``status.json`` whole or not at all, with secrets left out and ``updated`` set to now; returns what it wrote."""
+    """Writes ``status.json`` whole or not at all, with secrets left out and ``updated`` set to now; returns
+    what it wrote."""
     written = {**status, "updated": now()}
     written = redact(written)
     write_atomically(folder / STATUS, json.dumps(written, indent=2, ensure_ascii=False) + "\n")
@@ -161,7 +211,8 @@ def _check_contents(folder: Path, config: RunConfig) -> None:
         return
     if earlier is None:
         raise _problem(
-            f"expected a new or empty folder, found {_count(folder)} that no hftk run left there: {_some(entries)}",
+            f"expected a new or empty folder, found {_count(folder)} that no hftk run left there:"
+            f" {_some(entries)}",
             "choose another --output; --overwrite and --resume are for what an earlier hftk run left",
         )
     raise _problem(
@@ -171,8 +222,8 @@ def _check_contents(folder: Path, config: RunConfig) -> None:
 
 
 def _continues(config: RunConfig, folder: Path) -> bool:
-    """Whether the run goes on with what the folder holds: --resume auto, or the path of a checkpoint inside of it, or of one
-    that was saved elsewhere because this folder's disk was full (its manifest tells)."""
+    """Whether the run goes on with what the folder holds: --resume auto, or the path of a checkpoint inside
+    of it, or of one that was saved elsewhere because this folder's disk was full (its manifest tells)."""
     if config.resume in ("auto", "never"):
         return config.resume == "auto"
     path = Path(config.resume).expanduser().resolve()
@@ -189,8 +240,8 @@ def _check_removable(folder: Path, foreign: list[str], earlier: str | None) -> N
         )
     if earlier is None:
         raise _problem(
-            f"--overwrite replaces what an hftk run left, and {_count(folder)} in {folder} are not known to be from one: "
-            "there is no status.json, record.json or config.yaml of hftk's",
+            f"--overwrite replaces what an hftk run left, and {_count(folder)} in {folder} are not known to"
+            " be from one: there is no status.json, record.json or config.yaml of hftk's",
             "choose another --output, or empty the folder yourself",
         )
     if foreign:
@@ -217,7 +268,8 @@ def _earlier_run(folder: Path) -> str | None:
 
 
 def _set_aside(folder: Path) -> None:
-    """Moves what an earlier run left into a folder of its own; what tells whose folder it is goes last, in case of a crash."""
+    """Moves what an earlier run left into a folder of its own; what tells whose folder it is goes last, in
+    case of a crash."""
     aside = folder / REPLACED
     order = {pattern: position for position, pattern in enumerate(OURS)}
     entries = [entry for entry in folder.iterdir() if entry.name not in (LOCK, REPLACED)]
@@ -237,6 +289,8 @@ def _remove(entries: list[Path]) -> None:
 
 
 def _lock(folder: Path) -> None:
+    """Lock the folder for the life of this run: by the kernel, and by a file that other machines and people
+    read."""
     import psutil
 
     path = folder / LOCK
@@ -246,54 +300,81 @@ def _lock(folder: Path) -> None:
         "host": socket.gethostname(),
         "since": now(),
     }
-    for _ in range(3):
-        with _one_at_a_time(folder):
-            try:
-                handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
-            except FileExistsError:
-                _break_stale_lock(path)
-                continue
-            try:
-                with os.fdopen(handle, "w", encoding="utf-8") as file:
-                    json.dump(mine, file)
-            except OSError:
+    handle = _flock(folder)
+    try:
+        _break_stale_lock(path)
+        with open(path, "x", encoding="utf-8") as file:
+            json.dump(mine, file)
+    except FileExistsError:  # without locks of the kernel another run may have been faster
+        _unlock(handle)
+        raise _problem(
+            "another run is being started in this folder right now", "choose another --output"
+        ) from None
+    except BaseException:
+        with contextlib.suppress(OSError):
+            if (_read_json(path) or mine) == mine:
                 path.unlink()
-                raise
-        threading.Thread(target=_keep_alive, args=(path, mine["since"]), daemon=True, name="output-lock").start()
-        return
-    raise _problem("other runs are being started in this folder right now", "start one of them only")
+        _unlock(handle)
+        raise
+    if handle is not None:
+        _held[folder.resolve()] = handle
+    threading.Thread(target=_keep_alive, args=(path, mine["since"]), daemon=True, name="output-lock").start()
 
 
-@contextlib.contextmanager
-def _one_at_a_time(folder: Path) -> Iterator[None]:
-    """Lets one process of this machine after the other look at the lock, break it and make it anew; without it a run that puts
-    back a fresh lock can meet a third one that has just made its own. Where the system cannot lock a folder it does nothing."""
+_held: dict[Path, int] = {}
+"""Locked folder to the handle that the kernel has locked, until it is closed or the process ends."""
+
+
+def _flock(folder: Path) -> int | None:
+    """Lock ``folder`` itself (``flock``), which no PID namespace and no clock can fool; None where the system
+    has no such lock.
+
+    Raises:
+        InputError: another run holds it.
+    """
     try:
         import fcntl
 
         handle = os.open(folder, os.O_RDONLY)
-    except (ImportError, OSError):  # Windows
-        yield
-        return
+    except (ImportError, FileNotFoundError, PermissionError):  # Windows; a folder that is not there yet
+        return None
     try:
-        with contextlib.suppress(OSError):  # a network file system without locks
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        owner = _read_json(folder / LOCK) or {}
+        who = (
+            f" (process {owner['pid']} on {owner.get('host')}, since {owner.get('since')})"
+            if "pid" in owner
+            else ""
+        )
+        raise _problem(
+            f"another run{who} writes to this folder", "wait for it, stop it, or choose another --output"
+        ) from None
+    except OSError:  # a network file system without locks
+        os.close(handle)
+        return None
+    return handle
+
+
+def _unlock(handle: int | None) -> None:
+    if handle is not None:
         os.close(handle)
 
 
 def _check_free(path: Path) -> dict[str, Any] | None:
-    """InputError if the run that made the lock still runs, or may; else what the lock says, if there is one."""
+    """InputError if the run that made the lock still runs, or may; else what the lock says, if there is
+    one."""
     owner = _read_json(path)
     if owner is None or not {"pid", "process_started", "host"} <= owner.keys():
         if path.exists() and _silence(path) < HALF_WRITTEN_SECONDS:
             raise _problem("another run is being started in this folder right now", "choose another --output")
     elif _is_alive(owner, path):
         raise _problem(
-            f"another run (process {owner['pid']} on {owner['host']}, since {owner.get('since')}) writes to this folder",
-            "wait for it, stop it, or choose another --output (if it was killed on another machine, the folder is free "
-            f"{SILENT_SECONDS:g} s after its end)",
+            f"another run (process {owner['pid']} on {owner['host']}, since {owner.get('since')}) writes to"
+            " this folder",
+            "wait for it, stop it, or choose another --output (if it was killed on another machine, the"
+            f" folder is free {SILENT_SECONDS:g} s after its end)",
         )
     return owner
 
@@ -301,7 +382,8 @@ def _check_free(path: Path) -> dict[str, Any] | None:
 def _break_stale_lock(path: Path) -> None:
     """Removes the lock of a run that is no more; InputError if it still runs, or may."""
     owner = _check_free(path)
-    # Renaming, not unlinking: of two runs that found the same stale lock one alone gets it, and neither removes a fresh one.
+    # Renaming, not unlinking: of two runs that found the same stale lock one alone gets it, and neither
+    # removes a fresh one.
     taken = path.with_name(f".{LOCK}.{os.getpid()}.tmp")
     with contextlib.suppress(FileNotFoundError):
         os.replace(path, taken)
@@ -329,9 +411,11 @@ def _is_alive(owner: Mapping[str, Any], path: Path) -> bool:
 
 
 def _is_touched(path: Path) -> bool:
-    """Whether the owner, on another machine, still touches its lock: waits until it does, or has been silent for long enough.
+    """Whether the owner, on another machine, still touches its lock: waits until it does, or has been silent
+    for long enough.
 
-    So a run that is started again on another machine, after the first one's failed, need not be started twice.
+    So a run that is started again on another machine, after the first one's failed, need not be started
+    twice.
     """
     seen, told = _touched(path), False
     while (silence := _silence(path)) < SILENT_SECONDS:
@@ -339,7 +423,11 @@ def _is_touched(path: Path) -> bool:
             return True
         if not told:
             told = True
-            print(f"{path}: another machine's run was here {silence:.0f} s ago; waiting to see whether it still runs (at most {SILENT_SECONDS:g} s)", flush=True)  # fmt: skip
+            print(
+                f"{path}: another machine's run was here {silence:.0f} s ago; waiting to see whether it still"
+                f" runs (at most {SILENT_SECONDS:g} s)",
+                flush=True,
+            )
         time.sleep(min(1.0, SILENT_SECONDS / 10))
     return False
 
@@ -377,7 +465,8 @@ def _folder_errors(folder: Path) -> Iterator[None]:
         yield
     except (FileExistsError, NotADirectoryError) as error:
         raise _problem(
-            f"expected a folder, found a file in the way: {error.filename or folder}", "choose another --output"
+            f"expected a folder, found a file in the way: {error.filename or folder}",
+            "choose another --output",
         ) from None
     except OSError as error:
         reason = error.strerror or str(error)

@@ -1,9 +1,11 @@
-"""The processes of a run watch each other: a lost one ends the others within seconds, and a busy one is waited for without limit.
+"""The processes of a run watch each other: a lost one ends the others within seconds, and a busy one is
+waited for without limit.
 
-Every process holds one connection to the main process. A process that ends without a word closes its connection, and a machine or
-a link that is gone answers no keep-alive probes (RFC 9293, section 3.8.4). Both are the kernel's business: it does not matter what
-Python is busy with. Gloo and NCCL notice the first late and the second after their time-out, half an hour; and that time-out also
-ends a run in which one process alone works for longer, so :meth:`Peers.meet` lets processes wait for each other without any.
+Every process holds one connection to the main process. A process that ends without a word closes its
+connection, and a machine or a link that is gone answers no keep-alive probes (RFC 9293, section 3.8.4). Both
+are the kernel's business: it does not matter what Python is busy with. Gloo and NCCL notice the first late
+and the second after their time-out, half an hour; and that time-out also ends a run in which one process
+alone works for longer, so :meth:`Peers.meet` lets processes wait for each other without any.
 """
 
 from __future__ import annotations
@@ -24,11 +26,14 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 CONNECT_SECONDS = 10.0
-"""How long one address of the main process is tried, and how long it waits for the first word of whoever connects."""
+"""How long one address of the main process is tried, and how long it waits for the first word of whoever
+connects."""
 ANSWER_SECONDS = 6 * CONNECT_SECONDS
-"""How long a process waits for the answer: others may stand before it, strangers that say nothing among them."""
+"""How long a process waits for the answer: others may stand before it, strangers that say nothing among
+them."""
 TOGETHER_SECONDS = 0.5
-"""Processes that are lost within this time of each other are named together: a machine seldom loses one alone."""
+"""Processes that are lost within this time of each other are named together: a machine seldom loses one
+alone."""
 _LONGEST_LINE = 1 << 20
 _INTERFACES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME", "TP_SOCKET_IFNAME")
 
@@ -74,7 +79,8 @@ class Peers(ABC):
                 self._changed.wait(1.0)
 
     def leave(self, state: str, code: int = 0, message: str = "") -> None:
-        """Says goodbye with the state of ``status.json``; the others end too unless this one is done or stopped on request."""
+        """Says goodbye with the state of ``status.json``; the others end too unless this one is done or
+        stopped on request."""
         if not self._left:
             self._left = True
             self._say_goodbye({"bye": state, "code": code, "message": message})
@@ -105,7 +111,8 @@ class Peers(ABC):
 
 
 class _Hub(Peers):
-    """The main process's end: it holds a connection to every other process and tells each what the others need to know."""
+    """The main process's end: it holds a connection to every other process and tells each what the others
+    need to know."""
 
     def __init__(self, lines: dict[int, _Line], hosts: dict[int, str], *settings: Any) -> None:
         super().__init__(*settings)
@@ -145,7 +152,9 @@ class _Hub(Peers):
             if word["bye"] == "done":
                 return self._arrive(sys.maxsize, rank)
             where = (
-                f"process {rank}, on {self._hosts[rank]}" if self._hosts[rank] != self._hosts[0] else f"process {rank}"
+                f"process {rank}, on {self._hosts[rank]}"
+                if self._hosts[rank] != self._hosts[0]
+                else f"process {rank}"
             )
             self._spread(Ending(state=word["bye"], code=word["code"], message=f"{where}: {word['message']}"))
 
@@ -218,8 +227,9 @@ class _Spoke(Peers):
 def watch(rank: int, processes: int, seconds: float, act: Callable[[Ending], None]) -> Peers | str:
     """Connects all processes of the running ``torch.distributed`` group; every one of them calls this.
 
-    ``act`` is called in a thread of its own, once, when another process has ended in any way but "done". ``seconds`` without an
-    answer, and a process counts as lost. Returns a line that says why, on every process, where one of them cannot connect.
+    ``act`` is called in a thread of its own, once, when another process has ended in any way but "done".
+    ``seconds`` without an answer, and a process counts as lost. Returns a line that says why, on every
+    process, where one of them cannot connect.
     """
     from accelerate.utils import broadcast_object_list, gather_object
 
@@ -228,7 +238,9 @@ def watch(rank: int, processes: int, seconds: float, act: Callable[[Ending], Non
     server = _serve(one_machine) if rank == 0 else None
     offer: list[Any] = [None]
     if server is not None:
-        offer = [(_addresses(one_machine), server.getsockname()[1], secrets.token_hex(16), socket.gethostname())]
+        offer = [
+            (_addresses(one_machine), server.getsockname()[1], secrets.token_hex(16), socket.gethostname())
+        ]
     broadcast_object_list(offer, from_process=0)
     addresses, port, secret, main_host = offer[0]
     made: Peers | None = None
@@ -242,7 +254,10 @@ def watch(rank: int, processes: int, seconds: float, act: Callable[[Ending], Non
     else:
         line = _connect(addresses, port, secret, rank, seconds)
         if line is None:
-            problem = f"process {rank}, on {socket.gethostname()}, cannot reach {main_host} at any of {', '.join(addresses)}, port {port}"
+            problem = (
+                f"process {rank}, on {socket.gethostname()}, cannot reach {main_host} at any of"
+                f" {', '.join(addresses)}, port {port}"
+            )
         else:
             made = _Spoke(line, main_host, *settings)
     problems = [p for p in gather_object([problem]) if p]
@@ -278,7 +293,8 @@ class _Line:
             self.socket.sendall(json.dumps(word).encode() + b"\n")
 
     def read(self) -> list[dict[str, Any]]:
-        """What has come, waiting for some; ConnectionError where the other end is closed, TimeoutError where it does not answer."""
+        """What has come, waiting for some; ConnectionError where the other end is closed, TimeoutError where
+        it does not answer."""
         data = self.socket.recv(1 << 16)
         if not data:
             raise ConnectionResetError("closed")
@@ -292,7 +308,8 @@ class _Line:
 
 
 def _keep_alive(connected: socket.socket, seconds: float) -> None:
-    """Lets the kernel probe a silent connection, and give it up after ``seconds`` without an answer (system's own times: hours)."""
+    """Lets the kernel probe a silent connection, and give it up after ``seconds`` without an answer (system's
+    own times: hours)."""
     connected.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     probes = 9
     pause = max(1, round(seconds / (probes + 1)))
@@ -318,26 +335,31 @@ def _serve(one_machine: bool) -> socket.socket:
 
 
 def _addresses(one_machine: bool) -> list[str]:
-    """Where the others may reach this machine, the likeliest first: the interface that gloo or NCCL was told, the launcher's
-    address of the main machine, all others."""
+    """Where the others may reach this machine, the likeliest first: the interface that gloo or NCCL was told,
+    the launcher's address of the main machine, all others."""
     if one_machine:
         return ["127.0.0.1"]
     import psutil
 
     by_interface = {
-        name: [a.address for a in found if a.family in (socket.AF_INET, socket.AF_INET6) and "%" not in a.address]
+        name: [
+            a.address for a in found if a.family in (socket.AF_INET, socket.AF_INET6) and "%" not in a.address
+        ]
         for name, found in psutil.net_if_addrs().items()
     }
     told = [name.strip("=^ ") for variable in _INTERFACES for name in os.environ.get(variable, "").split(",")]
     likely = [address for name in told for address in by_interface.get(name, [])]
-    all_others = [a for found in by_interface.values() for a in found if not a.startswith("127.") and a != "::1"]
+    all_others = [
+        a for found in by_interface.values() for a in found if not a.startswith("127.") and a != "::1"
+    ]
     return list(dict.fromkeys([*likely, *filter(None, [os.environ.get("MASTER_ADDR")]), *all_others]))
 
 
 def _accept(
     server: socket.socket, count: int, secret: str, seconds: float, accepted: dict[int, tuple[_Line, str]]
 ) -> None:
-    """Takes connections of those who know the ``secret`` until there are ``count``; ends when the server is closed."""
+    """Takes connections of those who know the ``secret`` until there are ``count``; ends when the server is
+    closed."""
     while len(accepted) < count:
         try:
             connected, _ = server.accept()
@@ -363,7 +385,9 @@ def _connect(addresses: Sequence[str], port: int, secret: str, rank: int, second
             connected.settimeout(ANSWER_SECONDS)
             line = _Line(connected, seconds)
             line.send({"hello": _proof(secret, "peer"), "rank": rank, "host": socket.gethostname()})
-            if line.read() == [{"hello": _proof(secret, "main")}]:  # another machine may have that address, too
+            if line.read() == [
+                {"hello": _proof(secret, "main")}
+            ]:  # another machine may have that address, too
                 connected.settimeout(None)
                 return line
             connected.close()
@@ -381,7 +405,8 @@ def _why(error: OSError, seconds: float) -> str:
 
 
 def _named(ranks: Iterator[int] | Sequence[int] | dict[int, str], hosts: dict[int, str]) -> str:
-    """Such as "process 1" or "processes 2, 3 (on node2)"; the machine is named where it is another than the main one."""
+    """Such as "process 1" or "processes 2, 3 (on node2)"; the machine is named where it is another than the
+    main one."""
     numbers = sorted(ranks)
     places = sorted({hosts[number] for number in numbers} - {hosts[0]})
     text = f"process{'es' if len(numbers) > 1 else ''} {', '.join(map(str, numbers))}"

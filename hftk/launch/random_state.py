@@ -12,13 +12,17 @@ import torch
 
 @contextmanager
 def undisturbed() -> Iterator[None]:
-    """Leave the random states of Python, NumPy and torch (the CPU and a CUDA device) as they were, whatever is drawn inside.
+    """Leave the random states of Python, NumPy and torch (the CPU and a CUDA device) as they were, whatever
+    is drawn inside.
 
-    Also a decorator. Not only sampling draws: some libraries do when they are imported (``rich``, which scikit-learn brings). A first
-    start may import them in the middle of its training, and a continued run before it restores its random states.
+    Also a decorator. Not only sampling draws: some libraries do when they are imported (``rich``, which
+    scikit-learn brings). A first start may import them in the middle of its training, and a continued run
+    before it restores its random states.
     """
     python, numpy = random.getstate(), np.random.get_state()
-    device = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []  # else it would be, on each process's device 0
+    device = (
+        [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
+    )  # else it would be, on each process's device 0
     try:
         with torch.random.fork_rng(devices=device):
             yield

@@ -1,7 +1,8 @@
 """Stopping on request: what SIGINT and SIGTERM mean to a run, and that no process outlives its launcher.
 
-Outside of :func:`graceful` the first signal raises :class:`StopRequested` in the main thread. Inside of it the first signal
-only sets a flag, so that the training loop can finish its step, save, and leave. A second SIGINT ends the process at once.
+Outside of :func:`graceful` the first signal raises :class:`StopRequested` in the main thread. Inside of it
+the first signal only sets a flag, so that the training loop can finish its step, save, and leave. A second
+SIGINT ends the process at once.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from types import FrameType
 from hftk.progress import in_notebook
 
 SAME_REQUEST_SECONDS = 1.0
-"""A terminal's Ctrl-C reaches the launcher too, which hands it on: a SIGINT this soon after the first is the same wish."""
+"""A terminal's Ctrl-C reaches the launcher too, which hands it on: a SIGINT this soon after the first is the
+same wish."""
 WATCH_SECONDS = 2.0
 """How often the launcher is looked at where the kernel cannot tell of its death."""
 
@@ -42,13 +44,15 @@ _request = _Request()
 
 
 def stop_requested() -> bool:
-    """Whether a signal has asked this process to stop. Peers may not have got it yet: agree on a step before leaving."""
+    """Whether a signal has asked this process to stop. Peers may not have got it yet: agree on a step before
+    leaving."""
     return bool(_request.signal_name)
 
 
 @contextmanager
 def graceful() -> Iterator[None]:
-    """Inside, the first SIGINT or SIGTERM only makes :func:`stop_requested` true; leaving it then raises StopRequested.
+    """Inside, the first SIGINT or SIGTERM only makes :func:`stop_requested` true; leaving it then raises
+    StopRequested.
 
     ::
 
@@ -71,7 +75,8 @@ def graceful() -> Iterator[None]:
 
 @contextmanager
 def handled() -> Iterator[None]:
-    """Installs the handlers and puts the former ones back at the end; inside of itself, or off the main thread, does nothing."""
+    """Installs the handlers and puts the former ones back at the end; inside of itself, or off the main
+    thread, does nothing."""
     if _request.owner == os.getpid() or threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -79,7 +84,8 @@ def handled() -> Iterator[None]:
     names = ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK")  # SIGHUP: POSIX only, SIGBREAK: Windows only
     former = {}
     for number in (getattr(signal, name) for name in names if hasattr(signal, name)):
-        # An ignored signal was ignored on purpose: nohup does it to SIGHUP, a shell to the SIGINT of a background job.
+        # An ignored signal was ignored on purpose: nohup does it to SIGHUP, a shell to the SIGINT of a
+        # background job.
         if number == signal.SIGTERM or signal.getsignal(number) is not signal.SIG_IGN:
             former[number] = signal.signal(number, _on_signal)
     try:
@@ -91,14 +97,17 @@ def handled() -> Iterator[None]:
 
 
 def ignore_requests() -> None:
-    """From here to the end of :func:`handled` no first signal raises: the run is writing down how it ended."""
+    """From here to the end of :func:`handled` no first signal raises: the run is writing down how it
+    ended."""
     _request.deaf = True
 
 
 def die_with(launcher: int) -> None:
-    """SIGTERM to this process when process ``launcher`` ends: ``accelerate launch`` leaves its children running otherwise.
+    """SIGTERM to this process when process ``launcher`` ends: ``accelerate launch`` leaves its children
+    running otherwise.
 
-    Linux asks the kernel (PR_SET_PDEATHSIG) if the launcher is the parent; elsewhere a daemon thread looks every 2 s.
+    Linux asks the kernel (PR_SET_PDEATHSIG) if the launcher is the parent; elsewhere a daemon thread looks
+    every 2 s.
     """
     if launcher == os.getppid() and _ask_kernel():
         if os.getppid() != launcher:  # it ended before the kernel was asked
@@ -142,7 +151,10 @@ def _ask_kernel() -> bool:
 
     set_parent_death_signal = 1  # PR_SET_PDEATHSIG of <sys/prctl.h>
     try:
-        return bool(ctypes.CDLL(None, use_errno=True).prctl(set_parent_death_signal, int(signal.SIGTERM), 0, 0, 0) == 0)
+        return bool(
+            ctypes.CDLL(None, use_errno=True).prctl(set_parent_death_signal, int(signal.SIGTERM), 0, 0, 0)
+            == 0
+        )
     except (OSError, AttributeError):
         return False
 

@@ -1,7 +1,8 @@
-"""What a launch config may say of FSDP2 and DeepSpeed, and what hftk's own settings decide; from the environment alone, no torch.
+"""What a launch config may say of FSDP2 and DeepSpeed, and what hftk's own settings decide; from the
+environment alone, no torch.
 
-accelerate hands its config on to the processes as environment variables. What is said there and would not be done, or would be
-done in another way than the settings say, stops the run.
+accelerate hands its config on to the processes as environment variables. What is said there and would not be
+done, or would be done in another way than the settings say, stops the run.
 """
 
 from __future__ import annotations
@@ -53,16 +54,22 @@ def find_problems(config: RunConfig) -> list[Problem]:
 
 
 def device_map_problem(how: str, processes: int) -> Problem | None:
-    """Why one model is not spread over the GPUs by ``model.device_map``: they belong to several processes, or to FSDP2 or DeepSpeed."""
+    """Why one model is not spread over the GPUs by ``model.device_map``: they belong to several processes, or
+    to FSDP2 or DeepSpeed."""
     strategy = strategy_in_environment()
     if how == "none" or (processes == 1 and not strategy):
         return None
-    found = f"{processes} processes" + (f" with {'DeepSpeed' if strategy == 'deepspeed' else 'FSDP2'}" if strategy else "")
+    found = f"{processes} processes" + (
+        f" with {'DeepSpeed' if strategy == 'deepspeed' else 'FSDP2'}" if strategy else ""
+    )
     return Problem(
         setting="model.device_map",
         message=f"expected one process, which has all GPUs (found: {found}; device_map {how})",
-        fix="for one process type: accelerate launch --num_processes 1; or leave out --model.device_map: recipes/accelerate/fsdp2.yaml "
-        "and zero3.yaml share out the weights of a large model over processes",
+        fix=(
+            "for one process type: accelerate launch --num_processes 1; or leave out --model.device_map:"
+            " recipes/accelerate/fsdp2.yaml and zero3.yaml share out the weights of a large model over"
+            " processes"
+        ),
     )
 
 
@@ -81,32 +88,55 @@ def _general_problems(config: RunConfig) -> Iterator[Problem]:
     if accumulation not in ("1", "auto"):
         yield _unheeded(f"gradient_accumulation_steps: {accumulation}", "--train.global_batch_size")
     if os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no").lower() != "no" and not config.train.torch_compile:
-        yield _unheeded(f"dynamo_backend: {os.environ['ACCELERATE_DYNAMO_BACKEND'].lower()}", "--train.torch_compile")
+        yield _unheeded(
+            f"dynamo_backend: {os.environ['ACCELERATE_DYNAMO_BACKEND'].lower()}", "--train.torch_compile"
+        )
     if _is_set("ACCELERATE_USE_MEGATRON_LM"):
         yield Problem(
-            setting="", message="hftk does not train with Megatron-LM", fix="use recipes/accelerate/fsdp2.yaml"
+            setting="",
+            message="hftk does not train with Megatron-LM",
+            fix="use recipes/accelerate/fsdp2.yaml",
         )
     if _is_set("ACCELERATE_USE_PARALLELISM_CONFIG"):
         for name, kind in PARALLEL.items():
             size = os.environ.get(f"PARALLELISM_CONFIG_{name}", "1")
             if size != "1":
-                message = f"every process trains on rows of its own, and the launch config asks for {kind} parallelism of {size}"
+                message = (
+                    f"every process trains on rows of its own, and the launch config asks for {kind}"
+                    f" parallelism of {size}"
+                )
                 yield Problem(
-                    setting="", message=message, fix="leave it out; recipes/accelerate/fsdp2.yaml shards the weights"
+                    setting="",
+                    message=message,
+                    fix="leave it out; recipes/accelerate/fsdp2.yaml shards the weights",
                 )
 
 
 def _fsdp_problems(config: RunConfig) -> Iterator[Problem]:
     version = os.environ.get("FSDP_VERSION", "1")
     if version != "2":
-        yield Problem(setting="", message=f"expected fsdp_version: 2 in the launch config, found {version}", fix="add --fsdp_version 2 to accelerate launch, or use recipes/accelerate/fsdp2.yaml")  # fmt: skip
+        yield Problem(
+            setting="",
+            message=f"expected fsdp_version: 2 in the launch config, found {version}",
+            fix="add --fsdp_version 2 to accelerate launch, or use recipes/accelerate/fsdp2.yaml",
+        )
     if _is_set("FSDP_CPU_RAM_EFFICIENT_LOADING"):
         message = (
-            "expected fsdp_cpu_ram_efficient_loading: false in the launch config, found true: the model is judged before training, "
-            "and all processes but one would judge it without its weights"
+            "expected fsdp_cpu_ram_efficient_loading: false in the launch config, found true: the model is"
+            " judged before training, and all processes but one would judge it without its weights"
         )
-        yield Problem(setting="", message=message, fix="add --fsdp_cpu_ram_efficient_loading false to accelerate launch, or use recipes/accelerate/fsdp2.yaml")  # fmt: skip
-    if config.train.optimizer in ("lion", "adafactor"):  # lion is of bitsandbytes; adafactor fails in torch 2.13
+        yield Problem(
+            setting="",
+            message=message,
+            fix=(
+                "add --fsdp_cpu_ram_efficient_loading false to accelerate launch, or use"
+                " recipes/accelerate/fsdp2.yaml"
+            ),
+        )
+    if config.train.optimizer in (
+        "lion",
+        "adafactor",
+    ):  # lion is of bitsandbytes; adafactor fails in torch 2.13
         message = f"{config.train.optimizer} does not know the shards of FSDP2"
         yield Problem(setting="train.optimizer", message=message, fix="use --train.optimizer adamw")
 
@@ -127,7 +157,9 @@ def _deepspeed_problems(config: RunConfig) -> Iterator[Problem]:
     if str(clipping) not in ("none", "auto") and float(clipping) != config.train.max_grad_norm:
         yield Problem(
             setting="train.max_grad_norm",
-            message=f"is {config.train.max_grad_norm}, and the launch config says gradient_clipping: {clipping}",
+            message=(
+                f"is {config.train.max_grad_norm}, and the launch config says gradient_clipping: {clipping}"
+            ),
             fix=f"add --train.max_grad_norm {clipping}, or leave it out there",
         )
     if config.train.optimizer == "adafactor":
@@ -138,9 +170,14 @@ def _deepspeed_problems(config: RunConfig) -> Iterator[Problem]:
             fix="use --train.optimizer adamw, or recipes/accelerate/fsdp2.yaml",
         )
     if config.train.on_non_finite == "skip":
-        message = "DeepSpeed changes the weights in the backward pass, before the gradient of a step can be looked at"
+        message = (
+            "DeepSpeed changes the weights in the backward pass, before the gradient of a step can be"
+            " looked at"
+        )
         yield Problem(
-            setting="train.on_non_finite", message=message, fix="leave it out, or use recipes/accelerate/fsdp2.yaml"
+            setting="train.on_non_finite",
+            message=message,
+            fix="leave it out, or use recipes/accelerate/fsdp2.yaml",
         )
     if config.train.l1_penalty and zero_stage() == 3:
         message = "the L1 penalty needs weights outside of the forward pass, where ZeRO-3 has none"
@@ -164,7 +201,8 @@ def _is_set(name: str) -> bool:
 
 
 def _deepspeed_file() -> Mapping[str, Any]:
-    """DeepSpeed's own config file, where the launch config names one; {} where it cannot be read: DeepSpeed will say why."""
+    """DeepSpeed's own config file, where the launch config names one; {} where it cannot be read: DeepSpeed
+    will say why."""
     name = os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE", "none")
     if name == "none":
         return {}

@@ -1,15 +1,16 @@
-"""Bootstrap intervals and paired tests for any score that is a function of rows (documents, sentences, examples).
+"""Bootstrap intervals and paired tests for any score that is a function of rows (documents, sentences,
+examples).
 
-A resample draws n of the n rows with replacement. It is held as *weights*: how often each row was drawn. A score
-built from sums over rows (accuracy, F1, BLEU, perplexity) is then a matrix product, ``weights @ rows``, and thousands
-of resamples cost one pass each over the rows. Memory stays bounded: the weights come in chunks of at most 8 MiB, or
-one resample.
+A resample draws n of the n rows with replacement. It is held as *weights*: how often each row was drawn. A
+score built from sums over rows (accuracy, F1, BLEU, perplexity) is then a matrix product, ``weights @ rows``,
+and thousands of resamples cost one pass each over the rows. Memory stays bounded: the weights come in chunks
+of at most 8 MiB, or one resample.
 
 Axes: resamples; n (rows); columns (the sums that a score is made of).
 
 Sources: Efron & Tibshirani, An Introduction to the Bootstrap (1993), chapter 13 (percentile interval); Koehn,
-Statistical Significance Tests for Machine Translation Evaluation (EMNLP 2004) (paired test); Davison & Hinkley,
-Bootstrap Methods and their Application (1997), section 4.2 (the added one in the p-value).
+Statistical Significance Tests for Machine Translation Evaluation (EMNLP 2004) (paired test); Davison &
+Hinkley, Bootstrap Methods and their Application (1997), section 4.2 (the added one in the p-value).
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ import numpy.typing as npt
 
 Floats = npt.NDArray[np.float64]
 Statistic = Callable[[Floats], Any]
-"""Weights (resamples, n), whole numbers that sum to n in each line, to (resamples,) values. nan: undefined there."""
+"""Weights (resamples, n), whole numbers that sum to n in each line, to (resamples,) values. nan: undefined
+there."""
 
 CHUNK = 2**20
 """Most weights (8 bytes each) held at once, unless one resample alone has more."""
@@ -47,29 +49,37 @@ def bootstrap_interval(
 ) -> tuple[float, float] | None:
     """Percentile interval of a statistic of n rows.
 
-    The same seed gives the same interval. Resamples where the statistic is nan (undefined, such as 0/0) are left out.
-    None where no interval has a meaning: n < 2, no resamples, or a statistic that is undefined in all of them.
-    Raises ValueError for a confidence outside (0, 1) or a negative number of resamples.
+    The same seed gives the same interval. Resamples where the statistic is nan (undefined, such as 0/0) are
+    left out. None where no interval has a meaning: n < 2, no resamples, or a statistic that is undefined in
+    all of them. Raises ValueError for a confidence outside (0, 1) or a negative number of resamples.
     """
     values = [np.asarray(statistic(weights), dtype=np.float64) for weights in _weights(n, resamples, seed)]
     return percentile_interval(np.concatenate(values) if values else np.empty(0), confidence=confidence)
 
 
 def paired_bootstrap(
-    statistic_a: Statistic, statistic_b: Statistic, n: int, *, resamples: int, seed: int, confidence: float = 0.95
+    statistic_a: Statistic,
+    statistic_b: Statistic,
+    n: int,
+    *,
+    resamples: int,
+    seed: int,
+    confidence: float = 0.95,
 ) -> PairedDifference:
     """Compare two systems on the same n rows: both are judged on the same resamples (Koehn 2004).
 
-    Koehn counts the resamples in which the other system wins. Here ties count against the difference, the smaller of
-    the two sides is doubled (two-sided), and one is added to both counts (Davison & Hinkley), so that p is never 0:
-    the least is 2 / (resamples + 1). p < 0.05 and a 95 % interval that leaves out 0 mean the same, to within one
-    resample. Raises ValueError as :func:`bootstrap_interval` does, and for n < 1.
+    Koehn counts the resamples in which the other system wins. Here ties count against the difference, the
+    smaller of the two sides is doubled (two-sided), and one is added to both counts (Davison & Hinkley), so
+    that p is never 0: the least is 2 / (resamples + 1). p < 0.05 and a 95 % interval that leaves out 0 mean
+    the same, to within one resample. Raises ValueError as :func:`bootstrap_interval` does, and for n < 1.
     """
     if n < 1:
         raise ValueError(f"expected at least one row to compare systems on, found {n}")
 
     def difference(weights: Floats) -> Floats:
-        return np.asarray(statistic_a(weights), dtype=np.float64) - np.asarray(statistic_b(weights), dtype=np.float64)
+        return np.asarray(statistic_a(weights), dtype=np.float64) - np.asarray(
+            statistic_b(weights), dtype=np.float64
+        )
 
     observed = float(difference(np.ones((1, n)))[0])
     chunks = [difference(weights) for weights in _weights(n, resamples, seed)]
@@ -94,9 +104,9 @@ def ratio_interval(
 ) -> tuple[float, float] | None:
     """Percentile interval of sum(numerators) / sum(denominators) over rows, both (n,).
 
-    A mean over tokens, a perplexity (``transform=np.exp``), an accuracy (denominators of one), a precision or recall.
-    ``transform`` maps the (resamples,) ratios to values. None as for :func:`bootstrap_interval`, and where a numerator
-    or denominator is not finite. Raises ValueError for arrays that are not (n,) and (n,).
+    A mean over tokens, a perplexity (``transform=np.exp``), an accuracy (denominators of one), a precision or
+    recall. ``transform`` maps the (resamples,) ratios to values. None as for :func:`bootstrap_interval`, and
+    where a numerator or denominator is not finite. Raises ValueError for arrays that are not (n,) and (n,).
     """
     above, below = np.asarray(numerators, dtype=np.float64), np.asarray(denominators, dtype=np.float64)
     if above.ndim != 1 or above.shape != below.shape:
@@ -110,9 +120,9 @@ def ratio_interval(
 def resample_sums(rows: npt.ArrayLike, *, resamples: int, seed: int) -> Floats:
     """Column sums of every resample: rows (n, columns) -> (resamples, columns).
 
-    For several scores out of one pass: the sums of different columns come from the same resamples. Empty, (0, columns),
-    for n < 2 or no resamples; nan where any row of a column is not finite. Raises ValueError for rows that are not a
-    matrix.
+    For several scores out of one pass: the sums of different columns come from the same resamples. Empty, (0,
+    columns), for n < 2 or no resamples; nan where any row of a column is not finite. Raises ValueError for
+    rows that are not a matrix.
     """
     matrix = np.array(rows, dtype=np.float64, order="C")
     if matrix.ndim != 2:
@@ -124,10 +134,11 @@ def resample_sums(rows: npt.ArrayLike, *, resamples: int, seed: int) -> Floats:
 
 
 def percentile_interval(values: npt.ArrayLike, *, confidence: float = 0.95) -> tuple[float, float] | None:
-    """Interval that holds the middle ``confidence`` of (resamples,) values; nan left out, None where nothing is left.
+    """Interval that holds the middle ``confidence`` of (resamples,) values; nan left out, None where nothing
+    is left.
 
-    Its ends are values themselves, rounded outwards. Nothing is interpolated, so infinite values do no harm, and the
-    interval of a rising function of a score is that function of the score's interval.
+    Its ends are values themselves, rounded outwards. Nothing is interpolated, so infinite values do no harm,
+    and the interval of a rising function of a score is that function of the score's interval.
     """
     if not 0 < confidence < 1:
         raise ValueError(f"expected a confidence between 0 and 1, such as 0.95, found {confidence}")
@@ -141,8 +152,8 @@ def percentile_interval(values: npt.ArrayLike, *, confidence: float = 0.95) -> t
 
 
 def _weights(n: int, resamples: int, seed: int) -> Iterator[Floats]:
-    """How often each row is drawn: (chunk, n) arrays, ``resamples`` lines in all. The chunk size does not alter
-    them."""
+    """How often each row is drawn: (chunk, n) arrays, ``resamples`` lines in all. The chunk size does not
+    alter them."""
     if resamples < 0:
         raise ValueError(f"expected a number of resamples of at least 0, found {resamples}")
     if n < 2:

@@ -1,15 +1,15 @@
 """Accuracy, F1, Matthews correlation and the like for one label a row or several, with intervals.
 
-Every value equals scikit-learn's. The scores are made of three counts per class: rows that have it, rows for which it
-is predicted, and rows with both (hits). Rows with the same true and predicted class are alike to these scores, so
-drawing n rows with replacement is drawing the numbers of each such *cell* from a multinomial distribution: the same
-bootstrap, at the cost of the cells and not of the rows.
+Every value equals scikit-learn's. The scores are made of three counts per class: rows that have it, rows for
+which it is predicted, and rows with both (hits). Rows with the same true and predicted class are alike to
+these scores, so drawing n rows with replacement is drawing the numbers of each such *cell* from a multinomial
+distribution: the same bootstrap, at the cost of the cells and not of the rows.
 
-Axes: n (rows); k (classes, or labels where a row may have several); cells (distinct pairs of true and predicted
-class); lines (resamples of a chunk).
+Axes: n (rows); k (classes, or labels where a row may have several); cells (distinct pairs of true and
+predicted class); lines (resamples of a chunk).
 
-Sources: scikit-learn's user guide, Metrics and scoring, section 3.4.4; Gorodkin, Comparing two K-category assignments
-by a K-category correlation coefficient (2004), for the Matthews correlation of several classes.
+Sources: scikit-learn's user guide, Metrics and scoring, section 3.4.4; Gorodkin, Comparing two K-category
+assignments by a K-category correlation coefficient (2004), for the Matthews correlation of several classes.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ BINS = 15
 BLOCK = 2**24
 """Most numbers (8 bytes each) of rows x columns resampled at once, to bound the memory of many labels."""
 LEAST_PROBABILITY = float(np.finfo(np.float64).eps)
-"""Probabilities are clipped to this far from 0 and 1 before the logarithm, as scikit-learn's log_loss does."""
+"""Probabilities are clipped to this far from 0 and 1 before the logarithm, as scikit-learn's log_loss
+does."""
 
 COUNTED = {
     "accuracy": "rows whose class is right",
@@ -78,13 +79,13 @@ def single_label_scores(
     ``matthews_corrcoef``: higher is better, 1 is perfect. With probabilities also ``loss``, the mean negative
     log-likelihood of the true class in nats per row, and ``expected_calibration_error``: lower is better.
 
-    F1 of a class is 2 hits / (rows that have it + rows for which it is predicted). Macro averages leave out classes
-    that no row has and none is predicted to have; balanced accuracy those that no row has. 0/0 is 0.
+    F1 of a class is 2 hits / (rows that have it + rows for which it is predicted). Macro averages leave out
+    classes that no row has and none is predicted to have; balanced accuracy those that no row has. 0/0 is 0.
 
-    true, predicted: (n,) classes from 0 to k - 1, names: their k names. probabilities: (n, k). Intervals: 95 %
-    percentile bootstrap over rows, the classes present being those of each resample; None below two rows. That of the
-    calibration error may lie above its value: fewer distinct rows look less calibrated. Raises ValueError for no rows,
-    classes out of range and shapes that do not fit.
+    true, predicted: (n,) classes from 0 to k - 1, names: their k names. probabilities: (n, k). Intervals: 95
+    % percentile bootstrap over rows, the classes present being those of each resample; None below two rows.
+    That of the calibration error may lie above its value: fewer distinct rows look less calibrated. Raises
+    ValueError for no rows, classes out of range and shapes that do not fit.
     """
     k = len(names)
     true, predicted = check_classes(true, predicted, k)
@@ -94,9 +95,12 @@ def single_label_scores(
         single_label_values(count_classes(weights, cell_true, cell_predicted, k))
         for weights in resample_cells(rows, resamples=resamples, seed=seed, columns=k)
     ]
-    settings = _Settings(n=len(true), classes=f"classes:{k}", loss_unit="nats/row", resamples=resamples, seed=seed)
+    settings = _Settings(
+        n=len(true), classes=f"classes:{k}", loss_unit="nats/row", resamples=resamples, seed=seed
+    )
     scores = [
-        settings.score(name, float(value[0]), [chunk[name] for chunk in chunks]) for name, value in observed.items()
+        settings.score(name, float(value[0]), [chunk[name] for chunk in chunks])
+        for name, value in observed.items()
     ]
     if probabilities is not None:
         scores += _probability_scores(true, check_probabilities(probabilities, (len(true), k)), settings)
@@ -114,14 +118,15 @@ def multi_label_scores(
 ) -> list[Score]:
     """Scores of rows with any number of labels each, equal to scikit-learn's.
 
-    ``f1_micro``, ``f1_macro``, ``f1_weighted``, ``f1_samples``, ``subset_accuracy`` (scikit-learn's accuracy_score):
-    higher is better. ``hamming_loss`` (share of wrong decisions) and, with probabilities, ``loss`` (mean binary
-    cross-entropy over rows and labels, in nats): lower is better. 0/0 is 0, so that a label that no row has and none
-    is predicted to have lowers ``f1_macro``, and a row without labels that rightly gets none lowers ``f1_samples``.
+    ``f1_micro``, ``f1_macro``, ``f1_weighted``, ``f1_samples``, ``subset_accuracy`` (scikit-learn's
+    accuracy_score): higher is better. ``hamming_loss`` (share of wrong decisions) and, with probabilities,
+    ``loss`` (mean binary cross-entropy over rows and labels, in nats): lower is better. 0/0 is 0, so that a
+    label that no row has and none is predicted to have lowers ``f1_macro``, and a row without labels that
+    rightly gets none lowers ``f1_samples``.
 
-    true, predicted: (n, k) booleans; probabilities: (n, k); names: the k labels. Intervals: 95 % percentile bootstrap
-    over rows; None below two. Raises ValueError for no rows, no labels, values that are not booleans and shapes that
-    do not fit.
+    true, predicted: (n, k) booleans; probabilities: (n, k); names: the k labels. Intervals: 95 % percentile
+    bootstrap over rows; None below two. Raises ValueError for no rows, no labels, values that are not
+    booleans and shapes that do not fit.
     """
     k = len(names)
     true, predicted = check_labels(true, predicted, k)
@@ -130,7 +135,9 @@ def multi_label_scores(
         raise ValueError(f"expected at least one row and one label, found {n} rows and {k} labels")
     losses = None
     if probabilities is not None:
-        clipped = np.clip(check_probabilities(probabilities, true.shape), LEAST_PROBABILITY, 1 - LEAST_PROBABILITY)
+        clipped = np.clip(
+            check_probabilities(probabilities, true.shape), LEAST_PROBABILITY, 1 - LEAST_PROBABILITY
+        )
         losses = -np.log(np.where(true, clipped, 1 - clipped)).mean(axis=1)
     observed, drawn = (
         multi_label_values(sums, n, k)
@@ -143,14 +150,15 @@ def multi_label_scores(
 def per_class(
     true: npt.ArrayLike, predicted: npt.ArrayLike, names: Sequence[str], *, resamples: int, seed: int
 ) -> list[dict[str, Any]]:
-    """Precision, recall and F1 of each class or label, each with ``NAME_interval`` ([low, high] or None), in order.
+    """Precision, recall and F1 of each class or label, each with ``NAME_interval`` ([low, high] or None), in
+    order.
 
-    ``class``: its name; ``support``: rows that have it; ``predicted``: rows for which it is predicted. Values equal
-    scikit-learn's precision_recall_fscore_support(average=None, labels=range(k), zero_division=0).
+    ``class``: its name; ``support``: rows that have it; ``predicted``: rows for which it is predicted. Values
+    equal scikit-learn's precision_recall_fscore_support(average=None, labels=range(k), zero_division=0).
 
-    true, predicted: (n,) classes, or (n, k) booleans. Intervals as in :func:`single_label_scores`, with 0/0 counted
-    as 0 in the resamples too; None where the value itself is 0/0. Raises ValueError as the scores do, save for no
-    rows.
+    true, predicted: (n,) classes, or (n, k) booleans. Intervals as in :func:`single_label_scores`, with 0/0
+    counted as 0 in the resamples too; None where the value itself is 0/0. Raises ValueError as the scores do,
+    save for no rows.
     """
     k = len(names)
     if np.ndim(true) == 2:
@@ -184,12 +192,17 @@ def per_class(
 
 
 def confusion_matrix(true: npt.ArrayLike, predicted: npt.ArrayLike, classes: int) -> Ints:
-    """How many rows of each true class (line) got each predicted class (column): (classes, classes) whole numbers.
+    """How many rows of each true class (line) got each predicted class (column): (classes, classes) whole
+    numbers.
 
     true, predicted: (n,) classes from 0; ValueError where they are out of range or differ in shape.
     """
     true, predicted = check_classes(true, predicted, classes, least=0)
-    return np.bincount(true * classes + predicted, minlength=classes**2).reshape(classes, classes).astype(np.int64)
+    return (
+        np.bincount(true * classes + predicted, minlength=classes**2)
+        .reshape(classes, classes)
+        .astype(np.int64)
+    )
 
 
 def single_label_values(counts: Counts) -> dict[str, Floats]:
@@ -212,8 +225,8 @@ def single_label_values(counts: Counts) -> dict[str, Floats]:
 
 
 def multi_label_values(sums: Floats, n: int, k: int) -> dict[str, Floats]:
-    """The scores of :func:`multi_label_scores` from (lines, columns) of :func:`multi_label_sums`: name to (lines,)
-    values; ``loss`` where there is a column of it."""
+    """The scores of :func:`multi_label_scores` from (lines, columns) of :func:`multi_label_sums`: name to
+    (lines,) values; ``loss`` where there is a column of it."""
     hits, true, predicted = split_counts(sums, k)
     f1 = _divide(2 * hits, true + predicted)
     values = {
@@ -232,12 +245,16 @@ def multi_label_sums(
 ) -> tuple[Floats, Floats]:
     """Sums over all rows, (1, columns), and over the rows of each resample, (resamples, columns).
 
-    Columns: hits, true and predicted of the k labels; F1 of the row; whether all its labels are right; its loss, where
-    ``losses`` (n,) are given. The same seed draws the same rows, whatever the labels.
+    Columns: hits, true and predicted of the k labels; F1 of the row; whether all its labels are right; its
+    loss, where ``losses`` (n,) are given. The same seed draws the same rows, whatever the labels.
     """
     labels = label_columns(true, predicted)
     hits, both = (true & predicted).sum(axis=1), true.sum(axis=1) + predicted.sum(axis=1)
-    of_row = [_divide(2.0 * hits, both), (true == predicted).all(axis=1), *([] if losses is None else [losses])]
+    of_row = [
+        _divide(2.0 * hits, both),
+        (true == predicted).all(axis=1),
+        *([] if losses is None else [losses]),
+    ]
     columns = np.stack(of_row, axis=1)
     observed = np.concatenate([labels.sum(axis=0), columns.sum(axis=0)])[None]
     drawn = [resample_columns(rows, resamples=resamples, seed=seed) for rows in (labels, columns)]
@@ -255,22 +272,28 @@ def split_counts(sums: Floats, k: int) -> Counts:
 
 
 def find_cells(*columns: Ints) -> tuple[tuple[Ints, ...], Ints]:
-    """Distinct combinations of the (n,) columns: their values, (cells,) for each column, and (cells,) rows of each."""
+    """Distinct combinations of the (n,) columns: their values, (cells,) for each column, and (cells,) rows of
+    each."""
     found, rows = np.unique(np.stack(columns, axis=1), axis=0, return_counts=True)
     return tuple(found.T), rows.astype(np.int64)
 
 
 def count_classes(weights: npt.NDArray[Any], true: Ints, predicted: Ints, k: int) -> Counts:
-    """Counts of the k classes from how often each cell was drawn, (lines, cells), and its two classes, (cells,)."""
+    """Counts of the k classes from how often each cell was drawn, (lines, cells), and its two classes,
+    (cells,)."""
     right = true == predicted
-    return Counts(_sum_by(weights[:, right], true[right], k), _sum_by(weights, true, k), _sum_by(weights, predicted, k))
+    return Counts(
+        _sum_by(weights[:, right], true[right], k), _sum_by(weights, true, k), _sum_by(weights, predicted, k)
+    )
 
 
 def resample_cells(rows: Ints, *, resamples: int, seed: int, columns: int) -> Iterator[Floats]:
-    """How often each cell is drawn when as many rows are drawn with replacement as there are: (lines, cells) chunks.
+    """How often each cell is drawn when as many rows are drawn with replacement as there are: (lines, cells)
+    chunks.
 
-    rows: (cells,) rows of each cell. columns: width of what the caller makes of a line, which bounds the lines of a
-    chunk; the chunk size does not alter the draws. Nothing below two rows. ValueError for a negative ``resamples``.
+    rows: (cells,) rows of each cell. columns: width of what the caller makes of a line, which bounds the
+    lines of a chunk; the chunk size does not alter the draws. Nothing below two rows. ValueError for a
+    negative ``resamples``.
     """
     if resamples < 0:
         raise ValueError(f"expected a number of resamples of at least 0, found {resamples}")
@@ -293,14 +316,18 @@ def resample_cells(rows: Ints, *, resamples: int, seed: int, columns: int) -> It
 
 
 def resample_columns(rows: npt.NDArray[Any], *, resamples: int, seed: int) -> Floats:
-    """:func:`hftk.metrics.bootstrap.resample_sums` in blocks of columns, so that many labels need no more memory."""
+    """:func:`hftk.metrics.bootstrap.resample_sums` in blocks of columns, so that many labels need no more
+    memory."""
     width = max(1, BLOCK // max(1, len(rows)))
     blocks = [rows[:, start : start + width] for start in range(0, rows.shape[1], width)]
     return np.concatenate([resample_sums(block, resamples=resamples, seed=seed) for block in blocks], axis=1)
 
 
-def check_classes(true: npt.ArrayLike, predicted: npt.ArrayLike, k: int, *, least: int = 1) -> tuple[Ints, Ints]:
-    """Both as int64 (n,); ValueError for other shapes, other types, classes outside 0 .. k - 1 or too few rows."""
+def check_classes(
+    true: npt.ArrayLike, predicted: npt.ArrayLike, k: int, *, least: int = 1
+) -> tuple[Ints, Ints]:
+    """Both as int64 (n,); ValueError for other shapes, other types, classes outside 0 .. k - 1 or too few
+    rows."""
     arrays = {"true": np.asarray(true), "predicted": np.asarray(predicted)}
     shapes = [array.shape for array in arrays.values()]
     if len(shapes[0]) != 1 or shapes[0] != shapes[1] or shapes[0][0] < least:
@@ -323,7 +350,8 @@ def check_labels(true: npt.ArrayLike, predicted: npt.ArrayLike, k: int) -> tuple
     arrays = [np.asarray(true), np.asarray(predicted)]
     if any(array.ndim != 2 or array.shape != arrays[0].shape or array.shape[1] != k for array in arrays):
         raise ValueError(
-            f"expected true and predicted labels of one shape (n, {k}), found {[array.shape for array in arrays]}"
+            f"expected true and predicted labels of one shape (n, {k}), found"
+            f" {[array.shape for array in arrays]}"
         )
     if any(array.dtype != np.bool_ and not np.isin(array, (0, 1)).all() for array in arrays):
         raise ValueError("expected true and predicted labels as booleans, found other values")

@@ -1,13 +1,15 @@
 """Two systems on the same rows: is the difference real?
 
-Both are judged on the same resamples, so that rows that are hard for both cancel out. The tests ask whether other rows
-of the same kind would show the difference; what another seed in training would change, they do not see.
+Both are judged on the same resamples, so that rows that are hard for both cancel out. The tests ask whether
+other rows of the same kind would show the difference; what another seed in training would change, they do not
+see.
 
-Axes: n (rows); k (classes or labels); cells (distinct triples of true class and both predictions); lines (resamples).
+Axes: n (rows); k (classes or labels); cells (distinct triples of true class and both predictions); lines
+(resamples).
 
 Sources: McNemar, Note on the sampling error of the difference between correlated proportions or percentages
-(Psychometrika 12, 1947); Dietterich, Approximate statistical tests for comparing supervised classification learning
-algorithms (Neural Computation 10, 1998); :mod:`hftk.metrics.bootstrap` for the paired bootstrap.
+(Psychometrika 12, 1947); Dietterich, Approximate statistical tests for comparing supervised classification
+learning algorithms (Neural Computation 10, 1998); :mod:`hftk.metrics.bootstrap` for the paired bootstrap.
 """
 
 from __future__ import annotations
@@ -53,17 +55,19 @@ class Comparison:
     difference: float
     """a - b."""
     interval: tuple[float, float] | None
-    """95 % percentile interval of the difference; None below two rows, without resamples, or where it is undefined."""
+    """95 % percentile interval of the difference; None below two rows, without resamples, or where it is
+    undefined."""
     p_value: float | None
     """Two-sided, paired bootstrap; None as for ``interval``."""
     higher_is_better: bool = True
 
 
 def mcnemar(correct_a: npt.ArrayLike, correct_b: npt.ArrayLike) -> McNemar:
-    """Test two systems by the rows that only one of them has right (McNemar 1947; advised by Dietterich 1998).
+    """Test two systems by the rows that only one of them has right (McNemar 1947; advised by Dietterich
+    1998).
 
-    correct_a, correct_b: (n,) booleans. The p-value equals scipy.stats.binomtest(min(only_a, only_b), only_a +
-    only_b); 1.0 where no row tells them apart. Raises ValueError for shapes that do not fit.
+    correct_a, correct_b: (n,) booleans. The p-value equals scipy.stats.binomtest(min(only_a, only_b), only_a
+    + only_b); 1.0 where no row tells them apart. Raises ValueError for shapes that do not fit.
     """
     a, b = np.asarray(correct_a), np.asarray(correct_b)
     if a.ndim != 1 or a.shape != b.shape:
@@ -89,8 +93,8 @@ def compare_single_label(
 ) -> list[Comparison]:
     """Accuracy, macro F1, balanced accuracy and Matthews correlation of two systems, by the paired bootstrap.
 
-    true, predicted_a, predicted_b: (n,) classes from 0 to k - 1; names: the k classes. Scores and errors as in
-    :func:`hftk.metrics.classification.single_label_scores`, p-values as in
+    true, predicted_a, predicted_b: (n,) classes from 0 to k - 1; names: the k classes. Scores and errors as
+    in :func:`hftk.metrics.classification.single_label_scores`, p-values as in
     :func:`hftk.metrics.bootstrap.paired_bootstrap`.
     """
     k = len(names)
@@ -146,10 +150,13 @@ def compare_regression(
     """Pearson and Spearman correlation, mean squared error and R2 of two systems, by the paired bootstrap.
 
     true, predicted_a, predicted_b: (n,) numbers. Scores and errors as in
-    :func:`hftk.metrics.regression.regression_scores`; resamples in which either correlation is undefined are left
-    out.
+    :func:`hftk.metrics.regression.regression_scores`; resamples in which either correlation is undefined are
+    left out.
     """
-    statistics_a, statistics_b = regression_statistics(true, predicted_a), regression_statistics(true, predicted_b)
+    statistics_a, statistics_b = (
+        regression_statistics(true, predicted_a),
+        regression_statistics(true, predicted_b),
+    )
     whole = np.ones((1, len(np.asarray(true))))
     comparisons = []
     for name in REGRESSION:
@@ -158,17 +165,21 @@ def compare_regression(
         undefined = math.isnan(found.difference)
         comparisons.append(
             Comparison(
-                name=name, a=float(a(whole)[0]), b=float(b(whole)[0]), difference=found.difference,
-                interval=None if undefined else found.interval, p_value=None if undefined else found.p_value,
+                name=name,
+                a=float(a(whole)[0]),
+                b=float(b(whole)[0]),
+                difference=found.difference,
+                interval=None if undefined else found.interval,
+                p_value=None if undefined else found.p_value,
                 higher_is_better=name not in ERRORS,
             )
-        )  # fmt: skip
+        )
     return comparisons
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """P-values adjusted for several tests at once, in the order given (Holm, A simple sequentially rejective multiple test
-    procedure, Scandinavian Journal of Statistics 6, 1979)."""
+    """P-values adjusted for several tests at once, in the order given (Holm, A simple sequentially rejective
+    multiple test procedure, Scandinavian Journal of Statistics 6, 1979)."""
     order = sorted(range(len(p_values)), key=lambda i: p_values[i])
     adjusted, so_far = [0.0] * len(p_values), 0.0
     for rank, i in enumerate(order):
@@ -178,7 +189,8 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def in_words(comparison: Comparison, name_a: str, name_b: str, *, level: float = 0.05) -> str:
-    """One sentence that says which system is better, by how much, and whether the difference is real (p < ``level``).
+    """One sentence that says which system is better, by how much, and whether the difference is real (p <
+    ``level``).
 
     The interval is that of the better system's lead: above 0 where it leads.
     """
@@ -195,7 +207,9 @@ def in_words(comparison: Comparison, name_a: str, name_b: str, *, level: float =
     if found.difference < 0:
         low, high = -high, -low
     span = f" [{low:.{digits}f}, {high:.{digits}f}]" if found.interval else ""
-    lead = f"{both}: {name_a if a_is_better else name_b} is better by {abs(found.difference):.{digits}f}{span}"
+    lead = (
+        f"{both}: {name_a if a_is_better else name_b} is better by {abs(found.difference):.{digits}f}{span}"
+    )
     if found.p_value is None:
         return f"{lead}: not tested, so the difference may be chance."
     p_value = "p < 0.001" if found.p_value < 0.001 else f"p = {found.p_value:.3f}"
@@ -203,7 +217,9 @@ def in_words(comparison: Comparison, name_a: str, name_b: str, *, level: float =
     return f"{lead}, {p_value}: {verdict}."
 
 
-def _judge(a: Mapping[str, Floats], b: Mapping[str, Floats], differences: Mapping[str, Floats]) -> list[Comparison]:
+def _judge(
+    a: Mapping[str, Floats], b: Mapping[str, Floats], differences: Mapping[str, Floats]
+) -> list[Comparison]:
     """Comparisons of (1,) values and (resamples,) differences, with the p-value of ``paired_bootstrap``."""
     comparisons = []
     for name, drawn in differences.items():
@@ -212,10 +228,14 @@ def _judge(a: Mapping[str, Floats], b: Mapping[str, Floats], differences: Mappin
         value_a, value_b = float(a[name][0]), float(b[name][0])
         comparisons.append(
             Comparison(
-                name=name, a=value_a, b=value_b, difference=value_a - value_b, interval=percentile_interval(drawn),
+                name=name,
+                a=value_a,
+                b=value_b,
+                difference=value_a - value_b,
+                interval=percentile_interval(drawn),
                 p_value=p_value,
             )
-        )  # fmt: skip
+        )
     return comparisons
 
 

@@ -1,17 +1,17 @@
 """Baselines for language models: unigram and interpolated Kneser-Ney bigram over token ids.
 
-Both predict the tokens that the model predicts: every token of every document, the first one in the context of a start
-symbol, for which the end-of-text token stands. The end-of-text token after each document is trained on (so that it
-takes its share of the probability, as it does in the model) but never judged. Empty documents are skipped in
-training.
+Both predict the tokens that the model predicts: every token of every document, the first one in the context
+of a start symbol, for which the end-of-text token stands. The end-of-text token after each document is
+trained on (so that it takes its share of the probability, as it does in the model) but never judged. Empty
+documents are skipped in training.
 
-Axes: documents; tokens (all documents end to end); V (vocabulary); pairs (distinct pairs of neighbours seen in
-training). There is no V x V matrix: pairs are sorted int64 keys, so that memory goes with the training tokens (about
-25 bytes each while fitting).
+Axes: documents; tokens (all documents end to end); V (vocabulary); pairs (distinct pairs of neighbours seen
+in training). There is no V x V matrix: pairs are sorted int64 keys, so that memory goes with the training
+tokens (about 25 bytes each while fitting).
 
-Sources: Kneser & Ney, Improved backing-off for m-gram language modeling (ICASSP 1995); Chen & Goodman, An empirical
-study of smoothing techniques for language modeling (Computer Speech and Language 13, 1999), sections 2.5 to 2.7, for
-the interpolated form and the discount.
+Sources: Kneser & Ney, Improved backing-off for m-gram language modeling (ICASSP 1995); Chen & Goodman, An
+empirical study of smoothing techniques for language modeling (Computer Speech and Language 13, 1999),
+sections 2.5 to 2.7, for the interpolated form and the discount.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ Floats = npt.NDArray[np.float64]
 Ids = npt.NDArray[np.integer[Any]]
 
 FALLBACK_DISCOUNT = 0.5
-"""Used where nothing was seen exactly once, so that the estimate is 0 and would leave unseen tokens no probability;
-KenLM's ``--discount_fallback`` starts from the same."""
+"""Used where nothing was seen exactly once, so that the estimate is 0 and would leave unseen tokens no
+probability; KenLM's ``--discount_fallback`` starts from the same."""
 CHUNK = 2**20
 """Tokens looked up at a time, to bound the memory of judging."""
 
@@ -59,12 +59,14 @@ class Unigram:
         return "model:unigram,absolute discounting"
 
     def token_nats(self, documents: Documents) -> Floats:
-        """Negative log-likelihood of every token, in nats: (tokens,). ValueError for an id outside the vocabulary."""
+        """Negative log-likelihood of every token, in nats: (tokens,). ValueError for an id outside the
+        vocabulary."""
         packed = pack(documents, len(self.probabilities))
         return -np.log(self.probabilities)[packed.tokens]
 
     def nats(self, documents: Documents) -> Floats:
-        """Sum of the negative log-likelihoods of each document's tokens, in nats: (documents,); lower is better."""
+        """Sum of the negative log-likelihoods of each document's tokens, in nats: (documents,); lower is
+        better."""
         packed = pack(documents, len(self.probabilities))
         return sum_spans(self.token_nats(packed), packed.offsets)
 
@@ -92,7 +94,8 @@ class Bigram:
         return f"model:bigram,interpolated Kneser-Ney,D={self.discount:.3f}"
 
     def token_nats(self, documents: Documents) -> Floats:
-        """Negative log-likelihood of every token, in nats: (tokens,). ValueError for an id outside the vocabulary."""
+        """Negative log-likelihood of every token, in nats: (tokens,). ValueError for an id outside the
+        vocabulary."""
         vocab_size = len(self.continuation)
         packed = pack(documents, vocab_size)
         contexts = np.roll(packed.tokens, 1)
@@ -105,7 +108,8 @@ class Bigram:
         return nats
 
     def nats(self, documents: Documents) -> Floats:
-        """Sum of the negative log-likelihoods of each document's tokens, in nats: (documents,); lower is better."""
+        """Sum of the negative log-likelihoods of each document's tokens, in nats: (documents,); lower is
+        better."""
         packed = pack(documents, len(self.continuation))
         return sum_spans(self.token_nats(packed), packed.offsets)
 
@@ -131,13 +135,15 @@ def fit_unigram(documents: Documents, *, vocab_size: int, end_token: int) -> Uni
 
 
 def fit_bigram(documents: Documents, *, vocab_size: int, end_token: int) -> Bigram:
-    """Count the pairs (c, w) of neighbours, from (start, first token) to (last token, end-of-text) of each document:
+    """Count the pairs (c, w) of neighbours, from (start, first token) to (last token, end-of-text) of each
+    document:
 
-    P(w | c) = max(N(c, w) - D, 0) / N(c)  +  D * (number of w seen after c) / N(c) * Q(w),  D = n1 / (n1 + 2 n2),
+    P(w | c) = max(N(c, w) - D, 0) / N(c)  +  D * (number of w seen after c) / N(c) * Q(w),  D = n1 / (n1 + 2
+    n2),
 
-    n1, n2: how many pairs were seen exactly once and twice. Q is P of :func:`fit_unigram` with N(w) replaced by the
-    number of different contexts before w, and with a discount estimated from those numbers. Q(w) alone after a
-    context never seen. Raises ValueError for an id outside 0 .. vocab_size - 1.
+    n1, n2: how many pairs were seen exactly once and twice. Q is P of :func:`fit_unigram` with N(w) replaced
+    by the number of different contexts before w, and with a discount estimated from those numbers. Q(w) alone
+    after a context never seen. Raises ValueError for an id outside 0 .. vocab_size - 1.
     """
     stream = _stream(pack(documents, vocab_size), vocab_size, end_token)
     all_keys = stream[:-1].astype(np.int64)
@@ -163,12 +169,15 @@ def fit_bigram(documents: Documents, *, vocab_size: int, end_token: int) -> Bigr
 
 
 def pack(documents: Documents, vocab_size: int) -> Packed:
-    """Documents end to end. ValueError for an id outside 0 .. vocab_size - 1, or offsets that do not fit the tokens."""
+    """Documents end to end. ValueError for an id outside 0 .. vocab_size - 1, or offsets that do not fit the
+    tokens."""
     if isinstance(documents, Packed):
         packed = documents
         ends = (packed.offsets[0], packed.offsets[-1]) if len(packed.offsets) else ()
         if ends != (0, len(packed.tokens)) or (np.diff(packed.offsets) < 0).any():
-            raise ValueError(f"expected offsets that ascend from 0 to the {len(packed.tokens)} tokens, found {ends}")
+            raise ValueError(
+                f"expected offsets that ascend from 0 to the {len(packed.tokens)} tokens, found {ends}"
+            )
     else:
         arrays = [np.asarray(document, dtype=np.int64) for document in documents]
         offsets = np.zeros(len(arrays) + 1, dtype=np.int64)
@@ -177,13 +186,15 @@ def pack(documents: Documents, vocab_size: int) -> Packed:
     if len(packed.tokens):
         low, high = packed.tokens.min(), packed.tokens.max()
         if low < 0 or high >= vocab_size:
-            raise ValueError(f"expected token ids from 0 to {vocab_size - 1}, found {low if low < 0 else high}")
+            raise ValueError(
+                f"expected token ids from 0 to {vocab_size - 1}, found {low if low < 0 else high}"
+            )
     return packed
 
 
 def _stream(packed: Packed, vocab_size: int, end_token: int) -> Ids:
-    """All documents that are not empty, with the end token before the first and after each: neighbours are the
-    pairs."""
+    """All documents that are not empty, with the end token before the first and after each: neighbours are
+    the pairs."""
     if not 0 <= end_token < vocab_size:
         raise ValueError(f"expected an end token from 0 to {vocab_size - 1}, found {end_token}")
     ends = packed.offsets[1:][np.diff(packed.offsets) > 0]
@@ -191,7 +202,8 @@ def _stream(packed: Packed, vocab_size: int, end_token: int) -> Ids:
 
 
 def _discounted(counts: npt.NDArray[np.int64]) -> Floats:
-    """(V,) counts to (V,) probabilities: absolute discounting, the mass set free spread evenly over the vocabulary."""
+    """(V,) counts to (V,) probabilities: absolute discounting, the mass set free spread evenly over the
+    vocabulary."""
     total = int(counts.sum())
     if not total:
         return np.full(len(counts), 1 / len(counts))

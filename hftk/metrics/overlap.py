@@ -1,10 +1,10 @@
 """Facts about generated texts: length, empty and repetitive outputs, and how much is copied from the source.
 
-They are no scores: none says which way is better. A model that generates nothing, repeats itself or copies its source
-shows here first.
+They are no scores: none says which way is better. A model that generates nothing, repeats itself or copies
+its source shows here first.
 
-Sources: See et al., Get to the point (ACL 2017), for novel n-grams; Grusky et al., Newsroom (NAACL 2018), section 4, for
-extractive fragments, coverage and density.
+Sources: See et al., Get to the point (ACL 2017), for novel n-grams; Grusky et al., Newsroom (NAACL 2018),
+section 4, for extractive fragments, coverage and density.
 """
 
 from __future__ import annotations
@@ -38,28 +38,35 @@ def output_facts(
 ) -> dict[str, Any]:
     """What a person wants to know about outputs before looking at scores; shares are from 0 to 1.
 
-    ``rows``; ``empty``: share of outputs of white space alone; ``mean_tokens``, ``mean_reference_tokens`` (of the
-    reference that is closest in length, the shorter of two, as in BLEU) and ``length_ratio``, the first divided by the
-    second; ``repetitive``: share of outputs in which some 4-gram occurs at least three times, overlaps included.
+    ``rows``; ``empty``: share of outputs of white space alone; ``mean_tokens``, ``mean_reference_tokens`` (of
+    the reference that is closest in length, the shorter of two, as in BLEU) and ``length_ratio``, the first
+    divided by the second; ``repetitive``: share of outputs in which some 4-gram occurs at least three times,
+    overlaps included.
 
-    Given sources: ``novel_1grams`` to ``novel_4grams``, the share of all n-grams of the outputs, counted as often as
-    they occur, that their own source does not have (See et al. 2017). And of Grusky et al. 2018, whose fragments are the
-    longest spans that an output shares with its source, taken greedily from its start: ``copied_coverage``, the share
-    of an output's tokens in fragments; ``copied_density``, the sum of their squared lengths divided by the output's
-    tokens, both as means over rows with output; and ``copied_span``, the mean length of a fragment, in tokens.
+    Given sources: ``novel_1grams`` to ``novel_4grams``, the share of all n-grams of the outputs, counted as
+    often as they occur, that their own source does not have (See et al. 2017). And of Grusky et al. 2018,
+    whose fragments are the longest spans that an output shares with its source, taken greedily from its
+    start: ``copied_coverage``, the share of an output's tokens in fragments; ``copied_density``, the sum of
+    their squared lengths divided by the output's tokens, both as means over rows with output; and
+    ``copied_span``, the mean length of a fragment, in tokens.
 
-    None where it is undefined (no n-gram, no fragment, references without tokens). predictions: (n,); references: (n,)
-    lists of one text or more; sources: (n,), or None where copying has no meaning. language: tokens as BLEU counts
-    them there (:func:`hftk.metrics.translation.translation_scores`); None: by script, words of spaced ones, characters
-    of others, signs of punctuation. Case is not seen. Raises InputError as translation_scores does, ValueError where
-    the number of sources differs.
+    None where it is undefined (no n-gram, no fragment, references without tokens). predictions: (n,);
+    references: (n,) lists of one text or more; sources: (n,), or None where copying has no meaning. language:
+    tokens as BLEU counts them there (:func:`hftk.metrics.translation.translation_scores`); None: by script,
+    words of spaced ones, characters of others, signs of punctuation. Case is not seen. Raises InputError as
+    translation_scores does, ValueError where the number of sources differs.
     """
     check_texts(predictions, references)
     if sources is not None and len(sources) != len(predictions):
-        raise ValueError(f"expected one source per row, found {len(sources)} and {len(predictions)} predictions")
+        raise ValueError(
+            f"expected one source per row, found {len(sources)} and {len(predictions)} predictions"
+        )
     outputs = _tokens(predictions, language)
     closest = [
-        min((len(tokens) for tokens in _tokens(row, language)), key=lambda length: (abs(length - len(output)), length))
+        min(
+            (len(tokens) for tokens in _tokens(row, language)),
+            key=lambda length: (abs(length - len(output)), length),
+        )
         for row, output in zip(references, outputs, strict=True)
     ]
     n, written, wanted = len(outputs), sum(map(len, outputs)), sum(closest)
@@ -86,8 +93,9 @@ def repeats(tokens: Tokens) -> bool:
 
 
 def copied_spans(output: Tokens, source: Tokens) -> list[int]:
-    """Lengths of the extractive fragments (Grusky et al. 2018, figure 3): from the start of the output on, the longest
-    span that begins there and stands in the source, then on behind it; a token that the source lacks is skipped."""
+    """Lengths of the extractive fragments (Grusky et al. 2018, figure 3): from the start of the output on,
+    the longest span that begins there and stands in the source, then on behind it; a token that the source
+    lacks is skipped."""
     places: dict[str, list[int]] = {}
     for place, token in enumerate(source):
         places.setdefault(token, []).append(place)

@@ -1,12 +1,13 @@
 """Correlation and error of predicted numbers, with intervals.
 
-A score is a function of how often each row was drawn, (lines, n) weights to (lines,) values: once each for the value,
-a thousand resamples for the interval. The ranks of all resamples of a chunk come from one cumulative sum.
+A score is a function of how often each row was drawn, (lines, n) weights to (lines,) values: once each for
+the value, a thousand resamples for the interval. The ranks of all resamples of a chunk come from one
+cumulative sum.
 
 Axes: n (rows); groups (distinct values of a column, ascending); lines (resamples of a chunk).
 
-Sources: Pearson, Notes on regression and inheritance (Proc. R. Soc. 58, 1895); Spearman, The proof and measurement of
-association between two things (Am. J. Psychol. 15, 1904), ties getting their mean rank.
+Sources: Pearson, Notes on regression and inheritance (Proc. R. Soc. 58, 1895); Spearman, The proof and
+measurement of association between two things (Am. J. Psychol. 15, 1904), ties getting their mean rank.
 """
 
 from __future__ import annotations
@@ -36,17 +37,19 @@ COUNTED = {
 """What the signature says of each score."""
 
 
-def regression_scores(true: npt.ArrayLike, predicted: npt.ArrayLike, *, resamples: int, seed: int) -> list[Score]:
+def regression_scores(
+    true: npt.ArrayLike, predicted: npt.ArrayLike, *, resamples: int, seed: int
+) -> list[Score]:
     """Scores of predicted numbers.
 
     ``pearson`` and ``spearman`` (-1 .. 1; scipy.stats.pearsonr and spearmanr) and ``r2`` (coefficient of
-    determination, at most 1; scikit-learn's r2_score): higher is better. ``mse`` and ``mae`` (scikit-learn's mean
-    squared and mean absolute error): lower is better.
+    determination, at most 1; scikit-learn's r2_score): higher is better. ``mse`` and ``mae`` (scikit-learn's
+    mean squared and mean absolute error): lower is better.
 
-    true, predicted: (n,) numbers. A correlation is nan, without interval, where either column is constant or has one
-    row; r2 is nan for one row. Everything is nan where a number is not finite: a model that diverged has no score.
-    Intervals: 95 % percentile bootstrap over rows, resamples in which a correlation is undefined left out. Raises
-    ValueError for no rows and for shapes that do not fit.
+    true, predicted: (n,) numbers. A correlation is nan, without interval, where either column is constant or
+    has one row; r2 is nan for one row. Everything is nan where a number is not finite: a model that diverged
+    has no score. Intervals: 95 % percentile bootstrap over rows, resamples in which a correlation is
+    undefined left out. Raises ValueError for no rows and for shapes that do not fit.
     """
     statistics = regression_statistics(true, predicted)
     n = len(np.asarray(true))
@@ -58,15 +61,20 @@ def regression_scores(true: npt.ArrayLike, predicted: npt.ArrayLike, *, resample
         how = f"rows x {resamples}, percentile, seed {seed}" if interval else "none"
         scores.append(
             Score(
-                name=name, value=value, higher_is_better=name not in ERRORS, n=n, interval=interval,
+                name=name,
+                value=value,
+                higher_is_better=name not in ERRORS,
+                n=n,
+                interval=interval,
                 signature=f"{COUNTED[name]}|bootstrap:{how}|hftk",
             )
-        )  # fmt: skip
+        )
     return scores
 
 
 def regression_statistics(true: npt.ArrayLike, predicted: npt.ArrayLike) -> dict[str, Statistic]:
-    """The scores of :func:`regression_scores` as functions of weights (lines, n) to (lines,) values, for a bootstrap.
+    """The scores of :func:`regression_scores` as functions of weights (lines, n) to (lines,) values, for a
+    bootstrap.
 
     Raises ValueError for no rows and for shapes that do not fit.
     """
@@ -130,7 +138,8 @@ class _Groups(NamedTuple):
         return np.add.reduceat(weights[:, self.order], self.starts, axis=1)
 
     def constant(self, drawn: Floats) -> npt.NDArray[np.bool_]:
-        """(lines,) whether a single value was drawn: exact, where a variance of 0 may be hidden by rounding."""
+        """(lines,) whether a single value was drawn: exact, where a variance of 0 may be hidden by
+        rounding."""
         constant: npt.NDArray[np.bool_] = drawn.max(axis=1) == drawn.sum(axis=1)
         return constant
 

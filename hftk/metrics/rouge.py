@@ -1,17 +1,18 @@
 """ROUGE-1, ROUGE-2, ROUGE-L and ROUGE-Lsum in every script, equal to rouge_score on ASCII English.
 
-rouge_score's tokenizer keeps [a-z0-9] alone, so that two identical Chinese texts score 0. Here a token is a run of
-letters, digits and combining marks of any script that has spaces, or a single character (with its combining marks) of
-one that has none. ROUGE-1 and ROUGE-2 are rouge_score's. Its longest common subsequence takes minutes for a thousand
-long summaries, so that one is computed here in bits, and follows the same path through the same table.
+rouge_score's tokenizer keeps [a-z0-9] alone, so that two identical Chinese texts score 0. Here a token is a
+run of letters, digits and combining marks of any script that has spaces, or a single character (with its
+combining marks) of one that has none. ROUGE-1 and ROUGE-2 are rouge_score's. Its longest common subsequence
+takes minutes for a thousand long summaries, so that one is computed here in bits, and follows the same path
+through the same table.
 
-As in rouge_score, a perfect prediction scores 100 where it has as many tokens as the n-gram asks for, else 0: ROUGE-2 of
-"Yes" against itself is 0, and so is ROUGE-1 of "!!!".
+As in rouge_score, a perfect prediction scores 100 where it has as many tokens as the n-gram asks for, else 0:
+ROUGE-2 of "Yes" against itself is 0, and so is ROUGE-1 of "!!!".
 
 Axes: n (rows); the four scores of :data:`NAMES`.
 
-Sources: Lin, ROUGE (2004); rouge_score's rouge_scorer.py; Hyyro, Bit-parallel LCS-length computation revisited
-(AWOCA 2004).
+Sources: Lin, ROUGE (2004); rouge_score's rouge_scorer.py; Hyyro, Bit-parallel LCS-length computation
+revisited (AWOCA 2004).
 """
 
 from __future__ import annotations
@@ -46,17 +47,21 @@ _TOKEN = regex.compile(TOKEN)
 _INVISIBLE = str.maketrans("", "", "\u00ad\u200c\u200d")
 _SENTENCE_ENDS = (
     regex.compile(r"""([.!?\u2026]+["'\u201d\u2019\u00bb)\]]*)\s+"""),
-    regex.compile(r"([\u3002\uff01\uff1f\uff61\u0964\u0965\u061f\u06d4]+[\u201d\u2019\u300d\u300f\uff09]*)\s*"),
+    regex.compile(
+        r"([\u3002\uff01\uff1f\uff61\u0964\u0965\u061f\u06d4]+[\u201d\u2019\u300d\u300f\uff09]*)\s*"
+    ),
 )
 
 
 class UnicodeTokenizer:
-    """Words and characters of a text, lower-cased, for ``rouge_score.rouge_scorer.RougeScorer(tokenizer=...)``.
+    """Words and characters of a text, lower-cased, for
+    ``rouge_score.rouge_scorer.RougeScorer(tokenizer=...)``.
 
-    Runs of letters, digits and combining marks; for Chinese, Japanese, Thai, Lao, Khmer, Burmese and Tibetan letters
-    one token each. The rest separates tokens. Texts are brought to NFC first, so that canonically equivalent ones are
-    equal, and soft hyphens, zero-width joiners and non-joiners are taken out. With ``stem``, tokens of more than three
-    characters in [a-z0-9] go through Porter's stemmer for English, as in rouge_score; others are left as they are.
+    Runs of letters, digits and combining marks; for Chinese, Japanese, Thai, Lao, Khmer, Burmese and Tibetan
+    letters one token each. The rest separates tokens. Texts are brought to NFC first, so that canonically
+    equivalent ones are equal, and soft hyphens, zero-width joiners and non-joiners are taken out. With
+    ``stem``, tokens of more than three characters in [a-z0-9] go through Porter's stemmer for English, as in
+    rouge_score; others are left as they are.
     """
 
     def __init__(self, stem: bool = False) -> None:
@@ -79,38 +84,47 @@ def rouge_scores(
     resamples: int,
     seed: int,
 ) -> list[Score]:
-    """``rouge1``, ``rouge2``, ``rougeL`` and ``rougeLsum``: F1 x 100 as papers report it, the mean over rows; higher is
-    better, 100 is perfect.
+    """``rouge1``, ``rouge2``, ``rougeL`` and ``rougeLsum``: F1 x 100 as papers report it, the mean over rows;
+    higher is better, 100 is perfect.
 
-    Equal to 100 x rouge_score's on ASCII English, with and without ``stem`` (Porter, English alone). predictions: (n,)
-    texts; references: (n,) lists of one text or more, of which each score takes the one with the highest F1, as
-    ``score_multi`` does. A prediction without tokens scores 0.
+    Equal to 100 x rouge_score's on ASCII English, with and without ``stem`` (Porter, English alone).
+    predictions: (n,) texts; references: (n,) lists of one text or more, of which each score takes the one
+    with the highest F1, as ``score_multi`` does. A prediction without tokens scores 0.
 
-    ``rougeLsum`` matches sentence by sentence, and a newline ends a sentence, as in rouge_score: of texts without one it
-    is ``rougeL``. With ``split_sentences``, a text that has no newline is divided first: after . ! ? and the ellipsis
-    where a space follows, and after their Chinese, Japanese, Hindi, Arabic and Urdu forms anywhere, closing quotes
-    included.
+    ``rougeLsum`` matches sentence by sentence, and a newline ends a sentence, as in rouge_score: of texts
+    without one it is ``rougeL``. With ``split_sentences``, a text that has no newline is divided first: after
+    . ! ? and the ellipsis where a space follows, and after their Chinese, Japanese, Hindi, Arabic and Urdu
+    forms anywhere, closing quotes included.
 
-    Intervals: 95 % percentile bootstrap over rows; None below two rows. Raises InputError for no rows, a row without
-    references and what is no text.
+    Intervals: 95 % percentile bootstrap over rows; None below two rows. Raises InputError for no rows, a row
+    without references and what is no text.
     """
     rows = rouge_rows(predictions, references, stem=stem, split_sentences=split_sentences)
     drawn = resample_sums(rows, resamples=resamples, seed=seed) / len(rows)
     intervals = [percentile_interval(drawn[:, place]) for place in range(len(NAMES))]
     numbers = {len(row) for row in references}
     fields = [
-        f"nrefs:{numbers.pop() if len(numbers) == 1 else 'var'}", "case:lc", f"stem:{'porter' if stem else 'no'}",
-        "tok:words,chars of unspaced scripts", f"sents:{'newline or sentence end' if split_sentences else 'newline'}",
-        "f1:x100", f"bootstrap:rows[{resamples}]" if intervals[0] else "bootstrap:none",
-        f"rouge_score:{version('rouge_score')}", "hftk",
-    ]  # fmt: skip
+        f"nrefs:{numbers.pop() if len(numbers) == 1 else 'var'}",
+        "case:lc",
+        f"stem:{'porter' if stem else 'no'}",
+        "tok:words,chars of unspaced scripts",
+        f"sents:{'newline or sentence end' if split_sentences else 'newline'}",
+        "f1:x100",
+        f"bootstrap:rows[{resamples}]" if intervals[0] else "bootstrap:none",
+        f"rouge_score:{version('rouge_score')}",
+        "hftk",
+    ]
     return [
         Score(
-            name=name, value=float(rows[:, place].mean()), higher_is_better=True, n=len(rows),
-            interval=intervals[place], signature="|".join(fields),
+            name=name,
+            value=float(rows[:, place].mean()),
+            higher_is_better=True,
+            n=len(rows),
+            interval=intervals[place],
+            signature="|".join(fields),
         )
         for place, name in enumerate(NAMES)
-    ]  # fmt: skip
+    ]
 
 
 def compare_rouge(
@@ -125,7 +139,9 @@ def compare_rouge(
 ) -> list[Comparison]:
     """ROUGE of two systems on the same rows, by the paired bootstrap; a, b: (n,) predictions, the rest as in
     :func:`rouge_scores`."""
-    rows_a, rows_b = (rouge_rows(system, references, stem=stem, split_sentences=split_sentences) for system in (a, b))
+    rows_a, rows_b = (
+        rouge_rows(system, references, stem=stem, split_sentences=split_sentences) for system in (a, b)
+    )
     comparisons = []
     for place, name in enumerate(NAMES):
         column_a, column_b = rows_a[:, place], rows_b[:, place]
@@ -133,14 +149,20 @@ def compare_rouge(
         found = paired_bootstrap(
             lambda weights, rows=column_a - column_b: weights @ rows / len(rows),  # type: ignore[misc]
             lambda weights: np.zeros(len(weights)),
-            len(column_a), resamples=resamples, seed=seed,
-        )  # fmt: skip
+            len(column_a),
+            resamples=resamples,
+            seed=seed,
+        )
         comparisons.append(
             Comparison(
-                name=name, a=float(column_a.mean()), b=float(column_b.mean()), difference=found.difference,
-                interval=found.interval, p_value=found.p_value,
+                name=name,
+                a=float(column_a.mean()),
+                b=float(column_b.mean()),
+                difference=found.difference,
+                interval=found.interval,
+                p_value=found.p_value,
             )
-        )  # fmt: skip
+        )
     return comparisons
 
 
@@ -151,7 +173,8 @@ def rouge_rows(
     stem: bool = False,
     split_sentences: bool = False,
 ) -> Floats:
-    """(n, 4) F1 x 100 of each row in the order of :data:`NAMES`; arguments and errors as in :func:`rouge_scores`."""
+    """(n, 4) F1 x 100 of each row in the order of :data:`NAMES`; arguments and errors as in
+    :func:`rouge_scores`."""
     check_texts(predictions, references)
     from rouge_score.rouge_scorer import RougeScorer
 
@@ -191,8 +214,8 @@ def _longest_f1(reference: Tokens, prediction: Tokens) -> float:
 
 
 def _summary_f1(reference: list[Tokens], prediction: list[Tokens]) -> float:
-    """F1 of the union of longest common subsequences, sentence by sentence (Lin 2004, section 3.2); a token counts as
-    often as both texts have it, as in ROUGE 1.5.5."""
+    """F1 of the union of longest common subsequences, sentence by sentence (Lin 2004, section 3.2); a token
+    counts as often as both texts have it, as in ROUGE 1.5.5."""
     left_reference = Counter(token for sentence in reference for token in sentence)
     left_prediction = Counter(token for sentence in prediction for token in sentence)
     places = [_places(sentence) for sentence in prediction]
@@ -221,7 +244,8 @@ def _places(tokens: Tokens) -> dict[str, int]:
 def _subsequence_steps(reference: Tokens, places: dict[str, int], length: int) -> list[int]:
     """Rows 0 to len(reference) of the table of longest common subsequences, each as bits (Hyyro 2004).
 
-    Bit j of row i is set where the length for i tokens of the reference grows from j to j + 1 tokens of the prediction.
+    Bit j of row i is set where the length for i tokens of the reference grows from j to j + 1 tokens of the
+    prediction.
     """
     full = (1 << length) - 1
     flat, steps = full, [0]
@@ -233,8 +257,8 @@ def _subsequence_steps(reference: Tokens, places: dict[str, int], length: int) -
 
 
 def _common_places(reference: Tokens, prediction: Tokens, places: dict[str, int]) -> list[int]:
-    """Places in the reference of one longest common subsequence: the one that rouge_score finds, for there may be
-    several, and their union depends on it."""
+    """Places in the reference of one longest common subsequence: the one that rouge_score finds, for there
+    may be several, and their union depends on it."""
     steps = _subsequence_steps(reference, places, len(prediction))
     left = steps[-1].bit_count()
     found = []

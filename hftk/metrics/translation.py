@@ -1,16 +1,18 @@
-"""BLEU, chrF++ and TER by sacreBLEU, with the tokenizer chosen by target language, intervals and paired tests.
+"""BLEU, chrF++ and TER by sacreBLEU, with the tokenizer chosen by target language, intervals and paired
+tests.
 
-sacreBLEU extracts the statistics of each row (lengths, matches and n-grams, edits) and computes the score of their sum.
-A resample is then a weighted sum of rows, and its score is computed for all resamples at once.
+sacreBLEU extracts the statistics of each row (lengths, matches and n-grams, edits) and computes the score of
+their sum. A resample is then a weighted sum of rows, and its score is computed for all resamples at once.
 
-A perfect prediction scores 100 in BLEU and chrF++ and 0 in TER, in every script. As in sacreBLEU, BLEU is 0 where no row
-has four tokens ("Hello world" against itself), since it averages over n-grams up to four.
+A perfect prediction scores 100 in BLEU and chrF++ and 0 in TER, in every script. As in sacreBLEU, BLEU is 0
+where no row has four tokens ("Hello world" against itself), since it averages over n-grams up to four.
 
 Axes: n (rows); columns (statistics that a score is made of); lines (resamples).
 
-Sources: Papineni et al., BLEU (ACL 2002); Popovic, chrF++ (WMT 2017); Snover et al., A study of translation edit rate
-(AMTA 2006); Post, A call for clarity in reporting BLEU scores (WMT 2018), for sacreBLEU and its signatures; Koehn,
-Statistical significance tests for machine translation evaluation (EMNLP 2004), for the bootstrap.
+Sources: Papineni et al., BLEU (ACL 2002); Popovic, chrF++ (WMT 2017); Snover et al., A study of translation
+edit rate (AMTA 2006); Post, A call for clarity in reporting BLEU scores (WMT 2018), for sacreBLEU and its
+signatures; Koehn, Statistical significance tests for machine translation evaluation (EMNLP 2004), for the
+bootstrap.
 """
 
 from __future__ import annotations
@@ -45,8 +47,15 @@ LANGUAGES = {
 }
 """Languages that need a tokenizer other than 13a, and what codes and names they go by."""
 TOKENIZERS = {
-    "zh": "zh", "ja": "ja-mecab", "ko": "ko-mecab", "th": "char", "lo": "char", "km": "char", "my": "char", "bo": "char",
-}  # fmt: skip
+    "zh": "zh",
+    "ja": "ja-mecab",
+    "ko": "ko-mecab",
+    "th": "char",
+    "lo": "char",
+    "km": "char",
+    "my": "char",
+    "bo": "char",
+}
 """sacreBLEU's tokenizer for each of them; every other language has 13a."""
 
 
@@ -64,7 +73,9 @@ class Metric:
     split_characters: bool = False
     """Whether characters are split before sacreBLEU sees the text, since it has no such option."""
 
-    def statistics(self, predictions: Sequence[str], references: Sequence[Sequence[str]]) -> list[list[float]]:
+    def statistics(
+        self, predictions: Sequence[str], references: Sequence[Sequence[str]]
+    ) -> list[list[float]]:
         """sacreBLEU's statistics of each row: n lists of one length."""
         if self.split_characters:
             predictions = [" ".join(text) for text in predictions]
@@ -95,20 +106,22 @@ def translation_scores(
     resamples: int,
     seed: int,
 ) -> list[Score]:
-    """``bleu``, ``chrf++`` (both from 0 to 100, higher is better) and ``ter`` (edits per 100 tokens of the reference,
-    lower is better, may exceed 100), equal to sacreBLEU's ``corpus_score``. Case counts in all three.
+    """``bleu``, ``chrf++`` (both from 0 to 100, higher is better) and ``ter`` (edits per 100 tokens of the
+    reference, lower is better, may exceed 100), equal to sacreBLEU's ``corpus_score``. Case counts in all
+    three.
 
-    predictions: (n,) detokenized texts; references: (n,) lists of one text or more, as many as the row has; language:
-    the target language as a code or a name (``de``, ``zh_CN``, ``zho_Hans``, ``Chinese``), None: one with spaces.
+    predictions: (n,) detokenized texts; references: (n,) lists of one text or more, as many as the row has;
+    language: the target language as a code or a name (``de``, ``zh_CN``, ``zho_Hans``, ``Chinese``), None:
+    one with spaces.
 
-    Tokens of BLEU: 13a; zh for Chinese; ja-mecab and ko-mecab where they are installed (``pip install "sacrebleu[ja]"``,
-    ``"sacrebleu[ko]"``), else single characters, as for Thai, Lao, Khmer, Burmese and Tibetan. Those of TER: words; for
-    Chinese and Japanese sacreBLEU's normalization with Asian support (each Han character counts, a run of kana counts
-    once); single characters for the other five (``split:char``). chrF++ knows no tokens but words between spaces. The
-    signature says which.
+    Tokens of BLEU: 13a; zh for Chinese; ja-mecab and ko-mecab where they are installed (``pip install
+    "sacrebleu[ja]"``, ``"sacrebleu[ko]"``), else single characters, as for Thai, Lao, Khmer, Burmese and
+    Tibetan. Those of TER: words; for Chinese and Japanese sacreBLEU's normalization with Asian support (each
+    Han character counts, a run of kana counts once); single characters for the other five (``split:char``).
+    chrF++ knows no tokens but words between spaces. The signature says which.
 
-    Intervals: 95 % percentile bootstrap over rows; None below two rows or for no resamples. Raises InputError for no
-    rows, a row without references and what is no text.
+    Intervals: 95 % percentile bootstrap over rows; None below two rows or for no resamples. Raises InputError
+    for no rows, a row without references and what is no text.
     """
     check_texts(predictions, references)
     scores = []
@@ -117,10 +130,14 @@ def translation_scores(
         drawn = metric.values(resample_sums(statistics, resamples=resamples, seed=seed))
         scores.append(
             Score(
-                name=metric.name, value=metric.value(statistics), higher_is_better=metric.higher_is_better,
-                n=len(statistics), interval=percentile_interval(drawn), signature=metric.signature,
+                name=metric.name,
+                value=metric.value(statistics),
+                higher_is_better=metric.higher_is_better,
+                n=len(statistics),
+                interval=percentile_interval(drawn),
+                signature=metric.signature,
             )
-        )  # fmt: skip
+        )
     return scores
 
 
@@ -135,34 +152,47 @@ def compare_translations(
 ) -> list[Comparison]:
     """BLEU, chrF++ and TER of two systems on the same rows, by the paired bootstrap (Koehn 2004).
 
-    a, b: (n,) predictions; the rest, and errors, as in :func:`translation_scores`. The same seed gives the same
-    resamples for both systems and all three metrics.
+    a, b: (n,) predictions; the rest, and errors, as in :func:`translation_scores`. The same seed gives the
+    same resamples for both systems and all three metrics.
     """
     check_texts(a, references)
     check_texts(b, references)
     comparisons = []
     for metric in translation_metrics(language):
-        rows_a, rows_b = (np.array(metric.statistics(system, references), dtype=np.float64) for system in (a, b))
+        rows_a, rows_b = (
+            np.array(metric.statistics(system, references), dtype=np.float64) for system in (a, b)
+        )
         value_a, value_b = (float(metric.values(rows.sum(axis=0)[None])[0]) for rows in (rows_a, rows_b))
         found = paired_bootstrap(
             _weighted(metric, rows_a), _weighted(metric, rows_b), len(rows_a), resamples=resamples, seed=seed
         )
         comparisons.append(
             Comparison(
-                name=metric.name, a=value_a, b=value_b, difference=found.difference, interval=found.interval,
-                p_value=found.p_value, higher_is_better=metric.higher_is_better,
+                name=metric.name,
+                a=value_a,
+                b=value_b,
+                difference=found.difference,
+                interval=found.interval,
+                p_value=found.p_value,
+                higher_is_better=metric.higher_is_better,
             )
-        )  # fmt: skip
+        )
     return comparisons
 
 
 def sentence_scores(
-    predictions: Sequence[str], references: Sequence[Sequence[str]], language: str | None, *, name: str = "chrf++"
+    predictions: Sequence[str],
+    references: Sequence[Sequence[str]],
+    language: str | None,
+    *,
+    name: str = "chrf++",
 ) -> Floats:
-    """(n,) scores of single rows, equal to sacreBLEU's ``sentence_score``: for ordering rows, not for averaging.
+    """(n,) scores of single rows, equal to sacreBLEU's ``sentence_score``: for ordering rows, not for
+    averaging.
 
-    name: ``chrf++``, ``ter``, or ``bleu``, which here leaves out the n-grams that a prediction is too short for
-    (effective order). The rest, and errors, as in :func:`translation_scores`; ValueError for another name.
+    name: ``chrf++``, ``ter``, or ``bleu``, which here leaves out the n-grams that a prediction is too short
+    for (effective order). The rest, and errors, as in :func:`translation_scores`; ValueError for another
+    name.
     """
     check_texts(predictions, references)
     metrics = {metric.name: metric for metric in translation_metrics(language, effective_order=True)}
@@ -182,10 +212,13 @@ def translation_metrics(language: str | None, *, effective_order: bool = False) 
         Metric(name="bleu", sacrebleu=_bleu(language, effective_order), values=bleu_values),
         Metric(name="chrf++", sacrebleu=CHRF(word_order=2), values=chrf_values),
         Metric(
-            name="ter", sacrebleu=TER(case_sensitive=True, normalized=asian, asian_support=asian), values=ter_values,
-            higher_is_better=False, split_characters=TOKENIZERS.get(code) == "char",
+            name="ter",
+            sacrebleu=TER(case_sensitive=True, normalized=asian, asian_support=asian),
+            values=ter_values,
+            higher_is_better=False,
+            split_characters=TOKENIZERS.get(code) == "char",
         ),
-    ]  # fmt: skip
+    ]
 
 
 def split_tokens(texts: Sequence[str], language: str | None) -> list[list[str]]:
@@ -195,8 +228,8 @@ def split_tokens(texts: Sequence[str], language: str | None) -> list[list[str]]:
 
 
 def language_code(language: str | None) -> str:
-    """Key of :data:`LANGUAGES` for a code or name such as ``zh``, ``zh_CN``, ``zho_Hans``, ``>>cmn<<``, ``__zh__`` or
-    ``Chinese``; "" for every other language and None."""
+    """Key of :data:`LANGUAGES` for a code or name such as ``zh``, ``zh_CN``, ``zho_Hans``, ``>>cmn<<``,
+    ``__zh__`` or ``Chinese``; "" for every other language and None."""
     parts = re.findall("[a-z]+", (language or "").lower())
     return next((code for code, names in LANGUAGES.items() if parts and parts[0] in names), "")
 
@@ -204,8 +237,8 @@ def language_code(language: str | None) -> str:
 def bleu_values(sums: Floats) -> Floats:
     """BLEU of (lines, 10) sums: length of predictions and of the closest references, matches, n-grams.
 
-    Exponential smoothing: the k-th order without a match counts as 1 / 2^k matches. 0 without any match, and where
-    there is no n-gram of the longest order.
+    Exponential smoothing: the k-th order without a match counts as 1 / 2^k matches. 0 without any match, and
+    where there is no n-gram of the longest order.
     """
     length, reference = sums[:, 0], sums[:, 1]
     matches, ngrams = sums[:, 2 : 2 + ORDER], sums[:, 2 + ORDER :]
@@ -218,8 +251,9 @@ def bleu_values(sums: Floats) -> Floats:
 
 
 def chrf_values(sums: Floats) -> Floats:
-    """chrF++ of (lines, 3 x 8) sums: n-grams of predictions, of references, and matches, for 6 character orders and
-    2 word orders. F2 of the mean precision and recall over orders for which both sides have n-grams."""
+    """chrF++ of (lines, 3 x 8) sums: n-grams of predictions, of references, and matches, for 6 character
+    orders and 2 word orders. F2 of the mean precision and recall over orders for which both sides have
+    n-grams."""
     predicted, reference, matches = sums.reshape(len(sums), sums.shape[1] // 3, 3).transpose(
         2, 0, 1
     )  # (lines, orders) each
@@ -238,7 +272,8 @@ def ter_values(sums: Floats) -> Floats:
 
 
 def check_texts(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> None:
-    """InputError unless there are n > 0 predictions and n lists of one reference or more, all of them texts."""
+    """InputError unless there are n > 0 predictions and n lists of one reference or more, all of them
+    texts."""
     problem = _find_problem(predictions, references)
     if problem:
         raise InputError(problem)
@@ -251,12 +286,19 @@ def _find_problem(predictions: Sequence[str], references: Sequence[Sequence[str]
     if len(predictions) != len(references):
         found = f"found {len(predictions)} predictions and {len(references)} rows of references"
         fix = "give one list of references per prediction, in the same order"
-        return Problem(setting="", message=f"expected as many rows of references as predictions, {found}", fix=fix)
-    fix = 'write the references of one row as a list of texts, such as ["a reference"]; an empty text is allowed'
+        return Problem(
+            setting="", message=f"expected as many rows of references as predictions, {found}", fix=fix
+        )
+    fix = (
+        'write the references of one row as a list of texts, such as ["a reference"]; an empty text is'
+        " allowed"
+    )
     for place, (prediction, row) in enumerate(zip(predictions, references, strict=True)):
         if not isinstance(prediction, str):
             found = f"found {type(prediction).__name__} in row {place}"
-            return Problem(setting="", message=f"expected a text as prediction, {found}", fix='write "" for no output')
+            return Problem(
+                setting="", message=f"expected a text as prediction, {found}", fix='write "" for no output'
+            )
         if isinstance(row, str) or not len(row) or not all(isinstance(text, str) for text in row):
             found = f"found {row!r:.60} in row {place}"
             return Problem(setting="", message=f"expected a list of one reference or more, {found}", fix=fix)
@@ -264,11 +306,14 @@ def _find_problem(predictions: Sequence[str], references: Sequence[Sequence[str]
 
 
 def _bleu(language: str | None, effective_order: bool) -> Any:
-    """sacreBLEU's BLEU with the tokenizer for the language; ``char`` where MeCab or its dictionary is missing."""
+    """sacreBLEU's BLEU with the tokenizer for the language; ``char`` where MeCab or its dictionary is
+    missing."""
     from sacrebleu.metrics import BLEU
 
     tokenizer = TOKENIZERS.get(language_code(language), "13a")
-    make = partial(BLEU, force=True, effective_order=effective_order)  # force: no warning about tokenized texts
+    make = partial(
+        BLEU, force=True, effective_order=effective_order
+    )  # force: no warning about tokenized texts
     try:
         return make(tokenize=tokenizer)
     except (RuntimeError, AssertionError):  # not installed; installed with another dictionary

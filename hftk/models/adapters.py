@@ -24,19 +24,39 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 TASK_TYPES = {
-    "AutoModelForSequenceClassification": "SEQ_CLS", "AutoModelForCausalLM": "CAUSAL_LM",
-    "AutoModelForSeq2SeqLM": "SEQ_2_SEQ_LM", "AutoModelForTokenClassification": "TOKEN_CLS",
+    "AutoModelForSequenceClassification": "SEQ_CLS",
+    "AutoModelForCausalLM": "CAUSAL_LM",
+    "AutoModelForSeq2SeqLM": "SEQ_2_SEQ_LM",
+    "AutoModelForTokenClassification": "TOKEN_CLS",
     "AutoModelForQuestionAnswering": "QUESTION_ANS",
-}  # fmt: skip
+}
 PROMPTED = ("CAUSAL_LM", "SEQ_CLS")
-"""Kinds of tasks for which virtual tokens work here; a PEFT encoder-decoder gets some in the decoder too, where nothing reads them."""
+"""Kinds of tasks for which virtual tokens work here; a PEFT encoder-decoder gets some in the decoder too,
+where nothing reads them."""
 KEYS_AND_VALUES = frozenset(
-    ("key", "value", "k", "v", "k_proj", "v_proj", "k_lin", "v_lin", "c_attn", "Wqkv", "qkv", "qkv_proj", "query_key_value", "key_proj", "value_proj")
-)  # fmt: skip
+    (
+        "key",
+        "value",
+        "k",
+        "v",
+        "k_proj",
+        "v_proj",
+        "k_lin",
+        "v_lin",
+        "c_attn",
+        "Wqkv",
+        "qkv",
+        "qkv_proj",
+        "query_key_value",
+        "key_proj",
+        "value_proj",
+    )
+)
 """Names of attention's keys and values, or of one layer for both and the queries."""
 RANK = 8
 START: dict[str | None, bool] = {None: True, "loftq": True}
-"""Initialization to PEFT's word for it, where that is not the same; of loftq, :func:`make_up_for_rounding` does the rest."""
+"""Initialization to PEFT's word for it, where that is not the same; of loftq, :func:`make_up_for_rounding`
+does the rest."""
 VIRTUAL_TOKENS = 16
 
 
@@ -53,22 +73,37 @@ def find_problems(adapter: AdapterConfig, model: PreTrainedModel, auto_model: st
     task_type = TASK_TYPES.get(auto_model)
     if adapter.method == "prompt_tuning" and task_type not in PROMPTED:
         message = f"prompt_tuning is for decoders and classifiers, found {auto_model}"
-        yield Problem(setting="model.adapter.method", message=message, fix="use --model.adapter.method lora or ia3")
+        yield Problem(
+            setting="model.adapter.method", message=message, fix="use --model.adapter.method lora or ia3"
+        )
     if adapter.method == "prompt_tuning":
         if task_type == "SEQ_CLS" and kind_of(model.config) != "encoder":
             # It reads the last token, which it does not find where vectors are given in place of tokens.
-            message = f"prompt_tuning of a classifier needs an encoder such as BERT, found {model.config.model_type}"
-            yield Problem(setting="model.adapter.method", message=message, fix="use --model.adapter.method lora or ia3")
+            message = (
+                "prompt_tuning of a classifier needs an encoder such as BERT, found"
+                f" {model.config.model_type}"
+            )
+            yield Problem(
+                setting="model.adapter.method", message=message, fix="use --model.adapter.method lora or ia3"
+            )
         most = (getattr(model.config, "max_position_embeddings", None) or 2**31) // 2
         if (adapter.virtual_tokens or VIRTUAL_TOKENS) > most:
-            message = f"expected at most {most}, half of the model's context, found {adapter.virtual_tokens or VIRTUAL_TOKENS}"
+            message = (
+                f"expected at most {most}, half of the model's context, found"
+                f" {adapter.virtual_tokens or VIRTUAL_TOKENS}"
+            )
             yield Problem(setting="model.adapter.virtual_tokens", message=message)
         return
     layers = linear_layers(model)
     for wanted in adapter.targets or ():
         if wanted != ALL_LINEAR and not any(_matches(name, wanted) for name in layers):
-            ends = list(dict.fromkeys(name.rpartition(".")[2] for name in layers if name not in head_layers(model)))
-            message = f"no linear layer of {type(model).__name__} is called {wanted}; there are {', '.join(ends[:16])}"
+            ends = list(
+                dict.fromkeys(name.rpartition(".")[2] for name in layers if name not in head_layers(model))
+            )
+            message = (
+                f"no linear layer of {type(model).__name__} is called {wanted}; there are"
+                f" {', '.join(ends[:16])}"
+            )
             yield Problem(
                 setting="model.adapter.targets",
                 message=message,
@@ -105,7 +140,8 @@ def _end(name: str) -> str:
 
 
 def _is_second(name: str, layer: Any) -> bool:
-    """Whether a layer is the second one of a feed-forward block: it makes what comes in narrower, and is no key or value."""
+    """Whether a layer is the second one of a feed-forward block: it makes what comes in narrower, and is no
+    key or value."""
     inputs, outputs = _shape(layer)
     return inputs > outputs and _end(name) not in KEYS_AND_VALUES
 
@@ -116,13 +152,20 @@ def _shape(layer: Any) -> tuple[int, int]:
 
 
 def add(
-    adapter: AdapterConfig, model: PreTrainedModel, auto_model: str, base: str, revision: str | None, *,
-    new: Collection[str], new_tokens: range,
-) -> Any:  # fmt: skip
+    adapter: AdapterConfig,
+    model: PreTrainedModel,
+    auto_model: str,
+    base: str,
+    revision: str | None,
+    *,
+    new: Collection[str],
+    new_tokens: range,
+) -> Any:
     """``model``, frozen, with a new adapter on it: a ``PeftModel``.
 
-    ``new`` names weights that no checkpoint holds and ``new_tokens`` rows of the embeddings that were added: both are trained
-    and saved with the adapter, and so are the heads of a task. ``base`` is what ``model`` was loaded from, as it was typed.
+    ``new`` names weights that no checkpoint holds and ``new_tokens`` rows of the embeddings that were added:
+    both are trained and saved with the adapter, and so are the heads of a task. ``base`` is what ``model``
+    was loaded from, as it was typed.
 
     Raises:
         InputError: PEFT or the model refuses; new tokens with a method that cannot train their embeddings.
@@ -130,14 +173,21 @@ def add(
     from peft import get_peft_model
 
     saved = trained_besides(model, auto_model, new)
-    chosen = [name for name in targets(adapter, model) if not any(name == s or name.startswith(f"{s}.") for s in saved)]
+    chosen = [
+        name
+        for name in targets(adapter, model)
+        if not any(name == s or name.startswith(f"{s}.") for s in saved)
+    ]
     settings: dict[str, Any] = {
         "task_type": TASK_TYPES.get(auto_model),
         "base_model_name_or_path": base,
         "revision": revision,
     }
     if len(new_tokens) and adapter.method not in LORA:
-        message = f"the tokenizer has {len(new_tokens)} tokens that the model does not know, and {adapter.method} cannot train their embeddings"
+        message = (
+            f"the tokenizer has {len(new_tokens)} tokens that the model does not know, and {adapter.method}"
+            " cannot train their embeddings"
+        )
         raise InputError(
             Problem(setting="model.adapter.method", message=message, fix="use --model.adapter.method lora")
         )
@@ -156,7 +206,12 @@ def add(
 
 
 def _peft_config(
-    adapter: AdapterConfig, model: Any, chosen: list[str], saved: list[str], new_tokens: range, settings: dict[str, Any]
+    adapter: AdapterConfig,
+    model: Any,
+    chosen: list[str],
+    saved: list[str],
+    new_tokens: range,
+    settings: dict[str, Any],
 ) -> Any:
     import peft
 
@@ -176,12 +231,18 @@ def _peft_config(
     alpha = adapter.alpha or (rank if starts_from_weights(adapter) else 2 * rank)
     if len(new_tokens):
         settings["trainable_token_indices"] = list(new_tokens)
+    start: Any = (
+        "pissa" if adapter.method == "pissa" else START.get(adapter.initialization, adapter.initialization)
+    )
     return peft.LoraConfig(
-        r=rank, lora_alpha=alpha, lora_dropout=adapter.dropout or 0.0,  # type: ignore[arg-type]
-        use_rslora=adapter.method == "rslora", use_dora=adapter.method == "dora",
-        init_lora_weights="pissa" if adapter.method == "pissa" else START.get(adapter.initialization, adapter.initialization),  # type: ignore[arg-type]
+        r=rank,
+        lora_alpha=alpha,  # type: ignore[arg-type]
+        lora_dropout=adapter.dropout or 0.0,
+        use_rslora=adapter.method == "rslora",
+        use_dora=adapter.method == "dora",
+        init_lora_weights=start,
         **settings,
-    )  # fmt: skip
+    )
 
 
 def _dimensions(model: Any) -> dict[str, Any]:
@@ -194,9 +255,11 @@ def trained_besides(model: PreTrainedModel, auto_model: str, new: Collection[str
     """Names of modules that are trained and saved whole: heads of a task, and what no checkpoint holds."""
     heads = set(head_layers(model))
     # A language model's output layer is no new head: it comes with the weights.
-    of_task = set() if auto_model in ("AutoModelForCausalLM", "AutoModelForSeq2SeqLM") else {
-        name.split(".")[0] for name in heads if "pooler" not in name.split(".")
-    }  # fmt: skip
+    of_task = (
+        set()
+        if auto_model in ("AutoModelForCausalLM", "AutoModelForSeq2SeqLM")
+        else {name.split(".")[0] for name in heads if "pooler" not in name.split(".")}
+    )
     found = {name.rpartition(".")[0] for name in new} | of_task
     tops = {name.split(".")[0] for name in of_task}
     found = {name.split(".")[0] if name.split(".")[0] in tops else name for name in found if name}
@@ -213,7 +276,16 @@ def _accept_other_types(model: Any) -> None:
 
 
 def _to_float(module: torch.nn.Module, inputs: Any) -> Any:
-    return tuple(x.float() if isinstance(x, torch.Tensor) and x.dtype in (torch.bfloat16, torch.float16) and not torch.is_autocast_enabled(x.device.type) else x for x in inputs)  # fmt: skip
+    return tuple(
+        (
+            x.float()
+            if isinstance(x, torch.Tensor)
+            and x.dtype in (torch.bfloat16, torch.float16)
+            and not torch.is_autocast_enabled(x.device.type)
+            else x
+        )
+        for x in inputs
+    )
 
 
 def _tell(adapter: AdapterConfig, model: Any, chosen: list[str], saved: list[str], new_tokens: range) -> None:
@@ -225,16 +297,19 @@ def _tell(adapter: AdapterConfig, model: Any, chosen: list[str], saved: list[str
     besides = [*saved, *([f"{len(new_tokens)} new tokens"] if len(new_tokens) else [])]
     beside = f", with {', '.join(besides)}" if besides else ""
     note(
-        f"adapter {adapter.method}: {what}{beside}; {share:.{max(1, 1 - math.floor(math.log10(share)))}f} % of the parameters are trained"
+        f"adapter {adapter.method}: {what}{beside}; {share:.{max(1, 1 - math.floor(math.log10(share)))}f} %"
+        " of the parameters are trained"
     )
 
 
 @torch.no_grad()
 def make_up_for_rounding(model: Any, whole: PreTrainedModel) -> None:
-    """Start each LoRA on a quantized layer with the product of its rank that is nearest to what the quantization has rounded away.
+    """Start each LoRA on a quantized layer with the product of its rank that is nearest to what the
+    quantization has rounded away.
 
-    ``whole`` is the model before. The step of LoftQ (Li et al. 2023, arXiv:2310.08659, algorithm 1 with T = 1) by a randomized
-    singular value decomposition (Halko et al. 2011), which is always the same: what is left is within 2 % of the least (tested).
+    ``whole`` is the model before. The step of LoftQ (Li et al. 2023, arXiv:2310.08659, algorithm 1 with T =
+    1) by a randomized singular value decomposition (Halko et al. 2011), which is always the same: what is
+    left is within 2 % of the least (tested).
     """
     from transformers.pytorch_utils import Conv1D
 
@@ -256,10 +331,19 @@ def make_up_for_rounding(model: Any, whole: PreTrainedModel) -> None:
         lost += float(error.square().sum())
         left += max(0.0, float(error.square().sum() - s[:rank].square().sum()))
     if not lost:
-        raise InputError(Problem(setting="model.adapter.initialization", message="expected an adapter on quantized layers for loftq, found none", fix="leave it out, or change --model.adapter.targets"))  # fmt: skip
+        raise InputError(
+            Problem(
+                setting="model.adapter.initialization",
+                message="expected an adapter on quantized layers for loftq, found none",
+                fix="leave it out, or change --model.adapter.targets",
+            )
+        )
     settings: Any = base.config.quantization_config
     setattr(base.config, ROUNDED, {"unquantized": list(settings.llm_int8_skip_modules or ())})
-    note(f"the adapter starts with what makes up for {100 * (1 - math.sqrt(left / lost)):.1f} % of the rounding")
+    note(
+        f"the adapter starts with what makes up for {100 * (1 - math.sqrt(left / lost)):.1f} % of the"
+        " rounding"
+    )
 
 
 def is_adapter(model: Any) -> bool:
@@ -279,9 +363,13 @@ def load(model: PreTrainedModel, folder: str | Path) -> Any:
     with _quiet(), warnings.catch_warnings():
         warnings.filterwarnings("error", message="Found missing adapter keys")
         try:
-            made = PeftModel.from_pretrained(model, str(Path(folder).expanduser()), torch_device=str(model.device))
+            made = PeftModel.from_pretrained(
+                model, str(Path(folder).expanduser()), torch_device=str(model.device)
+            )
         except UserWarning as error:
-            raise RuntimeError(str(error).replace("while loading the checkpoint", "in adapter_model.safetensors")) from error
+            raise RuntimeError(
+                str(error).replace("while loading the checkpoint", "in adapter_model.safetensors")
+            ) from error
     _accept_other_types(made)
     return made
 

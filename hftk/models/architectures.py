@@ -1,4 +1,5 @@
-"""What the config of a model says about it before any weights are read: its kind, its halves, how many positions it has."""
+"""What the config of a model says about it before any weights are read: its kind, its halves, how many
+positions it has."""
 
 from __future__ import annotations
 
@@ -12,15 +13,27 @@ LONGEST_DEFAULT = 1024
 """Default limit of ``train.max_length`` and of evaluation windows, for models whose context is longer."""
 TWO_MODELS = "encoder-decoder"
 """Model type of ``EncoderDecoderModel``: two models of their own, joined by new cross-attention."""
-POSITIONS_AFTER_PADDING = ("roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "roberta-prelayernorm", "longformer", "data2vec-text", "mpnet", "xmod")  # fmt: skip
-"""Model types that number positions from the padding's id + 1 on: so many of their position embeddings stand for no token."""
+POSITIONS_AFTER_PADDING = (
+    "roberta",
+    "xlm-roberta",
+    "xlm-roberta-xl",
+    "camembert",
+    "roberta-prelayernorm",
+    "longformer",
+    "data2vec-text",
+    "mpnet",
+    "xmod",
+)
+"""Model types that number positions from the padding's id + 1 on: so many of their position embeddings stand
+for no token."""
 
 
 def kind_of(config: PretrainedConfig) -> Kind:
-    """``encoder-decoder`` (T5, BART), ``decoder`` (GPT-2, Llama: a causal language model) or ``encoder`` (BERT).
+    """``encoder-decoder`` (T5, BART), ``decoder`` (GPT-2, Llama: a causal language model) or ``encoder``
+    (BERT).
 
-    BERT and its like can be made causal language models too, and transformers lists them as both: they count as such where their
-    config says ``is_decoder``.
+    BERT and its like can be made causal language models too, and transformers lists them as both: they count
+    as such where their config says ``is_decoder``.
     """
     from transformers.models.auto.modeling_auto import (
         MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
@@ -41,8 +54,9 @@ def halves(config: PretrainedConfig) -> list[PretrainedConfig]:
 
 
 def positions(config: PretrainedConfig) -> int | None:
-    """Most tokens that the model has positions for; None where its config does not say it under the usual name (T5 counts
-    distances, and has no end). Of an ``EncoderDecoderModel`` the smaller number of both halves."""
+    """Most tokens that the model has positions for; None where its config does not say it under the usual
+    name (T5 counts distances, and has no end). Of an ``EncoderDecoderModel`` the smaller number of both
+    halves."""
     found = [_own_positions(half) for half in halves(config)]
     return min((number for number in found if number is not None), default=None)
 

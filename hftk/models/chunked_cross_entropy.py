@@ -1,13 +1,15 @@
 """Cross-entropy over a vocabulary whose (tokens x vocabulary) logits are never whole in memory.
 
-The last projection and the loss are computed for some hundred positions at a time, and their gradients at once with them, so
-that logits are read while they are in the cache and then forgotten; positions that are not trained are left out. The same
-numbers as ``cross_entropy(model(...).logits, labels, reduction="sum")`` up to rounding. (The idea of taking the gradient in the
-forward pass is that of Hsu et al. 2024, *Liger Kernel*; Wijmans et al. 2024, *Cut Your Losses in Large-Vocabulary Language
-Models*, go further with kernels for one GPU.)
+The last projection and the loss are computed for some hundred positions at a time, and their gradients at
+once with them, so that logits are read while they are in the cache and then forgotten; positions that are not
+trained are left out. The same numbers as ``cross_entropy(model(...).logits, labels, reduction="sum")`` up to
+rounding. (The idea of taking the gradient in the forward pass is that of Hsu et al. 2024, *Liger Kernel*;
+Wijmans et al. 2024, *Cut Your Losses in Large-Vocabulary Language Models*, go further with kernels for one
+GPU.)
 
-What a model does behind its last projection (scaled or capped logits) is not known here: on a corner of its first batch it is
-seen whether the projections come out as they are, and a model that does more to them keeps its whole logits.
+What a model does behind its last projection (scaled or capped logits) is not known here: on a corner of its
+first batch it is seen whether the projections come out as they are, and a model that does more to them keeps
+its whole logits.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 
 from hftk.models import device_map
-from hftk.tasks.decoder_inputs import IGNORED
+from hftk.task import IGNORED
 
 LOGITS_AT_ONCE = {"cpu": 2**21, "cuda": 2**26}
 """Logits of one piece: on a CPU they fit into the cache, on a GPU they keep it busy."""
@@ -32,7 +34,8 @@ TRIED_ON = (2, 16)
 """Rows and positions of the first batch on which a model is tried."""
 
 AFTER_THE_HEAD = ("final_logit_softcapping", "logit_scale", "logits_scaling")
-"""Fields of configs whose models do more to their logits, for models without weights, of which nothing can be found out."""
+"""Fields of configs whose models do more to their logits, for models without weights, of which nothing can be
+found out."""
 
 _in_pieces: WeakKeyDictionary[torch.nn.Module, bool] = WeakKeyDictionary()
 """Model to whether its loss may be computed in pieces."""
@@ -41,10 +44,11 @@ _in_pieces: WeakKeyDictionary[torch.nn.Module, bool] = WeakKeyDictionary()
 def cross_entropy_sum(
     model: Any, inputs: Mapping[str, torch.Tensor], labels: torch.Tensor, *, label_smoothing: float = 0.0
 ) -> torch.Tensor:
-    """Cross-entropy in nats, summed over the positions of ``labels`` that are not -100: a scalar with a gradient.
+    """Cross-entropy in nats, summed over the positions of ``labels`` that are not -100: a scalar with a
+    gradient.
 
-    ``model`` may be wrapped (DDP, PEFT); it is called once, with ``inputs``. ``labels`` is (batch, positions), each the target of
-    the logits in its place.
+    ``model`` may be wrapped (DDP, PEFT); it is called once, with ``inputs``. ``labels`` is (batch,
+    positions), each the target of the logits in its place.
     """
     if _can_be_in_pieces(model, inputs):
         with _loss_instead_of_logits(model, labels, label_smoothing, summed=True):
@@ -52,12 +56,17 @@ def cross_entropy_sum(
         return total
     logits = _behind_virtual_tokens(model(**inputs, use_cache=False).logits, labels)
     return cross_entropy(
-        logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED, reduction="sum", label_smoothing=label_smoothing
+        logits.flatten(0, 1).float(),
+        labels.flatten(),
+        ignore_index=IGNORED,
+        reduction="sum",
+        label_smoothing=label_smoothing,
     )
 
 
 def token_losses(model: Any, inputs: Mapping[str, torch.Tensor], labels: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy in nats of each position, (batch, positions), 0 where the label is -100. For judging: it has no gradient."""
+    """Cross-entropy in nats of each position, (batch, positions), 0 where the label is -100. For judging: it
+    has no gradient."""
     with torch.no_grad():
         if _can_be_in_pieces(model, inputs):
             with _loss_instead_of_logits(model, labels, 0.0, summed=False):
@@ -65,7 +74,9 @@ def token_losses(model: Any, inputs: Mapping[str, torch.Tensor], labels: torch.T
             return nats
         logits = _behind_virtual_tokens(model(**inputs, use_cache=False).logits, labels)
         flat = logits.flatten(0, 1).float()  # five times as fast as with the classes in the middle
-        return cross_entropy(flat, labels.flatten(), ignore_index=IGNORED, reduction="none").view(labels.shape)
+        return cross_entropy(flat, labels.flatten(), ignore_index=IGNORED, reduction="none").view(
+            labels.shape
+        )
 
 
 def _behind_virtual_tokens(values: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -74,13 +85,20 @@ def _behind_virtual_tokens(values: torch.Tensor, labels: torch.Tensor) -> torch.
 
 
 class ChunkedCrossEntropy(torch.autograd.Function):
-    """The loss of ``hidden @ weight.T + bias``, summed, with its gradients computed piece by piece in the forward pass."""
+    """The loss of ``hidden @ weight.T + bias``, summed, with its gradients computed piece by piece in the
+    forward pass."""
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, labels: torch.Tensor, smoothing: float
-    ) -> torch.Tensor:  # fmt: skip
-        """``hidden`` (positions, width), ``weight`` (vocabulary, width), ``labels`` (positions,) without -100; a scalar."""
+        ctx: Any,
+        hidden: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        labels: torch.Tensor,
+        smoothing: float,
+    ) -> torch.Tensor:
+        """``hidden`` (positions, width), ``weight`` (vocabulary, width), ``labels`` (positions,) without
+        -100; a scalar."""
         dtype = _arithmetic(hidden)
         needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         from_hidden = torch.empty_like(hidden) if needs_hidden else None
@@ -123,7 +141,9 @@ class ChunkedCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, *upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         from_hidden, from_weight, from_bias = ctx.saved_tensors
         scale = upstream[0]
-        weight = None if from_weight is None else from_weight.mul_(scale).to(ctx.dtypes[0])  # large, and torch refuses a second time
+        weight = (
+            None if from_weight is None else from_weight.mul_(scale).to(ctx.dtypes[0])
+        )  # large, and torch refuses a second time
         bias = None if from_bias is None else (from_bias * scale).to(ctx.dtypes[1])
         return None if from_hidden is None else from_hidden * scale, weight, bias, None, None
 
@@ -142,16 +162,23 @@ def _nats(
     return highest - probabilities.amax(1, keepdim=True).log() - wanted, probabilities
 
 
-def _picked(hidden: torch.Tensor, matrix: torch.Tensor, bias: torch.Tensor | None, labels: torch.Tensor) -> torch.Tensor:
+def _picked(
+    hidden: torch.Tensor, matrix: torch.Tensor, bias: torch.Tensor | None, labels: torch.Tensor
+) -> torch.Tensor:
     """Sum of the targets' logits."""
     logits = (hidden.float() * matrix[labels].float()).sum()
     return logits if bias is None else logits + bias[labels].float().sum()
 
 
 def _nats_and_gradient(
-    states: torch.Tensor, matrix: torch.Tensor, bias: torch.Tensor | None, targets: torch.Tensor, smoothing: float
+    states: torch.Tensor,
+    matrix: torch.Tensor,
+    bias: torch.Tensor | None,
+    targets: torch.Tensor,
+    smoothing: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Nats of each of ``targets``, and the gradient of the (positions, vocabulary) logits but for the even share."""
+    """Nats of each of ``targets``, and the gradient of the (positions, vocabulary) logits but for the even
+    share."""
     nats, probabilities = _nats(states, matrix, bias, targets)
     return nats, probabilities.scatter_add_(1, targets, torch.full_like(nats, smoothing - 1))
 
@@ -160,7 +187,9 @@ def _add_product(total: torch.Tensor | None, gradient: torch.Tensor, states: tor
     """Add the product of a piece to the (vocabulary, width) sum."""
     if total is None:
         return (gradient.T @ states).float()
-    return total.addmm_(gradient.T, states) if gradient.dtype == total.dtype else total.add_(gradient.T @ states)
+    return (
+        total.addmm_(gradient.T, states) if gradient.dtype == total.dtype else total.add_(gradient.T @ states)
+    )
 
 
 def _arithmetic(hidden: torch.Tensor) -> torch.dtype:
@@ -170,12 +199,14 @@ def _arithmetic(hidden: torch.Tensor) -> torch.dtype:
 
 
 def _pieces(hidden: torch.Tensor, weight: torch.Tensor) -> Iterator[slice]:
-    size = max(FEWEST_POSITIONS, LOGITS_AT_ONCE.get(hidden.device.type, LOGITS_AT_ONCE["cuda"]) // len(weight))
+    size = max(
+        FEWEST_POSITIONS, LOGITS_AT_ONCE.get(hidden.device.type, LOGITS_AT_ONCE["cuda"]) // len(weight)
+    )
     for start in range(0, len(hidden), size):
         yield slice(start, start + size)
 
 
-# In place of the model's logits --------------------------------------------------------------------------------------
+# --- In place of the model's logits
 
 
 class _Reached(Exception):
@@ -205,15 +236,18 @@ def _head(plain: Any) -> torch.nn.Linear | None:
 
 
 @contextmanager
-def _loss_instead_of_logits(model: Any, labels: torch.Tensor, smoothing: float, *, summed: bool) -> Iterator[None]:
-    """Inside, calling ``model`` returns the loss. It is computed within the call, since that is where DDP and FSDP expect the
-    weights to be used, the gathered ones of FSDP above all."""
+def _loss_instead_of_logits(
+    model: Any, labels: torch.Tensor, smoothing: float, *, summed: bool
+) -> Iterator[None]:
+    """Inside, calling ``model`` returns the loss. It is computed within the call, since that is where DDP and
+    FSDP expect the weights to be used, the gathered ones of FSDP above all."""
     plain = _plain(model)
     head, own = _head(plain), plain.forward
     assert head is not None
 
     def forward(*arguments: Any, **inputs: Any) -> torch.Tensor:
-        # Spread over devices (model.device_map), a projection is where the word embeddings are: not with the last layer.
+        # Spread over devices (model.device_map), a projection is where the word embeddings are: not with the
+        # last layer.
         device = head.weight.device
         hidden = _behind_virtual_tokens(_before(head, plain, own, arguments, inputs), labels).to(device)
         states, targets, weight = hidden.flatten(0, 1), labels.to(device).flatten(), head.weight
@@ -259,22 +293,30 @@ def _before(head: torch.nn.Module, plain: Any, own: Any, arguments: Any, inputs:
     raise RuntimeError(f"{type(plain).__name__} does not use its output embeddings")
 
 
-def _each(hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, labels: torch.Tensor) -> torch.Tensor:
+def _each(
+    hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, labels: torch.Tensor
+) -> torch.Tensor:
     dtype = _arithmetic(hidden)
     matrix = weight.to(dtype)
     with torch.autocast(hidden.device.type, enabled=False):
-        parts = [_nats(hidden[p].to(dtype), matrix, bias, labels[p, None])[0][:, 0] for p in _pieces(hidden, weight)]
+        parts = [
+            _nats(hidden[p].to(dtype), matrix, bias, labels[p, None])[0][:, 0]
+            for p in _pieces(hidden, weight)
+        ]
     return torch.cat(parts) if parts else hidden.new_zeros(0, dtype=torch.float32)
 
 
 def _can_be_in_pieces(model: Any, inputs: Mapping[str, torch.Tensor]) -> bool:
-    """Whether the loss in pieces is the model's: found out on the corner of its first batch, and remembered."""
+    """Whether the loss in pieces is the model's: found out on the corner of its first batch, and
+    remembered."""
     plain = _plain(model)
     if hasattr(model, "_orig_mod") or hasattr(plain, "_orig_mod"):
         return False  # torch.compile keeps the forward that it has seen
     known = _in_pieces.get(plain)
     if known is None and _has_no_values(next(iter(inputs.values()))):
-        return _head(plain) is not None and not any(getattr(plain.config, name, None) for name in AFTER_THE_HEAD)
+        return _head(plain) is not None and not any(
+            getattr(plain.config, name, None) for name in AFTER_THE_HEAD
+        )
     if known is None:
         known = _in_pieces[plain] = _head(plain) is not None and _hands_out_projections(model, inputs)
     return known
@@ -299,16 +341,22 @@ def _has_no_values(tensor: torch.Tensor) -> bool:
 
 
 def _hands_out_projections(model: Any, inputs: Mapping[str, torch.Tensor]) -> bool:
-    """Whether the logits are the last projection and nothing else: numbers put in its place must come out as they are."""
+    """Whether the logits are the last projection and nothing else: numbers put in its place must come out as
+    they are."""
     plain, (rows, positions) = _plain(model), TRIED_ON
     corner = {name: value[:rows, :positions] for name, value in inputs.items()}
     put: list[torch.Tensor] = []
 
     def replace(module: Any, arguments: Any, projected: torch.Tensor) -> torch.Tensor:
-        put.append(torch.linspace(-100, 100, projected.numel(), device=projected.device).view(projected.shape).to(projected.dtype))
+        put.append(
+            torch.linspace(-100, 100, projected.numel(), device=projected.device)
+            .view(projected.shape)
+            .to(projected.dtype)
+        )
         return put[-1]
 
-    # Not through DistributedDataParallel, whose forward pass is a meeting of processes: one of them may find out alone.
+    # Not through DistributedDataParallel, whose forward pass is a meeting of processes: one of them may find
+    # out alone.
     inner = model.module if isinstance(model, DistributedDataParallel) else model
     head, training = _head(plain), model.training
     assert head is not None
@@ -317,7 +365,12 @@ def _hands_out_projections(model: Any, inputs: Mapping[str, torch.Tensor]) -> bo
     try:
         with torch.no_grad():
             logits = inner(**corner, use_cache=False).logits
-    except (AttributeError, IndexError, RuntimeError, TypeError):  # a model that is put together in another way
+    except (
+        AttributeError,
+        IndexError,
+        RuntimeError,
+        TypeError,
+    ):  # a model that is put together in another way
         return False
     finally:
         hook.remove()
@@ -326,4 +379,6 @@ def _hands_out_projections(model: Any, inputs: Mapping[str, torch.Tensor]) -> bo
     if len(put) != 1:
         return False
     expected = put[0].to(logits.device)
-    return torch.equal(logits.float(), (expected if extra is None else expected + extra.to(logits.device)).float())
+    return torch.equal(
+        logits.float(), (expected if extra is None else expected + extra.to(logits.device)).float()
+    )

@@ -1,10 +1,12 @@
 """One model on several GPUs of one process (``model.device_map``), by the hooks of accelerate.
 
-Each GPU holds some of the layers, and a batch goes through them in turn: one GPU computes while the others wait. So this is for a
-model that does not fit one GPU; one that does is trained faster by a process for each GPU.
+Each GPU holds some of the layers, and a batch goes through them in turn: one GPU computes while the others
+wait. So this is for a model that does not fit one GPU; one that does is trained faster by a process for each
+GPU.
 
-The weights are read into main memory as always, so that new ones are the same numbers with and without a map, and go to the GPUs
-then. Only quantized ones are placed by ``from_pretrained``, since bitsandbytes quantizes them on the GPU that keeps them.
+The weights are read into main memory as always, so that new ones are the same numbers with and without a map,
+and go to the GPUs then. Only quantized ones are placed by ``from_pretrained``, since bitsandbytes quantizes
+them on the GPU that keeps them.
 """
 
 from __future__ import annotations
@@ -49,7 +51,8 @@ def room() -> dict[int, int]:
 
 
 def is_needed(how: str, *, training: bool) -> bool:
-    """Whether ``model.device_map`` has something to do here: several GPUs, or one from which a judged model may overflow.
+    """Whether ``model.device_map`` has something to do here: several GPUs, or one from which a judged model
+    may overflow.
 
     Raises:
         InputError: the weights are for several processes.
@@ -63,7 +66,10 @@ def is_needed(how: str, *, training: bool) -> bool:
     found = gpus()
     if found > 1 or (found == 1 and not training):
         return True
-    note(f"{SETTING} {how}: there is {'one GPU' if found else 'no GPU'}, so that all weights are {'on it' if found else 'on the CPU'}")
+    note(
+        f"{SETTING} {how}: there is {'one GPU' if found else 'no GPU'}, so that all weights are"
+        f" {'on it' if found else 'on the CPU'}"
+    )
     return False
 
 
@@ -74,10 +80,13 @@ def arguments(how: str, *, training: bool) -> dict[str, Any]:
 
 @contextmanager
 def told(places: Mapping[str, Any]) -> Iterator[None]:
-    """Around ``from_pretrained`` with :func:`arguments`: weights that overflow are said in the words of :func:`too_large`."""
+    """Around ``from_pretrained`` with :func:`arguments`: weights that overflow are said in the words of
+    :func:`too_large`."""
     try:
         yield
-    except ValueError as error:  # transformers (5.23) names its own settings, none of which are to be had here
+    except (
+        ValueError
+    ) as error:  # transformers (5.23) names its own settings, none of which are to be had here
         if not places or "dispatched on the CPU" not in str(error):
             raise
         raise too_large("more", room(), "no quantized weights can be") from error
@@ -86,7 +95,8 @@ def told(places: Mapping[str, Any]) -> Iterator[None]:
 def spread(model: Any, how: str, *, training: bool) -> None:
     """Place a transformers model, which stands in main memory, on the GPUs; nothing without them.
 
-    What is judged alone may stay in main memory as far as the GPUs cannot hold it: it is copied there and back in each forward pass.
+    What is judged alone may stay in main memory as far as the GPUs cannot hold it: it is copied there and
+    back in each forward pass.
 
     Raises:
         InputError: weights for training do not fit the GPUs; several processes.
@@ -98,9 +108,11 @@ def spread(model: Any, how: str, *, training: bool) -> None:
 
 
 def device_map(model: Any, how: str, memory: Mapping[int, int], *, training: bool) -> dict[str, str]:
-    """Name of a part of the model to its device: cuda:0, cuda:1 ..., or cpu for what only a judged model may leave there.
+    """Name of a part of the model to its device: cuda:0, cuda:1 ..., or cpu for what only a judged model may
+    leave there.
 
-    ``memory`` is GPU to bytes that weights may take there. auto and balanced fill the GPUs evenly, sequential one after the other.
+    ``memory`` is GPU to bytes that weights may take there. auto and balanced fill the GPUs evenly, sequential
+    one after the other.
     """
     from accelerate import infer_auto_device_map
     from accelerate.utils import get_balanced_memory
@@ -116,49 +128,59 @@ def device_map(model: Any, how: str, memory: Mapping[int, int], *, training: boo
 
 
 def _never_cut(model: Any) -> list[str]:
-    """Classes of modules that one device holds whole: layers, which not every model names (Marian does not), and what PEFT has put
-    around one."""
-    layers = {type(layer).__name__ for m in model.modules() if isinstance(m, torch.nn.ModuleList) for layer in m}
-    wrappers = {type(m).__name__ for m in model.modules() if hasattr(m, "base_layer") or hasattr(m, "modules_to_save")}
+    """Classes of modules that one device holds whole: layers, which not every model names (Marian does not),
+    and what PEFT has put around one."""
+    layers = {
+        type(layer).__name__ for m in model.modules() if isinstance(m, torch.nn.ModuleList) for layer in m
+    }
+    wrappers = {
+        type(m).__name__ for m in model.modules() if hasattr(m, "base_layer") or hasattr(m, "modules_to_save")
+    }
     return sorted({*(getattr(model, "_no_split_modules", None) or ()), *layers, *wrappers})
 
 
 def too_large(size: str, memory: Mapping[int, int], why: str = "it cannot be trained") -> InputError:
-    """The error for weights that have to be on GPUs, and of which some would be in main memory or on the disk."""
+    """The error for weights that have to be on GPUs, and of which some would be in main memory or on the
+    disk."""
     message = (
-        f"expected weights that fit the GPUs, found {size} for the {sum(memory.values()) / 1e9:.2f} GB that weights may take on "
-        f"{len(memory)} GPU{'s' if len(memory) > 1 else ''}; the rest would be in main memory, where {why}"
+        f"expected weights that fit the GPUs, found {size} for the {sum(memory.values()) / 1e9:.2f} GB that"
+        f" weights may take on {len(memory)} GPU{'s' if len(memory) > 1 else ''}; the rest would be in main"
+        f" memory, where {why}"
     )
     fix = (
-        "see what a run needs: hftk plan RECIPE; smaller weights: --model.quantization.bits 4 --model.adapter.method lora, or "
-        "--model.dtype bfloat16 --model.adapter.method lora; or share them out by accelerate launch --config_file recipes/accelerate/fsdp2.yaml"
+        "see what a run needs: hftk plan RECIPE; smaller weights: --model.quantization.bits 4"
+        " --model.adapter.method lora, or --model.dtype bfloat16 --model.adapter.method lora; or share them"
+        " out by accelerate launch --config_file recipes/accelerate/fsdp2.yaml"
     )
     return InputError(Problem(setting=SETTING, message=message, fix=fix))
 
 
 def dispatch(model: Any, places: Mapping[str, str], main: Any = None) -> None:
-    """Move each part of ``model`` to its place, and have inputs follow. ``main`` gets what comes in; default: the first GPU."""
+    """Move each part of ``model`` to its place, and have inputs follow. ``main`` gets what comes in; default:
+    the first GPU."""
     from accelerate import dispatch_model
 
     if main is None:
         main = next((place for place in places.values() if place not in OFFLOADED), "cpu")
     skipped: Any = getattr(model, "_skip_keys_device_placement", None)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "The following device_map keys")  # a buffer of its own, such as final_logits_bias
+        warnings.filterwarnings(
+            "ignore", "The following device_map keys"
+        )  # a buffer of its own, such as final_logits_bias
         dispatch_model(model, dict(places), main_device=main, skip_keys=skipped)
 
 
 def mend(model: Any) -> None:
-    """Give a spread model its forward pass back: accelerate (1.15), which takes off its own wrapper of fp16 after training, takes the
-    hook below it for a function of the class and hands it the model twice."""
+    """Give a spread model its forward pass back: accelerate (1.15), which takes off its own wrapper of fp16
+    after training, takes the hook below it for a function of the class and hands it the model twice."""
     forward = vars(model).get("forward")
     if isinstance(forward, MethodType) and isinstance(forward.__func__, functools.partial):
         model.forward = forward.__func__
 
 
 def placed(model: Any) -> None:
-    """Note where :func:`arguments` have had weights put. transformers (5.23) leaves no map where one device took them all, and without
-    one they would be placed once more."""
+    """Note where :func:`arguments` have had weights put. transformers (5.23) leaves no map where one device
+    took them all, and without one they would be placed once more."""
     if not places(model):
         model.hf_device_map = {"": str(model.device)}
     tell(model)

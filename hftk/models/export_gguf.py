@@ -1,8 +1,9 @@
 """Language models as one GGUF file, for llama.cpp and what is built on it; transformers reads it too.
 
-The names of settings and tensors are those of the library ``gguf``, which comes from llama.cpp. Two layouts differ from transformers':
-llama.cpp turns pairs of neighbouring elements by rotary embeddings where transformers turns halves, so the rows of Llama's queries and keys
-change places; and GPT-2's matrices are transposed.
+The names of settings and tensors are those of the library ``gguf``, which comes from llama.cpp. Two layouts
+differ from transformers': llama.cpp turns pairs of neighbouring elements by rotary embeddings where
+transformers turns halves, so the rows of Llama's queries and keys change places; and GPT-2's matrices are
+transposed.
 """
 
 from __future__ import annotations
@@ -44,8 +45,11 @@ _GPT2: Mapping[str, Callable[[Any], Any]] = {
     "vocab_size": lambda c: c.vocab_size,
 }
 SETTINGS: Mapping[str, tuple[str, Mapping[str, Callable[[Any], Any]]]] = {
-    "llama": ("llama", _WITH_ROTARY), "mistral": ("llama", _WITH_ROTARY), "qwen2": ("qwen2", _WITH_ROTARY), "gpt2": ("gpt2", _GPT2),
-}  # fmt: skip
+    "llama": ("llama", _WITH_ROTARY),
+    "mistral": ("llama", _WITH_ROTARY),
+    "qwen2": ("qwen2", _WITH_ROTARY),
+    "gpt2": ("gpt2", _GPT2),
+}
 """Model type to llama.cpp's name for it, and GGUF's settings to where the config has them."""
 _TRANSPOSED = (".c_attn.weight", ".c_proj.weight", ".c_fc.weight")
 _NORMAL, _CONTROL, _DEFINED, _UNUSED = 1, 3, 4, 5
@@ -59,15 +63,21 @@ def find_problems(made: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) ->
         yield Problem(setting="format", message=message, fix="use --format safetensors, onnx or int8")
         return
     if made.model_type == "gpt2" and made.n_positions != 1024:
-        message = f"transformers reads GPT-2 from GGUF with 1024 positions alone, and this one has {made.n_positions}"
+        message = (
+            "transformers reads GPT-2 from GGUF with 1024 positions alone, and this one has"
+            f" {made.n_positions}"
+        )
         yield Problem(setting="format", message=message, fix="use --format safetensors, onnx or int8")
     scaling = (getattr(made, "rope_parameters", None) or {}).get("rope_type", "default")
     if scaling != "default":
         message = f"expected rotary embeddings without scaling for GGUF, found {scaling}"
-        yield Problem(setting="format", message=message, fix="convert the safetensors by llama.cpp's own script")
+        yield Problem(
+            setting="format", message=message, fix="convert the safetensors by llama.cpp's own script"
+        )
     if _merges(tokenizer) is None:
         message = (
-            "expected a tokenizer of byte-level BPE for GGUF (as of GPT-2, Llama 3, SmolLM2, Qwen 2), found another one"
+            "expected a tokenizer of byte-level BPE for GGUF (as of GPT-2, Llama 3, SmolLM2, Qwen 2), found"
+            " another one"
         )
         yield Problem(setting="format", message=message, fix="use --format safetensors, onnx or int8")
 
@@ -98,7 +108,9 @@ def write(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, path: Path
             data = gguf.quants.quantize(values, held)
         except gguf.quants.QuantError as error:
             message = f"{tensor_name} of {values.shape} cannot be held as {kind}: {error}"
-            raise InputError(Problem(setting="gguf_type", message=message, fix="use --gguf_type f16")) from error
+            raise InputError(
+                Problem(setting="gguf_type", message=message, fix="use --gguf_type f16")
+            ) from error
         writer.add_tensor(tensor_name, data, raw_dtype=held)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -130,7 +142,8 @@ def _tensors(model: Any, name: str) -> Iterator[tuple[str, np.ndarray]]:
 
 
 def _merges(tokenizer: Any) -> list[str] | None:
-    """The merges of a byte-level BPE tokenizer, each two tokens with a space between; None for another kind."""
+    """The merges of a byte-level BPE tokenizer, each two tokens with a space between; None for another
+    kind."""
     import json
 
     backend = getattr(tokenizer, "backend_tokenizer", None)
@@ -155,7 +168,8 @@ def _split(tokenizer: Any) -> str:
 
 
 def _add_tokenizer(writer: Any, tokenizer: Any, rows: int) -> None:
-    """Tokens in the order of their ids, with a made-up one for each row of the embeddings that no token has."""
+    """Tokens in the order of their ids, with a made-up one for each row of the embeddings that no token
+    has."""
     ids = {number: token for token, number in tokenizer.get_vocab().items()}
     added = tokenizer.added_tokens_decoder
     tokens, kinds = [], []
@@ -163,7 +177,13 @@ def _add_tokenizer(writer: Any, tokenizer: Any, rows: int) -> None:
         tokens.append(ids.get(number, f"[PAD{number}]"))
         special = number in added and added[number].special
         kinds.append(
-            _UNUSED if number not in ids else _CONTROL if special else _DEFINED if number in added else _NORMAL
+            _UNUSED
+            if number not in ids
+            else _CONTROL
+            if special
+            else _DEFINED
+            if number in added
+            else _NORMAL
         )
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre(_split(tokenizer))

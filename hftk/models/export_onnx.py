@@ -1,4 +1,5 @@
-"""The forward pass of a model as an ONNX graph, from token ids to logits, for onnxruntime and other programs."""
+"""The forward pass of a model as an ONNX graph, from token ids to logits, for onnxruntime and other
+programs."""
 
 from __future__ import annotations
 
@@ -41,7 +42,8 @@ class _Logits(torch.nn.Module):
 
 
 def write(model: PreTrainedModel, inputs: Mapping[str, torch.Tensor], path: Path) -> None:
-    """Write the graph of a float32 model that was called with ``inputs``, each (rows, tokens); both may differ in every call.
+    """Write the graph of a float32 model that was called with ``inputs``, each (rows, tokens); both may
+    differ in every call.
 
     The inputs of the graph have the same names; the only output is ``logits``.
     """
@@ -50,14 +52,24 @@ def write(model: PreTrainedModel, inputs: Mapping[str, torch.Tensor], path: Path
     tensors = tuple(tensor.repeat(2, 1) if len(tensor) == 1 else tensor for tensor in inputs.values())
     rows = torch.export.Dim("rows")
     lengths = {"decoder": torch.export.Dim("target_tokens"), "encoder": torch.export.Dim("tokens")}
-    shapes = tuple({0: rows, 1: lengths["decoder" if name.startswith("decoder_") else "encoder"]} for name in names)
+    shapes = tuple(
+        {0: rows, 1: lengths["decoder" if name.startswith("decoder_") else "encoder"]} for name in names
+    )
     if model.config.is_encoder_decoder:
-        # torch (2.13) loses the layout of what fused attention returns when it takes it apart, and cannot join T5's heads any more.
+        # torch (2.13) loses the layout of what fused attention returns when it takes it apart, and cannot
+        # join T5's heads any more.
         model.set_attn_implementation("eager")
     torch.onnx.export(
-        _Logits(model, names).eval(), tensors, str(path), input_names=names, output_names=["logits"], dynamo=True,
-        dynamic_shapes=(shapes,), external_data=False, verbose=False,
-    )  # fmt: skip
+        _Logits(model, names).eval(),
+        tensors,
+        str(path),
+        input_names=names,
+        output_names=["logits"],
+        dynamo=True,
+        dynamic_shapes=(shapes,),
+        external_data=False,
+        verbose=False,
+    )
 
 
 class Session:

@@ -1,4 +1,5 @@
-"""Classification heads: the layer that makes a model's logits, and what can be done to it without changing the rest."""
+"""Classification heads: the layer that makes a model's logits, and what can be done to it without changing
+the rest."""
 
 from __future__ import annotations
 
@@ -21,10 +22,14 @@ def last_layer(model: PreTrainedModel) -> torch.nn.Module:
     import torch
 
     # An adapter's matrices have as many outputs as its rank, which may be the number of labels.
-    layers = [m for name, m in model.named_modules() if isinstance(m, torch.nn.Linear) and ".lora_" not in name]
+    layers = [
+        m for name, m in model.named_modules() if isinstance(m, torch.nn.Linear) and ".lora_" not in name
+    ]
     found = [m for m in layers if m.out_features == model.config.num_labels]
     if not found:
-        raise RuntimeError(f"{type(model).__name__} has no linear layer with {model.config.num_labels} outputs")
+        raise RuntimeError(
+            f"{type(model).__name__} has no linear layer with {model.config.num_labels} outputs"
+        )
     return found[-1]
 
 
@@ -59,10 +64,12 @@ def start_around(model: PreTrainedModel, mean: float, spread: float) -> None:
 
 
 def start_at_frequencies(model: PreTrainedModel, frequencies: Sequence[float]) -> None:
-    """Let the head's biases be the log-odds of ``frequencies``, (labels,) shares of rows that have each label; in place.
+    """Let the head's biases be the log-odds of ``frequencies``, (labels,) shares of rows that have each
+    label; in place.
 
-    Of many labels a row has few: from 1/2 for each, the first hundreds of steps go into unlearning that, and on the way a
-    pre-trained encoder forgets what it knew (Lin et al. 2017, *Focal Loss for Dense Object Detection*, section 3.3).
+    Of many labels a row has few: from 1/2 for each, the first hundreds of steps go into unlearning that, and
+    on the way a pre-trained encoder forgets what it knew (Lin et al. 2017, *Focal Loss for Dense Object
+    Detection*, section 3.3).
     """
     import torch
 
@@ -74,14 +81,16 @@ def start_at_frequencies(model: PreTrainedModel, frequencies: Sequence[float]) -
 
 
 def trained_labels(config: Any) -> list[str] | None:
-    """Labels of a checkpoint that is a classifier already, in the order of its outputs; None for any other."""
+    """Labels of a checkpoint that is a classifier already, in the order of its outputs; None for any
+    other."""
     if not any("ForSequenceClassification" in name for name in config.architectures or ()):
         return None
     return [config.id2label[i] for i in range(config.num_labels)]
 
 
 def keep_meaning(model: PreTrainedModel, old: list[str]) -> None:
-    """Let every output of a head that was trained before mean the label that it meant, in the order of the model's labels."""
+    """Let every output of a head that was trained before mean the label that it meant, in the order of the
+    model's labels."""
     import torch
 
     settings: Any = model.config
@@ -90,7 +99,10 @@ def keep_meaning(model: PreTrainedModel, old: list[str]) -> None:
         return
     if sorted(new) != sorted(old):
         known = "made anew" if len(new) != len(old) else "kept, and its outputs get new names"
-        note(f"the checkpoint was trained for other labels ({', '.join(old[:5])}{' ...' if len(old) > 5 else ''}): its head is {known}")
+        note(
+            "the checkpoint was trained for other labels"
+            f" ({', '.join(old[:5])}{' ...' if len(old) > 5 else ''}): its head is {known}"
+        )
         return
     order = torch.tensor([old.index(name) for name in new])
     with torch.no_grad():
@@ -103,12 +115,14 @@ def linear_layers(model: torch.nn.Module) -> dict[str, torch.nn.Module]:
     import torch
     from transformers.pytorch_utils import Conv1D
 
-    return {name: module for name, module in model.named_modules() if isinstance(module, torch.nn.Linear | Conv1D)}
+    return {
+        name: module for name, module in model.named_modules() if isinstance(module, torch.nn.Linear | Conv1D)
+    }
 
 
 def head_layers(model: PreTrainedModel) -> list[str]:
-    """Names of the linear layers that stay as they are below adapters and quantization: all outside of the base model (classifier,
-    score, lm_head, qa_outputs ...), what makes the logits, and poolers."""
+    """Names of the linear layers that stay as they are below adapters and quantization: all outside of the
+    base model (classifier, score, lm_head, qa_outputs ...), what makes the logits, and poolers."""
     base: Any = model.base_model
     inside = {id(module) for module in base.modules()} if base is not model else set()
     output = model.get_output_embeddings()

@@ -1,4 +1,5 @@
-"""Where a model comes from: a Hub id, a folder, a folder with nothing but a GGUF file, or such a file; and why it cannot be read."""
+"""Where a model comes from: a Hub id, a folder, a folder with nothing but a GGUF file, or such a file; and
+why it cannot be read."""
 
 from __future__ import annotations
 
@@ -18,16 +19,28 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 UNLOADABLE = (
-    OSError, ValueError, ImportError, LookupError, RuntimeError, TypeError, AttributeError, EOFError, ArithmeticError,
-    UnpicklingError, SafetensorError, StrictDataclassError,
-)  # fmt: skip
+    OSError,
+    ValueError,
+    ImportError,
+    LookupError,
+    RuntimeError,
+    TypeError,
+    AttributeError,
+    EOFError,
+    ArithmeticError,
+    UnpicklingError,
+    SafetensorError,
+    StrictDataclassError,
+)
 """What transformers raises for files that are missing, damaged, of another model or of none."""
 
 
 def from_pretrained(auto: Any, name: str | Path, **arguments: Any) -> Any:
-    """Call ``auto.from_pretrained`` for a config, a tokenizer or a model, without ever running code from its folder.
+    """Call ``auto.from_pretrained`` for a config, a tokenizer or a model, without ever running code from its
+    folder.
 
-    Every load goes through here: with ``trust_remote_code`` left out, transformers would ask on the standard input.
+    Every load goes through here: with ``trust_remote_code`` left out, transformers would ask on the standard
+    input.
     """
     return auto.from_pretrained(name, trust_remote_code=False, **arguments)
 
@@ -64,7 +77,8 @@ def read_config(config: ModelConfig) -> PretrainedConfig:
 
 @lru_cache(maxsize=4)
 def _read_gguf(folder: str, file: str, changed: int) -> PretrainedConfig:
-    """The config in a GGUF file, which takes transformers 5.23 many seconds to find: it goes through the whole vocabulary."""
+    """The config in a GGUF file, which takes transformers 5.23 many seconds to find: it goes through the
+    whole vocabulary."""
     from transformers import AutoConfig
 
     made: PretrainedConfig = from_pretrained(AutoConfig, folder, gguf_file=file)
@@ -113,16 +127,25 @@ def explain(name: str, error: Exception) -> dict[str, str]:
             "fix": "use a model whose architecture is part of transformers",
         }
     if isinstance(error, UnpicklingError):
-        text = "its pytorch_model.bin is damaged, or holds objects other than tensors, which hftk does not load"
+        text = (
+            "its pytorch_model.bin is damaged, or holds objects other than tensors, which hftk does not load"
+        )
     elif not isinstance(error, (OSError, ValueError, ImportError)):
         text = f"its files do not fit together ({text})"
     if Path(name).exists():
-        fix = 'pip install "hftk[gguf]"' if isinstance(error, ImportError) and "gguf" in str(error) else "check the folder's files"
+        fix = (
+            'pip install "hftk[gguf]"'
+            if isinstance(error, ImportError) and "gguf" in str(error)
+            else "check the folder's files"
+        )
         return {"message": f"{name} cannot be loaded: {text}", "fix": fix}
     return {
         "message": f"there is no folder {name}, and as a Hub id it cannot be loaded: {text}",
-        "fix": "check the spelling and the network (HF_HUB_OFFLINE, HF_ENDPOINT); for a private model: hf auth login. "
-        "Without a network: --model.name FOLDER of a downloaded model, or --model.size tiny for one made on the spot",
+        "fix": (
+            "check the spelling and the network (HF_HUB_OFFLINE, HF_ENDPOINT); for a private model: hf auth"
+            " login. Without a network: --model.name FOLDER of a downloaded model, or --model.size tiny for"
+            " one made on the spot"
+        ),
     }
 
 

@@ -21,7 +21,9 @@ def _stacks(model: torch.nn.Module) -> dict[str, torch.nn.ModuleList]:
     """Name to each stack of layers: a ``ModuleList`` that is in no other one, from below."""
     found: dict[str, torch.nn.ModuleList] = {}
     for name, module in model.named_modules():
-        if isinstance(module, torch.nn.ModuleList) and not any(name.startswith(f"{other}.") for other in found):
+        if isinstance(module, torch.nn.ModuleList) and not any(
+            name.startswith(f"{other}.") for other in found
+        ):
             found[name] = module
     return found
 
@@ -29,8 +31,8 @@ def _stacks(model: torch.nn.Module) -> dict[str, torch.nn.ModuleList]:
 def layer_classes(model: Any) -> list[str]:
     """Names of the classes of which the model's layers are: the parts that FSDP gathers one after the other.
 
-    What transformers names for it, without embeddings: accelerate (1.15) makes a part of those itself, and fails where they are
-    inside of another one, as in BERT.
+    What transformers names for it, without embeddings: accelerate (1.15) makes a part of those itself, and
+    fails where they are inside of another one, as in BERT.
     """
     embeddings = model.get_input_embeddings()
     named = set(getattr(model, "_no_split_modules", None) or ())
@@ -43,8 +45,9 @@ def layer_classes(model: Any) -> list[str]:
 def depths(model: torch.nn.Module) -> tuple[dict[str, int], int]:
     """Name of each parameter to its depth, and the number of layers.
 
-    0: embeddings; 1 to N: the layers, those of an encoder below those of its decoder; N + 1: what comes after them, such as
-    heads and the last norm. What stands between the layers of an encoder and a decoder counts to the layer before it.
+    0: embeddings; 1 to N: the layers, those of an encoder below those of its decoder; N + 1: what comes after
+    them, such as heads and the last norm. What stands between the layers of an encoder and a decoder counts
+    to the layer before it.
     """
     stacks: dict[str, int] = {}  # prefix of a layer's parameters to its depth
     for name, stack in _stacks(model).items():
@@ -68,7 +71,9 @@ def _chosen(model: torch.nn.Module, wanted: str) -> set[str]:
     """Names of the parameters that one entry of ``model.frozen`` means."""
     if wanted == EMBEDDINGS or wanted.isdecimal():
         found, _ = depths(model)
-        return {name for name, depth in found.items() if depth <= (0 if wanted == EMBEDDINGS else int(wanted))}
+        return {
+            name for name, depth in found.items() if depth <= (0 if wanted == EMBEDDINGS else int(wanted))
+        }
     return {name for name, _ in model.named_parameters() if f".{wanted}." in f".{name}."}
 
 
@@ -87,7 +92,10 @@ def find_problems(frozen: Sequence[str], model: PreTrainedModel) -> Iterator[Pro
         chosen |= found
         if not found:
             parts = dict.fromkeys(".".join(name.split(".")[:3]) for name, _ in model.named_parameters())
-            message = f"no weight of {type(model).__name__} is called {wanted}; there are {', '.join(list(parts)[:12])}"
+            message = (
+                f"no weight of {type(model).__name__} is called {wanted}; there are"
+                f" {', '.join(list(parts)[:12])}"
+            )
             yield Problem(
                 setting="model.frozen",
                 message=message,
@@ -95,7 +103,9 @@ def find_problems(frozen: Sequence[str], model: PreTrainedModel) -> Iterator[Pro
             )
     if chosen and chosen == {name for name, _ in model.named_parameters()}:
         yield Problem(
-            setting="model.frozen", message=f"nothing of {type(model).__name__} is left to train", fix="freeze less"
+            setting="model.frozen",
+            message=f"nothing of {type(model).__name__} is left to train",
+            fix="freeze less",
         )
 
 

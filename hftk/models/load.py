@@ -13,12 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from hftk import int8
 from hftk.config import InputError, ModelConfig, Problem, QuantizationConfig
 from hftk.console import note
 from hftk.launch import on_main
 from hftk.launch.random_state import undisturbed
-from hftk.models import adapter_files, adapters, layers, quantization
+from hftk.models import adapter_files, adapters, export_int8, layers, quantization
 from hftk.models import device_map as placement
 from hftk.models.architectures import LONGEST_DEFAULT, halves, kind_of, positions
 from hftk.models.encoder_decoder import freeze_unread, half_problems, joined_config, warm_start
@@ -48,23 +47,29 @@ WEIGHTS = ("*.safetensors", "*.bin", "*.gguf")
 
 
 def check_model(config: ModelConfig, task: Task, max_length: int | None = None) -> PretrainedConfig:
-    """Find what is wrong with the model settings before any data or weights are read; return the model's config.
+    """Find what is wrong with the model settings before any data or weights are read; return the model's
+    config.
 
-    Raises:
-        InputError: no such model, no weights in its folder, no network for a Hub id, an unknown size or config field, values
-            of which no model can be made, a vocabulary too small for its tokenizer, ``max_length`` above the context.
+    Raises: InputError: no such model, no weights in its folder, no network for a Hub id, an unknown size or
+        config field, values
+            of which no model can be made, a vocabulary too small for its tokenizer, ``max_length`` above the
+            context.
     """
     made = model_config(config, task)
     context = context_length(made)
     problems = []
     if max_length is not None and max_length > context:
         where = f"--model.name {config.name}" if config.name else f"--model.size {config.size}"
-        longer = f"--model.config.{made.attribute_map.get('max_position_embeddings', 'max_position_embeddings')} {max_length}"
+        longer = (
+            f"--model.config.{made.attribute_map.get('max_position_embeddings', 'max_position_embeddings')}"
+            f" {max_length}"
+        )
         problems.append(
             Problem(
                 setting="train.max_length",
                 message=f"expected at most {context}, the context of the model ({where}), found {max_length}",
-                fix=f"use --train.max_length {context}" + ("" if config.name else f", or a longer context: {longer}"),
+                fix=f"use --train.max_length {context}"
+                + ("" if config.name else f", or a longer context: {longer}"),
             )
         )
     if config.name is not None:
@@ -72,7 +77,9 @@ def check_model(config: ModelConfig, task: Task, max_length: int | None = None) 
         if folder.is_dir() and not any(next(folder.glob(ending), None) for ending in WEIGHTS):
             inside = ", ".join(sorted(p.name for p in folder.iterdir())[:8])
             message = f"expected weights ({', '.join(WEIGHTS)}) in {folder}, found {inside}"
-            problems.append(Problem(setting="model.name", message=message, fix="name the folder that a run wrote"))
+            problems.append(
+                Problem(setting="model.name", message=message, fix="name the folder that a run wrote")
+            )
         if _from_encoder(task, made):
             problems += half_problems(made)
         problems += _quantized_problems(config, made)
@@ -80,10 +87,12 @@ def check_model(config: ModelConfig, task: Task, max_length: int | None = None) 
         problems += _tokenizer_problems(config, task)
     joined = config.name is not None and _from_encoder(task, made)
     if joined and (config.quantization.bits or config.adapter.method != "none"):
-        message = f"{made.model_type} becomes both halves of an encoder-decoder, whose new weights no adapter keeps"
+        message = (
+            f"{made.model_type} becomes both halves of an encoder-decoder, whose new weights no adapter keeps"
+        )
         fix = "train all weights first and name that --output, or use T5, BART or Marian"
         problems.append(Problem(setting="model.adapter.method", message=message, fix=fix))
-    elif (config.name is None or config.attention != "auto" or _is_adapted(config)):
+    elif config.name is None or config.attention != "auto" or _is_adapted(config):
         problems += _build_problems(config, task, made)
     if problems:
         raise InputError(*problems)
@@ -96,10 +105,18 @@ def _quantized_problems(config: ModelConfig, made: PretrainedConfig) -> Iterator
         return
     if config.quantization.bits is not None:
         message = f"the weights in {config.name} are quantized already"
-        yield Problem(setting="model.quantization.bits", message=message, fix="leave it out, or name the model's full-precision original")
+        yield Problem(
+            setting="model.quantization.bits",
+            message=message,
+            fix="leave it out, or name the model's full-precision original",
+        )
     if config.adapter.method == "none":
         message = f"the weights in {config.name} are quantized, and cannot be trained themselves"
-        yield Problem(setting="model.name", message=message, fix="add --model.adapter.method lora, or name the model's full-precision original")
+        yield Problem(
+            setting="model.name",
+            message=message,
+            fix="add --model.adapter.method lora, or name the model's full-precision original",
+        )
 
 
 def _tokenizer_problems(config: ModelConfig, task: Task) -> Iterator[Problem]:
@@ -108,7 +125,11 @@ def _tokenizer_problems(config: ModelConfig, task: Task) -> Iterator[Problem]:
     if smallest is not None:
         smallest += 5 if task.token_frame != "document" and kind != "wordpiece" else 0
         if kind == "wordpiece" and task.token_frame == "t5":
-            yield Problem(setting="model.tokenizer", message=f"wordpiece has no token that ends a text, which {task.name} needs", fix="use bpe or characters")
+            yield Problem(
+                setting="model.tokenizer",
+                message=f"wordpiece has no token that ends a text, which {task.name} needs",
+                fix="use bpe or characters",
+            )
         if config.vocab_size < smallest:
             message = f"expected at least {smallest} for --model.tokenizer {kind}, found {config.vocab_size}"
             yield Problem(setting="model.vocab_size", message=message)
@@ -118,11 +139,16 @@ def _tokenizer_problems(config: ModelConfig, task: Task) -> Iterator[Problem]:
     except InputError as error:
         near = get_close_matches(kind, SMALLEST_VOCABULARY, n=1)
         message = error.problems[0].message + (f"; did you mean {near[0]}?" if near else "")
-        yield Problem(setting="model.tokenizer", message=message, fix=f"use {', '.join(SMALLEST_VOCABULARY)}, a folder or a Hub id")
+        yield Problem(
+            setting="model.tokenizer",
+            message=message,
+            fix=f"use {', '.join(SMALLEST_VOCABULARY)}, a folder or a Hub id",
+        )
 
 
 def _build_problems(config: ModelConfig, task: Task, made: PretrainedConfig) -> Iterator[Problem]:
-    """Make the model without memory for its weights, to see now and not after an hour of reading data that it can be made."""
+    """Make the model without memory for its weights, to see now and not after an hour of reading data that it
+    can be made."""
     try:
         model = _on_meta(config, task, made)
     except Exception as error:  # whatever an architecture raises when its numbers do not fit together
@@ -147,7 +173,8 @@ def _on_meta(config: ModelConfig, task: Task, made: PretrainedConfig) -> PreTrai
 
 
 def model_config(config: ModelConfig, task: Task) -> PretrainedConfig:
-    """The transformers config that the settings describe, without weights; ``--model.config`` and ``--model.dropout`` applied."""
+    """The transformers config that the settings describe, without weights; ``--model.config`` and
+    ``--model.dropout`` applied."""
     from transformers import AutoConfig
 
     if config.name is not None:
@@ -162,7 +189,8 @@ def model_config(config: ModelConfig, task: Task) -> PretrainedConfig:
         size = _size(config, model_sizes(architecture, task.auto_model))
         made = AutoConfig.for_model(architecture, **size)
         lay_over(made, config.config)
-        # Made anew, so that a field which follows from others (Llama's head_dim from hidden_size) follows from the new ones.
+        # Made anew, so that a field which follows from others (Llama's head_dim from hidden_size) follows
+        # from the new ones.
         fields = {made.attribute_map.get(name, name): value for name, value in config.config.items()}
         made = AutoConfig.for_model(architecture, **{**size, **fields})
     if config.dropout is not None:
@@ -194,7 +222,9 @@ def lay_over(made: PretrainedConfig, values: Mapping[str, Any]) -> None:
         message = ""
         if name not in known:
             near = get_close_matches(name, known, n=1)
-            message = f"the config of {made.model_type} has no such field" + (f"; did you mean {near[0]}?" if near else "")
+            message = f"the config of {made.model_type} has no such field" + (
+                f"; did you mean {near[0]}?" if near else ""
+            )
         else:
             try:
                 setattr(made, name, value)
@@ -207,8 +237,12 @@ def lay_over(made: PretrainedConfig, values: Mapping[str, Any]) -> None:
 
 
 def context_length(config: PretrainedConfig) -> int:
-    """Most tokens that the model was made for, by the names that architectures use for it; virtual tokens take up some of them."""
-    found = [positions(config), *(getattr(config, name, None) for name in ("n_positions", "n_ctx", "max_seq_len", "seq_length"))]
+    """Most tokens that the model was made for, by the names that architectures use for it; virtual tokens
+    take up some of them."""
+    found = [
+        positions(config),
+        *(getattr(config, name, None) for name in ("n_positions", "n_ctx", "max_seq_len", "seq_length")),
+    ]
     context = next((value for value in found if isinstance(value, int) and value > 0), FALLBACK_CONTEXT)
     return context - int(getattr(config, "virtual_tokens", 0))
 
@@ -219,17 +253,19 @@ def default_length(config: PretrainedConfig) -> int:
 
 
 def decoder_positions(config: PretrainedConfig) -> int | None:
-    """Most tokens that a decoder can write, its start token included; None where positions are relative and have no end."""
+    """Most tokens that a decoder can write, its start token included; None where positions are relative and
+    have no end."""
     return positions(config.get_text_config(decoder=True))
 
 
 def load_model(
     config: ModelConfig, task: Task, splits: Splits, *, seed: int = 0
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The model (in float32 unless ``model.dtype`` says otherwise, on the CPU unless ``model.device_map`` does) and its tokenizer.
+    """The model (in float32 unless ``model.dtype`` says otherwise, on the CPU unless ``model.device_map``
+    does) and its tokenizer.
 
-    A model made on the spot gets a tokenizer trained on the training split. Weights that no file holds come from ``seed``; the
-    global random state is left as it was.
+    A model made on the spot gets a tokenizer trained on the training split. Weights that no file holds come
+    from ``seed``; the global random state is left as it was.
 
     Raises:
         InputError: as :func:`check_model`; or a tokenizer that does not fit the model.
@@ -262,13 +298,25 @@ def load_model(
         if config.adapter.method != "none":
             assert config.name is not None
             model = adapters.add(
-                config.adapter, model, task.auto_model, config.name, config.revision, new=new, new_tokens=new_tokens
+                config.adapter,
+                model,
+                task.auto_model,
+                config.name,
+                config.revision,
+                new=new,
+                new_tokens=new_tokens,
             )
             if config.adapter.initialization == "loftq":
                 held = str(getattr(made, "dtype", None)).removeprefix("torch.")
                 # As it is in the file, from which it is read when it is needed.
-                unrounded = replace(config, quantization=QuantizationConfig(), dtype=held if held in ("bfloat16", "float16") else config.dtype)  # type: ignore[arg-type]
-                whole = load_weights(unrounded, task.auto_model, model_config(unrounded, task), ignore_mismatched_sizes=True)[0]
+                unrounded = replace(
+                    config,
+                    quantization=QuantizationConfig(),
+                    dtype=held if held in ("bfloat16", "float16") else config.dtype,  # type: ignore[arg-type]
+                )
+                whole = load_weights(
+                    unrounded, task.auto_model, model_config(unrounded, task), ignore_mismatched_sizes=True
+                )[0]
                 adapters.make_up_for_rounding(model, whole)
         return model, tokenizer
 
@@ -286,7 +334,8 @@ def _fit_vocabulary(model: PreTrainedModel, entries: int) -> range:
 def _keep_base(
     config: ModelConfig, task: Task, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> ModelConfig:
-    """Keep a model made on the spot in the output folder, since an adapter holds its own weights alone; settings that name it."""
+    """Keep a model made on the spot in the output folder, since an adapter holds its own weights alone;
+    settings that name it."""
     folder = Path(task.config.output) / adapter_files.BASE
 
     def write() -> None:
@@ -320,12 +369,16 @@ def load_trained(
     config = ModelConfig(name=folder, dtype=dtype, device_map=device_map)  # type: ignore[arg-type]
     if adapter_files.has_adapter(folder):
         return load_adapted(config, auto_model), load_tokenizer(config)
-    if int8.is_int8(folder):
+    if export_int8.is_int8(folder):
         if device_map != "none":
             note(f"model.device_map {device_map} has no effect: weights in int8 are for CPUs")
-        return int8.load(folder, auto_model), load_tokenizer(config)
+        return export_int8.load(folder, auto_model), load_tokenizer(config)
     auto = getattr(transformers, auto_model)
-    quantized = getattr(read_config(config), "quantization_config", None) is not None if device_map != "none" else False
+    quantized = (
+        getattr(read_config(config), "quantization_config", None) is not None
+        if device_map != "none"
+        else False
+    )
     place = placement.arguments(device_map, training=False) if quantized else {}
 
     def load(name: str, **arguments: Any) -> Any:
@@ -356,18 +409,29 @@ def _load_named(
     """Model, tokenizer, and the names of weights that the checkpoint does not hold."""
     if getattr(made, "activation_function", None) == "gelu_new":
         made.activation_function = "gelu_pytorch_tanh"
-        note("activation gelu_new computed as gelu_pytorch_tanh: the same function in one kernel instead of eight")
+        note(
+            "activation gelu_new computed as gelu_pytorch_tanh: the same function in one kernel instead of"
+            " eight"
+        )
     if _from_encoder(task, made):
         tokenizer = load_tokenizer(config)
-        joined, made_anew = warm_start(made, tokenizer, lambda auto, half: load_weights(config, auto.__name__, half))
+        joined, made_anew = warm_start(
+            made, tokenizer, lambda auto, half: load_weights(config, auto.__name__, half)
+        )
         return joined, tokenizer, made_anew
     # A head for another number of labels is made anew; other weights of another shape stay an error.
     new_head = {"ignore_mismatched_sizes": True} if task.new_head else {}
     model, loading = load_weights(config, task.auto_model, made, **new_head)
     wrong = [key for key, _, shape in loading["mismatched_keys"] if list(shape)[:1] != [made.num_labels]]
     if wrong:
-        message = f"the weights {', '.join(wrong[:3])} in {config.name} have another shape than its config says"
-        raise InputError(Problem(setting="model.name", message=message, fix="leave out --model.config, or name another model"))
+        message = (
+            f"the weights {', '.join(wrong[:3])} in {config.name} have another shape than its config says"
+        )
+        raise InputError(
+            Problem(
+                setting="model.name", message=message, fix="leave out --model.config, or name another model"
+            )
+        )
     check_complete(str(config.name), model, loading, new_head=True)
     check_finite(str(config.name), model)
     if loading["missing_keys"]:
@@ -387,7 +451,9 @@ def _make(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     kind = config.tokenizer or task.tokenizer_kind
     if kind in SMALLEST_VOCABULARY:
-        tokenizer: PreTrainedTokenizerBase = train_tokenizer(kind, task.tokenizer_texts(splits), config.vocab_size, frame=task.token_frame)
+        tokenizer: PreTrainedTokenizerBase = train_tokenizer(
+            kind, task.tokenizer_texts(splits), config.vocab_size, frame=task.token_frame
+        )
         note(f"tokenizer: {kind}, trained on the training split, {len(tokenizer)} entries")
     else:
         tokenizer = existing_tokenizer(kind)
@@ -412,19 +478,23 @@ def _new_model(config: ModelConfig, task: Task, made: PretrainedConfig) -> PreTr
 
     attention = {} if config.attention == "auto" else {"attn_implementation": config.attention}
     made = joined_config(made) if _from_encoder(task, made) else made
-    model: PreTrainedModel = from_config(getattr(transformers, task.auto_model), made, dtype=dtype_of(config), **attention)
+    model: PreTrainedModel = from_config(
+        getattr(transformers, task.auto_model), made, dtype=dtype_of(config), **attention
+    )
     return model
 
 
 def _initialize(model: PreTrainedModel, scheme: str) -> None:
-    """Glorot & Bengio 2010 (xavier) or He et al. 2015 (he) on every matrix but the embeddings; biases and norms stay."""
+    """Glorot & Bengio 2010 (xavier) or He et al. 2015 (he) on every matrix but the embeddings; biases and
+    norms stay."""
     if scheme == "default":
         return
     embeddings = {id(m.weight) for m in model.modules() if isinstance(m, torch.nn.Embedding)}
     for name, parameter in model.named_parameters():
         if parameter.dim() != 2 or id(parameter) in embeddings:
             continue
-        # transformers' Conv1D (GPT-2) keeps its weight as (inputs, outputs), torch's Linear as (outputs, inputs).
+        # transformers' Conv1D (GPT-2) keeps its weight as (inputs, outputs), torch's Linear as (outputs,
+        # inputs).
         conv1d = type(model.get_submodule(name.rpartition(".")[0])).__name__ == "Conv1D"
         if scheme == "xavier":
             torch.nn.init.xavier_uniform_(parameter)
@@ -434,13 +504,20 @@ def _initialize(model: PreTrainedModel, scheme: str) -> None:
 
 
 def set_dropout(config: PretrainedConfig, value: float) -> None:
-    """Every probability of dropout that the config has: fields called *dropout* or *_pdrop that hold a number or None."""
-    names = [n for n, v in config.to_dict().items() if ("dropout" in n or n.endswith("pdrop")) and (v is None or isinstance(v, int | float)) and not isinstance(v, bool)]  # fmt: skip
+    """Every probability of dropout that the config has: fields called *dropout* or *_pdrop that hold a number
+    or None."""
+    names = [
+        n
+        for n, v in config.to_dict().items()
+        if ("dropout" in n or n.endswith("pdrop"))
+        and (v is None or isinstance(v, int | float))
+        and not isinstance(v, bool)
+    ]
     if not names:
         raise InputError(
-            Problem(setting="model.dropout", message=f"{config.model_type} has no dropout", fix="leave it out")
+            Problem(
+                setting="model.dropout", message=f"{config.model_type} has no dropout", fix="leave it out"
+            )
         )
     for name in names:
         setattr(config, name, value)
-
-

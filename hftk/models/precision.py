@@ -21,8 +21,8 @@ def choose_precision(
 ) -> tuple[str, str]:
     """``(fp32 | bf16 | fp16, reason)`` for ``train.precision``.
 
-    ``forward_backward`` runs one micro-batch of the real model; on a processor with bf16 instructions it is timed in both
-    precisions, since on small models autocast can cost more than it saves.
+    ``forward_backward`` runs one micro-batch of the real model; on a processor with bf16 instructions it is
+    timed in both precisions, since on small models autocast can cost more than it saves.
 
     Raises:
         InputError: fp16 without a GPU.
@@ -30,7 +30,9 @@ def choose_precision(
     if asked == "fp16" and device.type == "cpu":
         raise InputError(
             Problem(
-                setting="train.precision", message="fp16 needs a GPU", fix="use --train.precision auto, bf16 or fp32"
+                setting="train.precision",
+                message="fp16 needs a GPU",
+                fix="use --train.precision auto, bf16 or fp32",
             )
         )
     if asked != "auto":

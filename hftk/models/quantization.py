@@ -1,8 +1,9 @@
 """Weights in 8 or 4 bits by bitsandbytes: what is quantized, and how the rest is held.
 
-Linear layers inside the base model are quantized. Heads (whatever makes the logits, poolers, new layers) stay in float32. The
-table of word embeddings, often the largest single weight of a small model, and an output layer of the same size are kept in
-bfloat16 and used in float32: without that a model of 135M parameters in 8 bits would take 0.41 instead of 0.30 of its size.
+Linear layers inside the base model are quantized. Heads (whatever makes the logits, poolers, new layers) stay
+in float32. The table of word embeddings, often the largest single weight of a small model, and an output
+layer of the same size are kept in bfloat16 and used in float32: without that a model of 135M parameters in 8
+bits would take 0.41 instead of 0.30 of its size.
 """
 
 from __future__ import annotations
@@ -31,12 +32,18 @@ def find_problems(config: QuantizationConfig, model: PreTrainedModel) -> Iterato
     if importlib.util.find_spec("bitsandbytes") is None:
         message = f"{config.bits} bits come from bitsandbytes, which is not installed"
         yield Problem(
-            setting="model.quantization.bits", message=message, fix='pip install "hftk[quantize]", or leave it out'
+            setting="model.quantization.bits",
+            message=message,
+            fix='pip install "hftk[quantize]", or leave it out',
         )
     layers = linear_layers(model)
     for wanted in config.skip_modules:
-        if not any(name == wanted or name.endswith(f".{wanted}") or name.startswith(f"{wanted}.") for name in layers):
-            message = f"expected the name of a layer, found {wanted}; there are {', '.join(list(layers)[:12])} ..."
+        if not any(
+            name == wanted or name.endswith(f".{wanted}") or name.startswith(f"{wanted}.") for name in layers
+        ):
+            message = (
+                f"expected the name of a layer, found {wanted}; there are {', '.join(list(layers)[:12])} ..."
+            )
             yield Problem(
                 setting="model.quantization.skip_modules",
                 message=message,
@@ -67,7 +74,8 @@ def bitsandbytes_config(config: QuantizationConfig, model: PreTrainedModel) -> B
 
 
 def compute_dtype(config: QuantizationConfig) -> torch.dtype:
-    """Type of the products with 4-bit weights; from the hardware's features alone, so that a continued run computes the same."""
+    """Type of the products with 4-bit weights; from the hardware's features alone, so that a continued run
+    computes the same."""
     if config.compute_dtype != "auto":
         named: torch.dtype = getattr(torch, config.compute_dtype)
         return named
@@ -79,7 +87,9 @@ def compute_dtype(config: QuantizationConfig) -> torch.dtype:
 class WideningLinear(torch.nn.Linear):
     """A linear layer that is held in bfloat16 and computes in the type of its input."""
 
-    is_projection = True  # nothing but a product with its weight, for a loss that does without the whole logits
+    is_projection = (
+        True  # nothing but a product with its weight, for a loss that does without the whole logits
+    )
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         bias = None if self.bias is None else self.bias.to(input.dtype)
@@ -87,7 +97,8 @@ class WideningLinear(torch.nn.Linear):
 
 
 def dequantized(layer: Any, like: torch.nn.Module) -> torch.Tensor:
-    """The weight of a quantized layer in float32, as ``like``, the layer before it was quantized, lays it out."""
+    """The weight of a quantized layer in float32, as ``like``, the layer before it was quantized, lays it
+    out."""
     from peft.utils.integrations import dequantize_module_weight
     from transformers.pytorch_utils import Conv1D
 
@@ -105,7 +116,8 @@ def round_like(quantized: PreTrainedModel, model: PreTrainedModel) -> None:
 
 
 def halve_embeddings(model: PreTrainedModel) -> None:
-    """Hold the word embeddings and the output layer over the vocabulary in bfloat16, in place; what comes out stays float32.
+    """Hold the word embeddings and the output layer over the vocabulary in bfloat16, in place; what comes out
+    stays float32.
 
     Both are frozen below an adapter. Positions and other small tables stay as they are.
     """
@@ -122,7 +134,9 @@ def halve_embeddings(model: PreTrainedModel) -> None:
                 user.register_forward_hook(_widen)
             else:
                 user.__class__ = WideningLinear
-                if "_old_forward" in vars(user):  # accelerate's hooks (model.device_map) have kept the method of the class before
+                if "_old_forward" in vars(
+                    user
+                ):  # accelerate's hooks (model.device_map) have kept the method of the class before
                     user._old_forward = WideningLinear.forward.__get__(user)
 
 
@@ -133,8 +147,9 @@ def _widen(module: torch.nn.Module, inputs: Any, output: torch.Tensor) -> torch.
 def keep_layout(model: PreTrainedModel) -> None:
     """Keep 4-bit weights as they were loaded, in place.
 
-    On processors with AVX512_BF16, bitsandbytes (0.50) repacks them in the first evaluation: the product with repacked weights has
-    no gradient, so that training after an evaluation fails or leaves out the layers below, and dequantizing reads the wrong shape.
+    On processors with AVX512_BF16, bitsandbytes (0.50) repacks them in the first evaluation: the product with
+    repacked weights has no gradient, so that training after an evaluation fails or leaves out the layers
+    below, and dequantizing reads the wrong shape.
     """
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
@@ -142,7 +157,8 @@ def keep_layout(model: PreTrainedModel) -> None:
 
 
 def detach_from_mmap(model: PreTrainedModel) -> None:
-    """Copy the weights that are not quantized, in place: as views of the mapped file they would keep all of it in memory."""
+    """Copy the weights that are not quantized, in place: as views of the mapped file they would keep all of
+    it in memory."""
     for parameter in model.parameters():
         if not is_quantized(parameter) and parameter.device.type == "cpu":
             parameter.data = parameter.data.clone()
@@ -150,7 +166,10 @@ def detach_from_mmap(model: PreTrainedModel) -> None:
 
 def is_quantized(weight: Any) -> bool:
     """Whether bitsandbytes holds this weight in 8 or 4 bits."""
-    return type(weight).__name__ in ("Int8Params", "Params4bit")  # of 8 bits the scales move to the layer in its first forward pass
+    return type(weight).__name__ in (
+        "Int8Params",
+        "Params4bit",
+    )  # of 8 bits the scales move to the layer in its first forward pass
 
 
 def bytes_of(model: torch.nn.Module) -> int:
@@ -161,12 +180,15 @@ def bytes_of(model: torch.nn.Module) -> int:
         state = getattr(parameter, "quant_state", None)  # 4 bits
         scales = [getattr(parameter, "SCB", None), getattr(state, "absmax", None)]  # 8 bits; 4 bits
         scales += [getattr(getattr(state, "state2", None), "absmax", None)]
-        total += sum(scale.numel() * scale.element_size() for scale in scales if isinstance(scale, torch.Tensor))
+        total += sum(
+            scale.numel() * scale.element_size() for scale in scales if isinstance(scale, torch.Tensor)
+        )
     return total
 
 
 def count(model: torch.nn.Module, *, trained: bool = False) -> int:
-    """Number of weights (of the trained ones alone); one of 4 bits is held in half a byte and counts as one."""
+    """Number of weights (of the trained ones alone); one of 4 bits is held in half a byte and counts as
+    one."""
 
     def size(parameter: torch.nn.Parameter) -> int:
         state = getattr(parameter, "quant_state", None)

@@ -1,7 +1,8 @@
 """Weights that are spread over processes (FSDP2, DeepSpeed ZeRO-3): found, counted, gathered and changed.
 
-A weight of FSDP2 is a ``DTensor`` between the passes, and a plain tensor while its layer is whole; one of ZeRO-3 is empty, with
-its true shape beside it. Whoever reads or writes a weight outside of a forward pass has to come here.
+A weight of FSDP2 is a ``DTensor`` between the passes, and a plain tensor while its layer is whole; one of
+ZeRO-3 is empty, with its true shape beside it. Whoever reads or writes a weight outside of a forward pass has
+to come here.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ import torch
 
 def is_sharded(model: Any) -> bool:
     """Whether weights are spread over processes, which then meet in every forward pass."""
-    return _is_fsdp(model) or any(hasattr(p, "full_tensor") or hasattr(p, "ds_id") for p in model.parameters())
+    return _is_fsdp(model) or any(
+        hasattr(p, "full_tensor") or hasattr(p, "ds_id") for p in model.parameters()
+    )
 
 
 def size(parameter: torch.Tensor) -> int:
@@ -42,10 +45,11 @@ def compute_dtype(model: Any) -> torch.dtype:
 
 
 def gather(model: Any, *, trained: bool = False) -> dict[str, torch.Tensor] | None:
-    """The whole weights by name, on the CPU of the main process alone: the others get {}. None where nothing is sharded.
+    """The whole weights by name, on the CPU of the main process alone: the others get {}. None where nothing
+    is sharded.
 
-    One weight at a time is whole on the other devices; tied weights stay one. All processes call this. With ``trained`` the
-    frozen ones are left out, such as all below an adapter.
+    One weight at a time is whole on the other devices; tied weights stay one. All processes call this. With
+    ``trained`` the frozen ones are left out, such as all below an adapter.
     """
     if not is_sharded(model):
         return None
@@ -67,7 +71,8 @@ def gather(model: Any, *, trained: bool = False) -> dict[str, torch.Tensor] | No
 
 @contextmanager
 def gathered_for_update(module: torch.nn.Module, model: Any) -> Iterator[None]:
-    """Inside, in-place operations on the weights of ``module``, a part of ``model``, reach every process's share of them.
+    """Inside, in-place operations on the weights of ``module``, a part of ``model``, reach every process's
+    share of them.
 
     All processes come here and do the same, element by element.
     """
@@ -78,7 +83,8 @@ def gathered_for_update(module: torch.nn.Module, model: Any) -> Iterator[None]:
 
 @contextmanager
 def whole_models() -> Iterator[None]:
-    """Inside, new models are whole while ZeRO-3 runs too: transformers shards every one, and one process alone cannot."""
+    """Inside, new models are whole while ZeRO-3 runs too: transformers shards every one, and one process
+    alone cannot."""
     from transformers.integrations import deepspeed
 
     running = deepspeed._hf_deepspeed_config_weak_ref

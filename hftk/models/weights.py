@@ -1,4 +1,5 @@
-"""Loading what exists: weights (plain, from GGUF, in 8 or 4 bits, below an adapter) and tokenizers, by Hub id, folder or file."""
+"""Loading what exists: weights (plain, from GGUF, in 8 or 4 bits, below an adapter) and tokenizers, by Hub
+id, folder or file."""
 
 from __future__ import annotations
 
@@ -43,15 +44,22 @@ def check_index(name: str) -> None:
             files = set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values())
             outside = sorted(file for file in files if Path(file).name != file or ".." in file)
         except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-            message = f"{path} is damaged: expected a JSON object whose weight_map names a file for each weight"
-            raise InputError(Problem(setting="model.name", message=message, fix="copy or download the file again")) from error
+            message = (
+                f"{path} is damaged: expected a JSON object whose weight_map names a file for each weight"
+            )
+            raise InputError(
+                Problem(setting="model.name", message=message, fix="copy or download the file again")
+            ) from error
         if outside:
             message = f"{path} names {outside[0]}; expected names of files in the same folder"
-            raise InputError(Problem(setting="model.name", message=message, fix="copy the weights into the folder"))
+            raise InputError(
+                Problem(setting="model.name", message=message, fix="copy the weights into the folder")
+            )
 
 
 def check_complete(name: str, model: PreTrainedModel, loading: dict[str, Any], *, new_head: bool) -> None:
-    """Refuse weights that do not fit the model: any but those of a new head (with ``new_head``) have to be in the checkpoint.
+    """Refuse weights that do not fit the model: any but those of a new head (with ``new_head``) have to be in
+    the checkpoint.
 
     Raises:
         InputError: some are missing, with their number and the prefix that explains it.
@@ -62,7 +70,9 @@ def check_complete(name: str, model: PreTrainedModel, loading: dict[str, Any], *
 
     def is_new(key: str) -> bool:
         outside = bool(inner) and not key.startswith(inner)
-        crossed = getattr(model.config, "add_cross_attention", False) and "crossattention" in key.lower().replace("_", "")
+        crossed = getattr(
+            model.config, "add_cross_attention", False
+        ) and "crossattention" in key.lower().replace("_", "")
         return outside or key.rpartition(".")[0] in head or ".pooler." in f".{key}" or crossed
 
     missing = sorted(key for key in loading["missing_keys"] if not (new_head and is_new(key)))
@@ -70,13 +80,19 @@ def check_complete(name: str, model: PreTrainedModel, loading: dict[str, Any], *
         return
     found = set(loading["unexpected_keys"])
     total = len(model.state_dict())
-    message = f"{len(missing)} of the {total} weights of a {type(model).__name__} are not in {name} ({', '.join(missing[:3])})"
+    message = (
+        f"{len(missing)} of the {total} weights of a {type(model).__name__} are not in {name}"
+        f" ({', '.join(missing[:3])})"
+    )
     fix = "name a complete checkpoint of this architecture"
     for prefix in WRAPPERS:
         bare = {key.removeprefix(prefix) for key in found if key.startswith(prefix)}
         if bare & {*missing, *(key.removeprefix(inner) for key in missing)}:
             message += f"; its weights are saved with the prefix {prefix!r}"
-            fix = f"save them again without it: {{key.removeprefix({prefix!r}): value for key, value in weights.items()}}"
+            fix = (
+                f"save them again without it: {{key.removeprefix({prefix!r}): value for key, value in"
+                " weights.items()}"
+            )
             break
     raise InputError(Problem(setting="model.name", message=message, fix=fix))
 
@@ -88,9 +104,10 @@ def check_finite(name: str, model: PreTrainedModel) -> None:
         InputError: some do.
     """
     broken = [
-        key for key, weight in model.named_parameters()
+        key
+        for key, weight in model.named_parameters()
         if weight.is_floating_point() and not weight.is_meta and not bool(weight.detach().isfinite().all())
-    ]  # fmt: skip
+    ]
     if broken:
         message = f"{len(broken)} weights in {name} hold NaN or infinity ({', '.join(broken[:3])})"
         raise InputError(Problem(setting="model.name", message=message, fix="use an earlier checkpoint"))
@@ -99,9 +116,11 @@ def check_finite(name: str, model: PreTrainedModel) -> None:
 def load_weights(
     config: ModelConfig, auto_model: str, made: PretrainedConfig, *, training: bool = True, **options: Any
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
-    """The model, in 8 or 4 bits if ``config.quantization`` says so, and what transformers tells about its loading.
+    """The model, in 8 or 4 bits if ``config.quantization`` says so, and what transformers tells about its
+    loading.
 
-    Quantized weights are where ``config.device_map`` has them; the others stand in main memory, for :func:`hftk.models.device_map.spread`.
+    Quantized weights are where ``config.device_map`` has them; the others stand in main memory, for
+    :func:`hftk.models.device_map.spread`.
     """
     import transformers
 
@@ -115,7 +134,14 @@ def load_weights(
     def load(name: str, **place: Any) -> Any:
         with device_map.told(devices):
             return from_pretrained(
-                auto, name, config=made, dtype=dtype_of(config), output_loading_info=True, **devices, **options, **place
+                auto,
+                name,
+                config=made,
+                dtype=dtype_of(config),
+                output_loading_info=True,
+                **devices,
+                **options,
+                **place,
             )
 
     if config.quantization.bits is None:
@@ -143,7 +169,8 @@ def load_weights(
     setattr(made, adapter_files.QUANTIZATION, asdict(config.quantization))
     setattr(model.config, adapter_files.QUANTIZATION, asdict(config.quantization))
     note(
-        f"weights in {config.quantization.bits} bits: {quantization.bytes_of(model) / 2**20:.0f} MiB, heads and embeddings as they are"
+        f"weights in {config.quantization.bits} bits: {quantization.bytes_of(model) / 2**20:.0f} MiB, heads"
+        " and embeddings as they are"
     )
     if devices:
         device_map.placed(model)
@@ -151,7 +178,8 @@ def load_weights(
 
 
 def load_adapted(config: ModelConfig, auto_model: str, *, quantized: bool = True) -> PreTrainedModel:
-    """The model below an adapter, in 8 or 4 bits if it was trained so (and ``quantized``), with the adapter on it."""
+    """The model below an adapter, in 8 or 4 bits if it was trained so (and ``quantized``), with the adapter
+    on it."""
     import transformers
 
     assert config.name is not None
@@ -159,7 +187,9 @@ def load_adapted(config: ModelConfig, auto_model: str, *, quantized: bool = True
     below = replace(config, name=name, revision=revision)
     made = adapter_files.saved_config(config.name)
     bits = QuantizationConfig(**getattr(made, adapter_files.QUANTIZATION, None) or {})
-    rounded = not quantized and bool(getattr(made, adapter_files.ROUNDED, False))  # the adapter is for no other weights
+    rounded = not quantized and bool(
+        getattr(made, adapter_files.ROUNDED, False)
+    )  # the adapter is for no other weights
     below = replace(below, quantization=bits if quantized else QuantizationConfig())
     rows = made.vocab_size if made is not None and hasattr(made, "vocab_size") else None
     if made is None:
@@ -174,7 +204,12 @@ def load_adapted(config: ModelConfig, auto_model: str, *, quantized: bool = True
     if resized:
         model.resize_token_embeddings(rows)
     if rounded:
-        quantization.round_like(load_weights(replace(below, quantization=bits), auto_model, made, ignore_mismatched_sizes=True)[0], model)
+        quantization.round_like(
+            load_weights(replace(below, quantization=bits), auto_model, made, ignore_mismatched_sizes=True)[
+                0
+            ],
+            model,
+        )
     if below.quantization.bits and not resized:
         quantization.halve_embeddings(model)
     try:
@@ -238,7 +273,8 @@ def plain(model: PreTrainedModel) -> PreTrainedModel:
 
 @contextmanager
 def no_progress_bars() -> Iterator[None]:
-    """Inside, transformers does not draw its bars, such as one for each file of weights, across that of the run."""
+    """Inside, transformers does not draw its bars, such as one for each file of weights, across that of the
+    run."""
     from transformers.utils import logging
 
     shown = logging.is_progress_bar_enabled()

@@ -1,7 +1,8 @@
 """Memory, operations, time and cost of a run before any weight is loaded: ``hftk plan``.
 
-:mod:`hftk.planning.simulation` counts one step and one judged batch byte by byte on tensors without memory; here the count becomes a plan for the
-devices that there are. Every number is an upper bound in one respect: each row is taken to be as long as ``train.max_length`` allows.
+:mod:`hftk.planning.simulation` counts one step and one judged batch byte by byte on tensors without memory;
+here the count becomes a plan for the devices that there are. Every number is an upper bound in one respect:
+each row is taken to be as long as ``train.max_length`` allows.
 """
 
 from __future__ import annotations
@@ -64,10 +65,13 @@ class Setup:
                 yield Problem(setting=name, message=f"expected more than 0, found {value}")
         if self.utilization is not None and self.utilization > 1:
             yield Problem(
-                setting="utilization", message=f"expected a share of the peak, at most 1, found {self.utilization}"
+                setting="utilization",
+                message=f"expected a share of the peak, at most 1, found {self.utilization}",
             )
         if self.price_per_hour is not None and self.price_per_hour < 0:
-            yield Problem(setting="price_per_hour", message=f"expected 0 or more, found {self.price_per_hour}")
+            yield Problem(
+                setting="price_per_hour", message=f"expected 0 or more, found {self.price_per_hour}"
+            )
         if self.device is not None and self.device not in DEVICES:
             message = f"expected one of {', '.join(DEVICES)}, found {self.device}"
             yield Problem(
@@ -77,7 +81,8 @@ class Setup:
             )
         if self.sharding not in get_args(Sharding):
             yield Problem(
-                setting="sharding", message=f"expected one of {', '.join(get_args(Sharding))}, found {self.sharding}"
+                setting="sharding",
+                message=f"expected one of {', '.join(get_args(Sharding))}, found {self.sharding}",
             )
         if self.devices == 1 and self.sharding in ("fsdp", "zero2", "zero3"):
             yield Problem(
@@ -96,7 +101,8 @@ class Plan:
     batch: Mapping[str, Any]
     """rows and tokens of a micro-batch and of a step, accumulation, precision, gradient_checkpointing."""
     memory: Mapping[str, int]
-    """Kind to bytes at the peak of a training step: weights, gradients, optimizer, copies, activations, logits, temporary, buffers."""
+    """Kind to bytes at the peak of a training step: weights, gradients, optimizer, copies, activations,
+    logits, temporary, buffers."""
     phases: Mapping[str, int]
     """training, judging and generation: most bytes held at once in each."""
     kept: int
@@ -104,7 +110,8 @@ class Plan:
     device_memory: int
     """Bytes of the device."""
     largest_batch: int | None
-    """Largest train.per_device_batch_size that fits; 0: not even one row; None: rows cost nothing, or it was not looked for."""
+    """Largest train.per_device_batch_size that fits; 0: not even one row; None: rows cost nothing, or it was
+    not looked for."""
     flops: Mapping[str, float | None]
     """per token: forward, training (both counted), formula; per step; whole run."""
     run: Mapping[str, float | None]
@@ -124,12 +131,18 @@ class Plan:
 
 
 def plan(
-    config: RunConfig, task: Task, setup: Setup | None = None, *, precision: str | None = None, search: bool = True
-) -> Plan:  # fmt: skip
+    config: RunConfig,
+    task: Task,
+    setup: Setup | None = None,
+    *,
+    precision: str | None = None,
+    search: bool = True,
+) -> Plan:
     """Plan the run of ``config`` on the devices of ``setup``. No weight and no row is read.
 
-    ``precision`` is what a run has chosen; default: ``train.precision``, auto being bf16 on GPUs and on processors with bf16 instructions.
-    Without ``search`` the largest batch is not looked for (None), which takes two thirds of the time.
+    ``precision`` is what a run has chosen; default: ``train.precision``, auto being bf16 on GPUs and on
+    processors with bf16 instructions. Without ``search`` the largest batch is not looked for (None), which
+    takes two thirds of the time.
 
     Raises:
         InputError: contradictory settings; a model that cannot be made or is not known.
@@ -159,40 +172,65 @@ def plan(
         del phases["generation"]
 
     def bytes_of(count: int) -> int:
-        other = _footprint(config, task, made, replace(shape, rows=count), setup, precision, judged, accumulation)
+        other = _footprint(
+            config, task, made, replace(shape, rows=count), setup, precision, judged, accumulation
+        )
         return _training(other, setup, precision)[1]
 
     # The loss is counted piece by piece, which takes long for more logits than this.
-    countable = COUNTABLE_LOGITS // (max(shape.length, shape.target_length) * (getattr(made, "vocab_size", None) or 1))
+    countable = COUNTABLE_LOGITS // (
+        max(shape.length, shape.target_length) * (getattr(made, "vocab_size", None) or 1)
+    )
     largest = None
     if search:
-        largest = _largest_batch(bytes_of, shape.rows, training, USABLE * capacity, max(8 * shape.rows, countable))
+        largest = _largest_batch(
+            bytes_of, shape.rows, training, USABLE * capacity, max(8 * shape.rows, countable)
+        )
     per_step = rows * (shape.length + shape.target_length)
     per_step = config.train.global_batch_tokens or per_step
     made_plan = Plan(
         model={
-            "architecture": made.model_type, "parameters": found.parameters, "parameters_trained": found.trained,
-            "vocabulary": getattr(made, "vocab_size", None), "max_length": shape.length,
+            "architecture": made.model_type,
+            "parameters": found.parameters,
+            "parameters_trained": found.trained,
+            "vocabulary": getattr(made, "vocab_size", None),
+            "max_length": shape.length,
         },
         batch={
-            "per_device_rows": shape.rows, "tokens": found.tokens, "accumulation": accumulation, "rows_per_step": rows,
-            "tokens_per_step": per_step, "precision": precision, "gradient_checkpointing": config.train.gradient_checkpointing,
+            "per_device_rows": shape.rows,
+            "tokens": found.tokens,
+            "accumulation": accumulation,
+            "rows_per_step": rows,
+            "tokens_per_step": per_step,
+            "precision": precision,
+            "gradient_checkpointing": config.train.gradient_checkpointing,
         },
-        memory=memory, phases=phases, kept=found.kept, device_memory=int(capacity), largest_batch=largest,
-        flops=compute.flops(found, made, shape, per_step), run={}, setup=setup,
-    )  # fmt: skip
+        memory=memory,
+        phases=phases,
+        kept=found.kept,
+        device_memory=int(capacity),
+        largest_batch=largest,
+        flops=compute.flops(found, made, shape, per_step),
+        run={},
+        setup=setup,
+    )
     run = compute.duration(made_plan, config)
     made_plan = replace(made_plan, run=run)
     return replace(
-        made_plan, hints=tuple(compute.hints(made_plan, task)), assumptions=tuple(_assumptions(made_plan, config))
+        made_plan,
+        hints=tuple(compute.hints(made_plan, task)),
+        assumptions=tuple(_assumptions(made_plan, config)),
     )
 
 
-def _largest_batch(bytes_of: Callable[[int], int], rows: int, now: int, room: float, countable: int) -> int | None:
-    """Most rows of a micro-batch that fit into ``room`` bytes, where ``rows`` take ``now``; None where rows cost nothing. More than
-    ``countable`` are not counted but estimated.
+def _largest_batch(
+    bytes_of: Callable[[int], int], rows: int, now: int, room: float, countable: int
+) -> int | None:
+    """Most rows of a micro-batch that fit into ``room`` bytes, where ``rows`` take ``now``; None where rows
+    cost nothing. More than ``countable`` are not counted but estimated.
 
-    Bytes are nearly linear in the rows: a straight line through two sizes, and a second one through what it leads to.
+    Bytes are nearly linear in the rows: a straight line through two sizes, and a second one through what it
+    leads to.
     """
     largest, other = rows, max(1, rows // 2) if rows > 1 else 2
     for _ in range(2):
@@ -207,14 +245,23 @@ def _largest_batch(bytes_of: Callable[[int], int], rows: int, now: int, room: fl
 
 
 def remedies(config: RunConfig, task: Task, setup: Setup) -> list[tuple[str, Plan]]:
-    """Changes of settings, the mildest first, under which the run fits: what to type, and the plan with it; at most three."""
+    """Changes of settings, the mildest first, under which the run fits: what to type, and the plan with it;
+    at most three."""
     changes: list[tuple[str, dict[str, Any], dict[str, Any]]] = []
     now = plan(config, task, setup)
     if now.largest_batch and now.largest_batch < now.batch["per_device_rows"]:
         rows = now.batch["rows_per_step"]
-        size = {"per_device_batch_size": now.largest_batch, "global_batch_size": rows, "global_batch_tokens": None}
+        size = {
+            "per_device_batch_size": now.largest_batch,
+            "global_batch_size": rows,
+            "global_batch_tokens": None,
+        }
         changes.append(
-            (f"--train.per_device_batch_size {now.largest_batch} --train.global_batch_size {rows}", {"train": size}, {})
+            (
+                f"--train.per_device_batch_size {now.largest_batch} --train.global_batch_size {rows}",
+                {"train": size},
+                {},
+            )
         )
     if not config.train.gradient_checkpointing:
         changes.append(("--train.gradient_checkpointing", {"train": {"gradient_checkpointing": True}}, {}))
@@ -225,7 +272,11 @@ def remedies(config: RunConfig, task: Task, setup: Setup) -> list[tuple[str, Pla
         changes.append(("--model.adapter.method lora --train.gradient_checkpointing", adapter, {}))
         adapter = {**adapter, "model": {"adapter": {"method": "lora"}, "quantization": {"bits": 4}}}
         changes.append(
-            ("--model.quantization.bits 4 --model.adapter.method lora --train.gradient_checkpointing", adapter, {})
+            (
+                "--model.quantization.bits 4 --model.adapter.method lora --train.gradient_checkpointing",
+                adapter,
+                {},
+            )
         )
     shorter = {"train": {"max_length": max(1, now.model["max_length"] // 2)}}
     changes.append((f"--train.max_length {shorter['train']['max_length']}", shorter, {}))
@@ -242,14 +293,19 @@ def remedies(config: RunConfig, task: Task, setup: Setup) -> list[tuple[str, Pla
     return found
 
 
-def batch_of(config: RunConfig, task: Task, made: PretrainedConfig, devices: int) -> tuple[BatchShape, int, int]:
-    """The micro-batch of a device, the rows of a step over all devices, and the micro-batches of a device in a step."""
+def batch_of(
+    config: RunConfig, task: Task, made: PretrainedConfig, devices: int
+) -> tuple[BatchShape, int, int]:
+    """The micro-batch of a device, the rows of a step over all devices, and the micro-batches of a device in
+    a step."""
     from hftk.models.load import context_length, default_length
 
     train, context = config.train, context_length(made)
     if train.max_length is not None and train.max_length > context:
         message = f"expected at most {context}, the context of the model, found {train.max_length}"
-        raise InputError(Problem(setting="train.max_length", message=message, fix=f"use --train.max_length {context}"))
+        raise InputError(
+            Problem(setting="train.max_length", message=message, fix=f"use --train.max_length {context}")
+        )
     length = train.max_length or default_length(made)
     target = (getattr(config, "max_target_length", None) or length) if "Seq2SeqLM" in task.auto_model else 0
     each = length + target
@@ -259,7 +315,8 @@ def batch_of(config: RunConfig, task: Task, made: PretrainedConfig, devices: int
         else train.per_device_batch_size * devices
     )
     most = min(
-        train.per_device_batch_size, max(1, (train.max_tokens_per_batch or each * train.per_device_batch_size) // each)
+        train.per_device_batch_size,
+        max(1, (train.max_tokens_per_batch or each * train.per_device_batch_size) // each),
     )
     accumulation = -(-rows // (devices * most))
     return (
@@ -281,15 +338,25 @@ def _judged(config: RunConfig, made: PretrainedConfig, shape: BatchShape, logits
 
 
 def _footprint(
-    config: RunConfig, task: Task, made: PretrainedConfig, shape: BatchShape, setup: Setup, precision: str, judged: BatchShape,
+    config: RunConfig,
+    task: Task,
+    made: PretrainedConfig,
+    shape: BatchShape,
+    setup: Setup,
+    precision: str,
+    judged: BatchShape,
     accumulation: int,
-) -> Footprint:  # fmt: skip
-    """The count of one device. Where weights are sharded, layers are gathered in 16 bits, so that all between them is in 16 bits too; the
-    shards, gradients and optimizer state stay in float32."""
+) -> Footprint:
+    """The count of one device. Where weights are sharded, layers are gathered in 16 bits, so that all between
+    them is in 16 bits too; the shards, gradients and optimizer state stay in float32."""
     import torch
 
     half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
-    dtype = half if setup.sharding in ("fsdp", "zero2", "zero3") and config.model.dtype in ("auto", "float32") else None
+    dtype = (
+        half
+        if setup.sharding in ("fsdp", "zero2", "zero3") and config.model.dtype in ("auto", "float32")
+        else None
+    )
     found = simulate(
         config,
         task,
@@ -364,8 +431,17 @@ def _assumptions(made: Plan, config: RunConfig) -> Iterator[str]:
     yield "not counted: imports and the driver's context, scratch space inside kernels, the data"
     yield f"a batch fits where the plan needs at most {USABLE:.0%} of the device's memory"
     if made.setup.sharding in ("fsdp", "zero3"):
-        yield "of a sharded model two layers, embeddings and head are whole at once, and the gradient of one layer"
+        yield (
+            "of a sharded model two layers, embeddings and head are whole at once, and the gradient of one"
+            " layer"
+        )
     if made.setup.tokens_per_second is None and made.run.get("tokens_per_second"):
-        yield f"speed: {made.setup.utilization or MODEL_FLOPS_UTILIZATION:.0%} of the device's peak (not measured; give --tokens_per_second)"
+        yield (
+            f"speed: {made.setup.utilization or MODEL_FLOPS_UTILIZATION:.0%} of the device's peak (not"
+            " measured; give --tokens_per_second)"
+        )
     if config.train.precision == "auto":
-        yield f"train.precision auto taken as {made.batch['precision']}; a run on a CPU measures which is faster"
+        yield (
+            f"train.precision auto taken as {made.batch['precision']}; a run on a CPU measures which is"
+            " faster"
+        )

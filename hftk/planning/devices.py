@@ -10,14 +10,18 @@ from hftk.planning.simulation import STATES, Footprint
 
 Sharding = Literal["none", "ddp", "fsdp", "zero2", "zero3"]
 GATHERED_LAYERS = 2
-"""Layers of a sharded model that are whole at once: the one that computes and the next one, which is fetched meanwhile."""
+"""Layers of a sharded model that are whole at once: the one that computes and the next one, which is fetched
+meanwhile."""
 USABLE = 0.92
-"""Share of a GPU's memory that tensors can fill: the rest is the driver's context, communication buffers and fragmentation."""
+"""Share of a GPU's memory that tensors can fill: the rest is the driver's context, communication buffers and
+fragmentation."""
 PROCESSOR_BYTES = 100 * 10**6
-"""On a processor: scratch space of the libraries behind matrix products and attention (measured: 93 MB at the first forward pass)."""
+"""On a processor: scratch space of the libraries behind matrix products and attention (measured: 93 MB at the
+first forward pass)."""
 MODEL_FLOPS_UTILIZATION = 0.4
-"""Share of a GPU's peak that training reaches where nothing was measured: 0.46 for PaLM (Chowdhery et al. 2022), 0.38 to 0.43 for Llama 3
-(Grattafiori et al. 2024, arXiv:2407.21783), 0.45 for Llama 2 7B by its published GPU hours."""
+"""Share of a GPU's peak that training reaches where nothing was measured: 0.46 for PaLM (Chowdhery et al.
+2022), 0.38 to 0.43 for Llama 3 (Grattafiori et al. 2024, arXiv:2407.21783), 0.45 for Llama 2 7B by its
+published GPU hours."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,16 +49,18 @@ DEVICES: Mapping[str, Device] = {
     "h200": Device(memory=141 * 10**9, flops=989e12),
     "mi300x": Device(memory=192 * 10**9, flops=1307e12),
 }
-"""Name to what the manufacturer's data sheet says (memory in decimal GB; matrix products without sparsity)."""
+"""Name to what the manufacturer's data sheet says (memory in decimal GB; matrix products without
+sparsity)."""
 
 
 def states_per_device(footprint: Footprint, sharding: Sharding, devices: int) -> dict[str, float]:
     """Kind of :data:`hftk.planning.simulation.STATES` to bytes per device.
 
-    none and ddp hold everything everywhere. fsdp holds a share of each. zero2 and zero3 are DeepSpeed's (Rajbhandari et al. 2020,
-    arXiv:1910.02054): zero2 shares out gradients and optimizer state, zero3 the weights too. Weights stay in float32 under autocast, so
-    that Adam takes 16 bytes for each (4 + 4 + 8), as many as the 2 + 2 + 12 of that paper; DeepSpeed (0.19) keeps one more copy of those
-    that are trained, which its optimizers work on (``single_partition_of_fp32_groups``, ``fp32_partitioned_groups_flat``).
+    none and ddp hold everything everywhere. fsdp holds a share of each. zero2 and zero3 are DeepSpeed's
+    (Rajbhandari et al. 2020, arXiv:1910.02054): zero2 shares out gradients and optimizer state, zero3 the
+    weights too. Weights stay in float32 under autocast, so that Adam takes 16 bytes for each (4 + 4 + 8), as
+    many as the 2 + 2 + 12 of that paper; DeepSpeed (0.19) keeps one more copy of those that are trained,
+    which its optimizers work on (``single_partition_of_fp32_groups``, ``fp32_partitioned_groups_flat``).
     """
     whole = {
         "weights": float(footprint.weights),
@@ -63,16 +69,19 @@ def states_per_device(footprint: Footprint, sharding: Sharding, devices: int) ->
     }
     if sharding.startswith("zero"):
         whole["optimizer"] += 4.0 * footprint.trained
-    shared = {"none": (), "ddp": (), "zero2": ("gradients", "optimizer"), "zero3": STATES, "fsdp": STATES}[sharding]
+    shared = {"none": (), "ddp": (), "zero2": ("gradients", "optimizer"), "zero3": STATES, "fsdp": STATES}[
+        sharding
+    ]
     return {kind: size / devices if kind in shared else size for kind, size in whole.items()}
 
 
 def buffers_per_device(footprint: Footprint, sharding: Sharding, devices: int, precision: str) -> float:
     """Bytes per device that sharding and communication need besides.
 
-    ddp: its buckets are a second copy of the gradients. fsdp and zero3: the layers that are whole at once, in the type of the
-    arithmetic, and the gradient of one of them in float32 on its way to its shares; or, at the loss, what is outside of the layers
-    with its gradient. benchmarks/fsdp_memory.py holds this against torch's own count.
+    ddp: its buckets are a second copy of the gradients. fsdp and zero3: the layers that are whole at once, in
+    the type of the arithmetic, and the gradient of one of them in float32 on its way to its shares; or, at
+    the loss, what is outside of the layers with its gradient. benchmarks/fsdp_memory.py holds this against
+    torch's own count.
     """
     if sharding == "ddp" and devices > 1:
         return float(footprint.gradients)
@@ -85,7 +94,8 @@ def buffers_per_device(footprint: Footprint, sharding: Sharding, devices: int, p
 
 
 def tokens_per_second(flops_per_token: float, device: Device, devices: int, utilization: float) -> float:
-    """Tokens over all devices that are trained on in a second, at a share of the peak (model FLOPs utilization: Chowdhery et al. 2022, appendix B)."""
+    """Tokens over all devices that are trained on in a second, at a share of the peak (model FLOPs
+    utilization: Chowdhery et al. 2022, appendix B)."""
     return devices * device.flops * utilization / flops_per_token
 
 

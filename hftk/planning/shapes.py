@@ -1,4 +1,5 @@
-"""Shapes of published models, so that they can be planned for without a network: the fields of their ``config.json``."""
+"""Shapes of published models, so that they can be planned for without a network: the fields of their
+``config.json``."""
 
 from __future__ import annotations
 
@@ -20,9 +21,15 @@ def _llama(
     width: int, layers: int, heads: int, inner: int, kv: int, vocabulary: int, context: int, **more: Any
 ) -> dict[str, Any]:
     return {
-        "hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": heads, "intermediate_size": inner,
-        "num_key_value_heads": kv, "vocab_size": vocabulary, "max_position_embeddings": context, **more,
-    }  # fmt: skip
+        "hidden_size": width,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "intermediate_size": inner,
+        "num_key_value_heads": kv,
+        "vocab_size": vocabulary,
+        "max_position_embeddings": context,
+        **more,
+    }
 
 
 def _gpt2(width: int, layers: int, heads: int) -> dict[str, Any]:
@@ -30,19 +37,44 @@ def _gpt2(width: int, layers: int, heads: int) -> dict[str, Any]:
 
 
 def _bert(width: int, layers: int, heads: int, vocabulary: int, **more: Any) -> dict[str, Any]:
-    return {"hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": heads, "intermediate_size": 4 * width, "vocab_size": vocabulary, **more}  # fmt: skip
+    return {
+        "hidden_size": width,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "intermediate_size": 4 * width,
+        "vocab_size": vocabulary,
+        **more,
+    }
 
 
 def _t5(width: int, layers: int, heads: int, inner: int, **more: Any) -> dict[str, Any]:
-    return {"d_model": width, "num_layers": layers, "num_decoder_layers": layers, "num_heads": heads, "d_ff": inner, "d_kv": 64, "vocab_size": 32128, **more}  # fmt: skip
-
-
-def _bart(width: int, layers: int, heads: int, vocabulary: int, context: int = 1024, **more: Any) -> dict[str, Any]:
     return {
-        "d_model": width, "encoder_layers": layers, "decoder_layers": layers, "encoder_attention_heads": heads,
-        "decoder_attention_heads": heads, "encoder_ffn_dim": 4 * width, "decoder_ffn_dim": 4 * width, "vocab_size": vocabulary,
-        "max_position_embeddings": context, **more,
-    }  # fmt: skip
+        "d_model": width,
+        "num_layers": layers,
+        "num_decoder_layers": layers,
+        "num_heads": heads,
+        "d_ff": inner,
+        "d_kv": 64,
+        "vocab_size": 32128,
+        **more,
+    }
+
+
+def _bart(
+    width: int, layers: int, heads: int, vocabulary: int, context: int = 1024, **more: Any
+) -> dict[str, Any]:
+    return {
+        "d_model": width,
+        "encoder_layers": layers,
+        "decoder_layers": layers,
+        "encoder_attention_heads": heads,
+        "decoder_attention_heads": heads,
+        "encoder_ffn_dim": 4 * width,
+        "decoder_ffn_dim": 4 * width,
+        "vocab_size": vocabulary,
+        "max_position_embeddings": context,
+        **more,
+    }
 
 
 _ROBERTA = {"max_position_embeddings": 514, "type_vocab_size": 1, "pad_token_id": 1}
@@ -52,17 +84,32 @@ SHAPES: Mapping[str, tuple[str, dict[str, Any]]] = {
     "openai-community/gpt2-medium": ("gpt2", _gpt2(1024, 24, 16)),
     "openai-community/gpt2-large": ("gpt2", _gpt2(1280, 36, 20)),
     "openai-community/gpt2-xl": ("gpt2", _gpt2(1600, 48, 25)),
-    "HuggingFaceTB/SmolLM2-135M": ("llama", _llama(576, 30, 9, 1536, 3, 49152, 8192, tie_word_embeddings=True)),
-    "HuggingFaceTB/SmolLM2-360M": ("llama", _llama(960, 32, 15, 2560, 5, 49152, 8192, tie_word_embeddings=True)),
-    "HuggingFaceTB/SmolLM2-1.7B": ("llama", _llama(2048, 24, 32, 8192, 32, 49152, 8192, tie_word_embeddings=True)),
+    "HuggingFaceTB/SmolLM2-135M": (
+        "llama",
+        _llama(576, 30, 9, 1536, 3, 49152, 8192, tie_word_embeddings=True),
+    ),
+    "HuggingFaceTB/SmolLM2-360M": (
+        "llama",
+        _llama(960, 32, 15, 2560, 5, 49152, 8192, tie_word_embeddings=True),
+    ),
+    "HuggingFaceTB/SmolLM2-1.7B": (
+        "llama",
+        _llama(2048, 24, 32, 8192, 32, 49152, 8192, tie_word_embeddings=True),
+    ),
     "TinyLlama/TinyLlama-1.1B": ("llama", _llama(2048, 22, 32, 5632, 4, 32000, 2048)),
     "meta-llama/Llama-2-7b-hf": ("llama", _llama(4096, 32, 32, 11008, 32, 32000, 4096)),
     "meta-llama/Llama-2-13b-hf": ("llama", _llama(5120, 40, 40, 13824, 40, 32000, 4096)),
     "meta-llama/Llama-2-70b-hf": ("llama", _llama(8192, 80, 64, 28672, 8, 32000, 4096)),
     "meta-llama/Meta-Llama-3-8B": ("llama", _llama(4096, 32, 32, 14336, 8, 128256, 8192)),
     "meta-llama/Meta-Llama-3-70B": ("llama", _llama(8192, 80, 64, 28672, 8, 128256, 8192)),
-    "meta-llama/Llama-3.2-1B": ("llama", _llama(2048, 16, 32, 8192, 8, 128256, 131072, tie_word_embeddings=True)),
-    "meta-llama/Llama-3.2-3B": ("llama", _llama(3072, 28, 24, 8192, 8, 128256, 131072, tie_word_embeddings=True, head_dim=128)),
+    "meta-llama/Llama-3.2-1B": (
+        "llama",
+        _llama(2048, 16, 32, 8192, 8, 128256, 131072, tie_word_embeddings=True),
+    ),
+    "meta-llama/Llama-3.2-3B": (
+        "llama",
+        _llama(3072, 28, 24, 8192, 8, 128256, 131072, tie_word_embeddings=True, head_dim=128),
+    ),
     "mistralai/Mistral-7B-v0.1": ("mistral", _llama(4096, 32, 32, 14336, 8, 32000, 32768)),
     "Qwen/Qwen2.5-0.5B": ("qwen2", _llama(896, 24, 14, 4864, 2, 151936, 32768, tie_word_embeddings=True)),
     "Qwen/Qwen2.5-1.5B": ("qwen2", _llama(1536, 28, 12, 8960, 2, 151936, 131072, tie_word_embeddings=True)),
@@ -85,15 +132,18 @@ SHAPES: Mapping[str, tuple[str, dict[str, Any]]] = {
     "facebook/bart-base": ("bart", _bart(768, 6, 12, 50265)),
     "facebook/bart-large": ("bart", _bart(1024, 12, 16, 50265)),
     "facebook/mbart-large-50": ("mbart", _bart(1024, 12, 16, 250054)),
-    "Helsinki-NLP/opus-mt-en-de": ("marian", _bart(512, 6, 8, 58101, 512, pad_token_id=58100, decoder_start_token_id=58100)),
+    "Helsinki-NLP/opus-mt-en-de": (
+        "marian",
+        _bart(512, 6, 8, 58101, 512, pad_token_id=58100, decoder_start_token_id=58100),
+    ),
     "facebook/nllb-200-distilled-600M": ("m2m_100", _bart(1024, 12, 16, 256206)),
-}  # fmt: skip
+}
 """Hub id to model type and config fields, as published in the model's ``config.json``."""
 
 
 def planned_config(config: ModelConfig, task: Task) -> PretrainedConfig:
-    """The config of the model that the settings name: from the table above by Hub id (with or without its owner, in ``model.name``
-    or ``model.size``), else as the run itself would read it.
+    """The config of the model that the settings name: from the table above by Hub id (with or without its
+    owner, in ``model.name`` or ``model.size``), else as the run itself would read it.
 
     Raises:
         InputError: neither in the table nor to be found; the message names what the table has.
@@ -133,7 +183,13 @@ def _resize(made: PretrainedConfig, entries: int) -> None:
     made.vocab_size = entries
     if hasattr(made, "decoder_vocab_size"):
         made.decoder_vocab_size = entries
-    for name in ("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id", "forced_eos_token_id"):
+    for name in (
+        "pad_token_id",
+        "bos_token_id",
+        "eos_token_id",
+        "decoder_start_token_id",
+        "forced_eos_token_id",
+    ):
         if isinstance(getattr(made, name, None), int) and getattr(made, name) >= entries:
             setattr(made, name, 0)
 

@@ -1,9 +1,11 @@
 """One training step and one judged batch on tensors that have a shape but no memory, with every byte counted.
 
-The task's own loss, the model's own forward and backward and the run's own optimizer are executed under torch's ``FakeTensorMode``,
-and :class:`LiveBytes` sees each storage come and go. So the count is exact for every architecture, adapter and loss, with no formula.
-What it cannot see is scratch space inside a kernel and what an allocator wastes. Attention keeps what torch's fused kernels keep (query, key, value, output
-and one number per row, as FlashAttention does: Dao et al. 2022, arXiv:2205.14135) unless ``model.attention`` is ``eager``.
+The task's own loss, the model's own forward and backward and the run's own optimizer are executed under
+torch's ``FakeTensorMode``, and :class:`LiveBytes` sees each storage come and go. So the count is exact for
+every architecture, adapter and loss, with no formula. What it cannot see is scratch space inside a kernel and
+what an allocator wastes. Attention keeps what torch's fused kernels keep (query, key, value, output and one
+number per row, as FlashAttention does: Dao et al. 2022, arXiv:2205.14135) unless ``model.attention`` is
+``eager``.
 """
 
 from __future__ import annotations
@@ -33,8 +35,9 @@ if TYPE_CHECKING:
 
 STATES = ("weights", "gradients", "optimizer")
 KINDS = (*STATES, "copies", "activations", "logits", "temporary")
-"""What a byte is for. ``copies``: weights that autocast has converted; ``logits``: scores over the vocabulary, their gradients and the softmax;
-``temporary``: born in the backward pass or the optimizer step."""
+"""What a byte is for. ``copies``: weights that autocast has converted; ``logits``: scores over the
+vocabulary, their gradients and the softmax; ``temporary``: born in the backward pass or the optimizer
+step."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +58,8 @@ class Footprint:
     peak: Mapping[str, int]
     """Kind of :data:`KINDS` to bytes, at the moment when most is held in a training step."""
     batch_peak: int
-    """Most bytes held at once beside weights, gradients, optimizer state and converted weights: what a batch costs."""
+    """Most bytes held at once beside weights, gradients, optimizer state and converted weights: what a batch
+    costs."""
     kept: int
     """Bytes that the forward pass keeps for the backward pass: activations, and logits."""
     judging_peak: int
@@ -63,7 +67,8 @@ class Footprint:
     tokens: int
     """Tokens of the micro-batch, those of the targets included."""
     flops_forward: int
-    """Floating-point operations of its forward pass: two for each multiply-add of matrix products and attention."""
+    """Floating-point operations of its forward pass: two for each multiply-add of matrix products and
+    attention."""
     flops_training: int
     """Those of forward and backward pass, what gradient checkpointing computes again included."""
 
@@ -94,14 +99,17 @@ FLOPS: dict[Any, Any] = {
     ],
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
 }
-"""Operation to the function that counts its multiplications and additions, as torch's FlopCounterMode has it."""
+"""Operation to the function that counts its multiplications and additions, as torch's FlopCounterMode has
+it."""
 
 
 class LiveBytes(TorchDispatchMode):
-    """Inside, every storage that an operation makes is counted from its birth to its death. Works on fake and on real tensors."""
+    """Inside, every storage that an operation makes is counted from its birth to its death. Works on fake and
+    on real tensors."""
 
     def __init__(self, vocabulary: int = 0, positions: int = 0) -> None:
-        """``vocabulary`` and ``positions`` (rows x tokens of the logits) tell logits by their number of elements."""
+        """``vocabulary`` and ``positions`` (rows x tokens of the logits) tell logits by their number of
+        elements."""
         super().__init__()
         self.live = dict.fromkeys(KINDS, 0)
         self.peak = dict(self.live)
@@ -124,7 +132,9 @@ class LiveBytes(TorchDispatchMode):
         """Forget the peaks and the operations so far."""
         self.peak, self.batch_peak, self.flops = dict(self.live), self.batch, 0
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
         out = func(*args, **(kwargs or {}))
         count = FLOPS.get(func.overloadpacket)
         if count is not None:
@@ -174,13 +184,22 @@ class LiveBytes(TorchDispatchMode):
 
 
 def simulate(
-    config: RunConfig, task: Task, made: PretrainedConfig, shape: BatchShape, *, precision: str, judged: BatchShape,
-    accumulate: bool = False, dtype: torch.dtype | None = None,
-) -> Footprint:  # fmt: skip
-    """Count one optimizer step of ``shape`` and one judged batch, without memory for either; seconds, for any size of model.
+    config: RunConfig,
+    task: Task,
+    made: PretrainedConfig,
+    shape: BatchShape,
+    *,
+    precision: str,
+    judged: BatchShape,
+    accumulate: bool = False,
+    dtype: torch.dtype | None = None,
+) -> Footprint:
+    """Count one optimizer step of ``shape`` and one judged batch, without memory for either; seconds, for any
+    size of model.
 
-    ``precision`` is fp32, bf16 or fp16. With ``accumulate`` the gradients of an earlier micro-batch are held through the step.
-    ``dtype`` overrules ``model.dtype``: sharded weights are gathered, and so computed with, in 16 bits.
+    ``precision`` is fp32, bf16 or fp16. With ``accumulate`` the gradients of an earlier micro-batch are held
+    through the step. ``dtype`` overrules ``model.dtype``: sharded weights are gathered, and so computed with,
+    in 16 bits.
 
     Raises:
         InputError: no model can be made of these settings; the adapter needs a package that is missing.
@@ -199,7 +218,10 @@ def simulate(
         try:
             return _count_step(config, task, model, shape, judged, precision, accumulate, live)
         except (DataDependentOutputException, DynamicOutputShapeException) as error:
-            message = f"{made.model_type} looks at the values of its tensors while it computes ({error}): it cannot be planned for"
+            message = (
+                f"{made.model_type} looks at the values of its tensors while it computes ({error}): it cannot"
+                " be planned for"
+            )
             raise InputError(
                 Problem(setting="model.name", message=message, fix="run a few steps: --train.max_steps 3")
             ) from error
@@ -214,18 +236,34 @@ def _make(config: RunConfig, task: Task, made: PretrainedConfig, dtype: torch.dt
             model = _build(config, task, made, dtype)
         model.tie_weights()
         return adapt(model, config.model, task.auto_model)
-    except (ValueError, TypeError, KeyError, AttributeError, ImportError, AssertionError, ArithmeticError) as error:
+    except (
+        ValueError,
+        TypeError,
+        KeyError,
+        AttributeError,
+        ImportError,
+        AssertionError,
+        ArithmeticError,
+    ) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         message = f"a {made.model_type} cannot be made of these settings: {reason}"
         raise InputError(
-            Problem(setting="model.config", message=message, fix="change or leave out the field that is named")
+            Problem(
+                setting="model.config", message=message, fix="change or leave out the field that is named"
+            )
         ) from error
 
 
 def _count_step(
-    config: RunConfig, task: Task, model: Any, shape: BatchShape, judged: BatchShape, precision: str, accumulate: bool,
+    config: RunConfig,
+    task: Task,
+    model: Any,
+    shape: BatchShape,
+    judged: BatchShape,
+    precision: str,
+    accumulate: bool,
     live: LiveBytes,
-) -> Footprint:  # fmt: skip
+) -> Footprint:
     """An optimizer's state, then one whole step, then one judged batch."""
     trained = [p for p in model.parameters() if p.requires_grad]
     with _gradients_booked(trained, live):
@@ -247,14 +285,25 @@ def _count_step(
     if config.train.optimizer in BITSANDBYTES:  # its kernels take no fake tensors
         states = peak["optimizer"] = state_bytes(config.train.optimizer, model)
     return Footprint(
-        parameters=sum(_count(p) for p in model.parameters()), trained=sum(p.numel() for p in trained), **_layers(model),
-        weights=weights, gradients=gradients, optimizer=states, peak=peak, batch_peak=batch_peak, kept=kept,
-        judging_peak=_judge(task, model, judged, live), tokens=shape.rows * (shape.length + shape.target_length),
-        flops_forward=forward, flops_training=training,
-    )  # fmt: skip
+        parameters=sum(_count(p) for p in model.parameters()),
+        trained=sum(p.numel() for p in trained),
+        **_layers(model),
+        weights=weights,
+        gradients=gradients,
+        optimizer=states,
+        peak=peak,
+        batch_peak=batch_peak,
+        kept=kept,
+        judging_peak=_judge(task, model, judged, live),
+        tokens=shape.rows * (shape.length + shape.target_length),
+        flops_forward=forward,
+        flops_training=training,
+    )
 
 
-def _build(config: RunConfig, task: Task, made: PretrainedConfig, dtype: torch.dtype | None = None) -> PreTrainedModel:
+def _build(
+    config: RunConfig, task: Task, made: PretrainedConfig, dtype: torch.dtype | None = None
+) -> PreTrainedModel:
     import transformers
 
     asked = torch.float32 if config.model.dtype == "auto" else getattr(torch, config.model.dtype)
@@ -262,7 +311,10 @@ def _build(config: RunConfig, task: Task, made: PretrainedConfig, dtype: torch.d
     if task.auto_model == "AutoModelForSeq2SeqLM" and kind_of(made) == "encoder":
         made = joined_config(made)
     model: PreTrainedModel = from_config(
-        getattr(transformers, task.auto_model), made, dtype=dtype or asked, **({"attn_implementation": attention} if attention else {})
+        getattr(transformers, task.auto_model),
+        made,
+        dtype=dtype or asked,
+        **({"attn_implementation": attention} if attention else {}),
     )
     return model
 
@@ -270,7 +322,9 @@ def _build(config: RunConfig, task: Task, made: PretrainedConfig, dtype: torch.d
 @contextmanager
 def _gradients_booked(trained: Sequence[torch.nn.Parameter], live: LiveBytes) -> Iterator[None]:
     """Inside, a gradient that is complete is booked as one."""
-    hooks = [p.register_post_accumulate_grad_hook(lambda p: live.is_now(p.grad, "gradients")) for p in trained]
+    hooks = [
+        p.register_post_accumulate_grad_hook(lambda p: live.is_now(p.grad, "gradients")) for p in trained
+    ]
     try:
         yield
     finally:
@@ -286,7 +340,8 @@ def _give_gradients(trained: Sequence[torch.nn.Parameter]) -> None:
 def _with_state(
     model: torch.nn.Module, config: RunConfig, trained: Sequence[torch.nn.Parameter]
 ) -> torch.optim.Optimizer | None:
-    """The run's optimizer after a first step, when it holds its state; None for those of bitsandbytes and where nothing is trained."""
+    """The run's optimizer after a first step, when it holds its state; None for those of bitsandbytes and
+    where nothing is trained."""
     if config.train.optimizer in BITSANDBYTES or not trained:
         return None
     optimizer = make_optimizer(model, config.train, 1e-3)
@@ -320,13 +375,18 @@ def _forward_backward(
 
 
 def _elsewhere(weights: set[tuple[int, ...]]) -> torch.autograd.graph.saved_tensors_hooks:
-    """As :func:`hftk.training.activation_offload.offloading`: what is moved takes no byte of the device until the backward pass asks for it."""
+    """As :func:`hftk.training.activation_offload.offloading`: what is moved takes no byte of the device until
+    the backward pass asks for it."""
 
     def pack(tensor: torch.Tensor) -> Any:
         return (tensor.size(), tensor.dtype, tensor.device) if moves(tensor, weights) else stays(tensor)
 
     def unpack(packed: Any) -> torch.Tensor:
-        return packed if isinstance(packed, torch.Tensor) else torch.empty(packed[0], dtype=packed[1], device=packed[2])
+        return (
+            packed
+            if isinstance(packed, torch.Tensor)
+            else torch.empty(packed[0], dtype=packed[1], device=packed[2])
+        )
 
     return torch.autograd.graph.saved_tensors_hooks(pack, unpack)
 
@@ -345,7 +405,13 @@ def _judge(task: Task, model: Any, shape: BatchShape, live: LiveBytes) -> int:
 def _layers(model: torch.nn.Module) -> dict[str, int]:
     """Sizes in weights of the largest layer that stands in a list of layers, and of what stands in none."""
     lists = [m for m in model.modules() if isinstance(m, torch.nn.ModuleList)]
-    inner = {id(m) for outer in lists for layer in outer for m in layer.modules() if isinstance(m, torch.nn.ModuleList)}
+    inner = {
+        id(m)
+        for outer in lists
+        for layer in outer
+        for m in layer.modules()
+        if isinstance(m, torch.nn.ModuleList)
+    }
     layers = [layer for outer in lists if id(outer) not in inner for layer in outer]
     sizes = [sum(_count(p) for p in layer.parameters()) for layer in layers]
     within = {id(p): _count(p) for layer in layers for p in layer.parameters()}

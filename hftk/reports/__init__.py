@@ -1,7 +1,8 @@
-"""RunRecord to what people read: an HTML page, Markdown, and the last five lines of a run. Pure: no model, no Trainer.
+"""RunRecord to what people read: an HTML page, Markdown, and the last five lines of a run. Pure: no model, no
+Trainer.
 
-The page is one file that asks nothing of any network (its content policy forbids it), can be read without its script, and
-serves every task: it knows scores, samples, facts and sections of analysis, whatever their names.
+The page is one file that asks nothing of any network (its content policy forbids it), can be read without its
+script, and serves every task: it knows scores, samples, facts and sections of analysis, whatever their names.
 """
 
 from __future__ import annotations
@@ -27,10 +28,12 @@ REPORT = "report.html"
 
 
 def write_report(record: RunRecord, folder: str | Path) -> Path:
-    """Write ``record.json`` and ``report.html`` into ``folder``, each whole or not at all; returns the page's path.
+    """Write ``record.json`` and ``report.html`` into ``folder``, each whole or not at all; returns the page's
+    path.
 
-    All processes call this; the main one writes, and prints :func:`summary_lines`. The record comes first, so that a page
-    that fails can be made later by ``hftk report FOLDER``. Raises InputError where Jinja2 is missing.
+    All processes call this; the main one writes, and prints :func:`summary_lines`. The record comes first, so
+    that a page that fails can be made later by ``hftk report FOLDER``. Raises InputError where Jinja2 is
+    missing.
     """
     return on_main(_write, record, Path(folder))
 
@@ -43,7 +46,8 @@ def _write(record: RunRecord, folder: Path) -> Path:
 
 
 def summary_lines(record: RunRecord, folder: str | Path | None = None) -> list[str]:
-    """Five lines for the end of a run: what was trained, how good it is, the cost, where it is, what to type next.
+    """Five lines for the end of a run: what was trained, how good it is, the cost, where it is, what to type
+    next.
 
     ``folder`` is where the run lies; default: its ``output`` setting.
     """
@@ -56,9 +60,12 @@ def summary_lines(record: RunRecord, folder: str | Path | None = None) -> list[s
     if steps:
         cost[0] += f" (training {wording.duration(record.seconds.get('train'))})"
     cost += [f"{number(round(record.tokens_per_second))} tokens/s"] if record.tokens_per_second else []
-    cost += [f"{wording.size(record.peak_memory_bytes)} of memory at peak"] if record.peak_memory_bytes else []
+    cost += (
+        [f"{wording.size(record.peak_memory_bytes)} of memory at peak"] if record.peak_memory_bytes else []
+    )
     return [
-        f"{done} {model} on {wording.data_name(record)}" + (f": {sections.passes(record)}." if steps else "."),
+        f"{done} {model} on {wording.data_name(record)}"
+        + (f": {sections.passes(record)}." if steps else "."),
         verdict(record),
         ", ".join(cost) + ".",
         f"Weights, tokenizer and settings: {at}    report: {at / REPORT}",
@@ -67,7 +74,8 @@ def summary_lines(record: RunRecord, folder: str | Path | None = None) -> list[s
 
 
 def render_html(record: RunRecord) -> str:
-    """One self-contained page. Everything from the record is escaped. Raises InputError where Jinja2 is missing."""
+    """One self-contained page. Everything from the record is escaped. Raises InputError where Jinja2 is
+    missing."""
     record = RunRecord.from_dict(plain(record.to_dict()))
     charts, seconds, findings = sections.charts(record), sections.stages(record), analysis.views(record)
     named = {
@@ -81,26 +89,30 @@ def render_html(record: RunRecord) -> str:
         "environment": "Environment",
         "again": "Run it again",
     }
-    page = environment().get_template("report.html.j2").render(
-        record=record,
-        model=wording.model_name(record),
-        data=wording.data_name(record),
-        about=sections.about_model(record),
-        verdict=verdict(record),
-        tiles=sections.tiles(record),
-        sections={key: name for key, name in named.items() if name},
-        metrics=sections.metrics(record),
-        data_facts=sections.data_view(record.data),
-        charts=charts,
-        evaluations=sections.evaluations(record),
-        analysis=findings,
-        samples=[sections.sample_view(s) for s in record.samples[:MOST_SAMPLES]],
-        more_samples=len(record.samples) - MOST_SAMPLES if len(record.samples) > MOST_SAMPLES else 0,
-        seconds=seconds,
-        environment=sections.machine(record),
-        settings=sections.settings(record.config),
-        output=record.config.get("output") or "out",
-    )  # fmt: skip
+    page = (
+        environment()
+        .get_template("report.html.j2")
+        .render(
+            record=record,
+            model=wording.model_name(record),
+            data=wording.data_name(record),
+            about=sections.about_model(record),
+            verdict=verdict(record),
+            tiles=sections.tiles(record),
+            sections={key: name for key, name in named.items() if name},
+            metrics=sections.metrics(record),
+            data_facts=sections.data_view(record.data),
+            charts=charts,
+            evaluations=sections.evaluations(record),
+            analysis=findings,
+            samples=[sections.sample_view(s) for s in record.samples[:MOST_SAMPLES]],
+            more_samples=len(record.samples) - MOST_SAMPLES if len(record.samples) > MOST_SAMPLES else 0,
+            seconds=seconds,
+            environment=sections.machine(record),
+            settings=sections.settings(record.config),
+            output=record.config.get("output") or "out",
+        )
+    )
     return page.lstrip()
 
 

@@ -1,16 +1,20 @@
-"""What a task found out beyond scores (``RunRecord.analysis``) as plain values to show, the same for HTML and Markdown.
+"""What a task found out beyond scores (``RunRecord.analysis``) as plain values to show, the same for HTML and
+Markdown.
 
-Nothing here knows a task. A section is a dictionary with ``title``, ``kind``, perhaps ``note`` (one sentence) and ``split``:
+Nothing here knows a task. A section is a dictionary with ``title``, ``kind``, perhaps ``note`` (one sentence)
+and ``split``:
 
-- matrix: ``rows`` and ``columns`` (names), ``values`` (a list of counts per row), ``row_title``, ``column_title``;
-- table: ``columns`` ([{key, title}]) and ``rows`` (one {key: cell} each), a cell being a text, a number, None or
-  {"value": number, "interval": [low, high]};
+- matrix: ``rows`` and ``columns`` (names), ``values`` (a list of counts per row), ``row_title``,
+``column_title``;
+- table: ``columns`` ([{key, title}]) and ``rows`` (one {key: cell} each), a cell being a text, a number, None
+  or {"value": number, "interval": [low, high]};
 - examples: ``rows`` (texts with their labels, as in the record's samples);
 - reliability: ``bins`` ([{low, high, rows, confidence, accuracy, accuracy_interval}]);
 - scatter: ``points`` ([[x, y]]), ``x_title``, ``y_title``;
 - facts: ``facts`` (a dictionary).
 
-Whatever else a section holds, and one that is not made as its kind says, is shown as facts: no record breaks a report.
+Whatever else a section holds, and one that is not made as its kind says, is shown as facts: no record breaks
+a report.
 """
 
 from __future__ import annotations
@@ -35,15 +39,18 @@ LONGEST_CELL = 200
 DENSE = 12
 """A matrix with more columns is drawn with smaller cells."""
 WIDEST_DOT = 18.0
-"""Pixels across the dot of the bin with the most rows; the areas of the others are in proportion to their rows."""
+"""Pixels across the dot of the bin with the most rows; the areas of the others are in proportion to their
+rows."""
 LAYERS = 8
-"""Paths that a scatter's points are dealt to: where points of different paths overlap, the colour gets stronger."""
+"""Paths that a scatter's points are dealt to: where points of different paths overlap, the colour gets
+stronger."""
 ABOUT = ("title", "note", "split")
 MALFORMED = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError)
 
 
 def views(record: RunRecord) -> list[dict[str, Any]]:
-    """The sections in order, each with ``id``, ``title``, ``note``, ``split``, ``shape`` and what that shape needs.
+    """The sections in order, each with ``id``, ``title``, ``note``, ``split``, ``shape`` and what that shape
+    needs.
 
     Shapes are matrix, table, examples, reliability, scatter and facts; ``record`` holds plain JSON values.
     """
@@ -58,14 +65,20 @@ def _view(section: Any) -> dict[str, Any]:
     except MALFORMED:
         shown = _anything(given)
     title = str(given.get("title") or wording.words(given.get("kind") or "analysis").capitalize())
-    return {"title": title, "note": str(given.get("note") or ""), "split": str(given.get("split") or ""), **shown}
+    return {
+        "title": title,
+        "note": str(given.get("note") or ""),
+        "split": str(given.get("split") or ""),
+        **shown,
+    }
 
 
-# Matrices ---------------------------------------------------------------------------------------------------------------
+# --- Matrices
 
 
 def _matrix(section: Mapping[str, Any]) -> dict[str, Any]:
-    """Cells with their share of the row; the largest cells off the diagonal as a table where there are too many names."""
+    """Cells with their share of the row; the largest cells off the diagonal as a table where there are too
+    many names."""
     rows, columns = ([str(name) for name in _list(section, key)] for key in ("rows", "columns"))
     values = _list(section, "values")
     if [len(row) for row in values] != [len(columns)] * len(rows):
@@ -78,18 +91,34 @@ def _matrix(section: Mapping[str, Any]) -> dict[str, Any]:
     def cell(i: int, j: int) -> dict[str, Any]:
         value, share = values[i][j], min(1.0, max(0.0, values[i][j] / totals[i])) if totals[i] > 0 else 0.0
         kind = "zero" if not value else "same" if rows != columns or i == j else "other"
-        about = f"{rows[i]} → {columns[j]}: {number(value)} of {number(_whole(totals[i]))} ({_percent(share)})"
-        return {"text": number(value), "share": round(share, 3), "kind": kind, "title": about if value else ""}
+        about = (
+            f"{rows[i]} → {columns[j]}: {number(value)} of {number(_whole(totals[i]))} ({_percent(share)})"
+        )
+        return {
+            "text": number(value),
+            "share": round(share, 3),
+            "kind": kind,
+            "title": about if value else "",
+        }
 
     lines = [
-        {**_short(name), "cells": [cell(i, j) for j in range(len(columns))], "total": number(_whole(totals[i]))}
+        {
+            **_short(name),
+            "cells": [cell(i, j) for j in range(len(columns))],
+            "total": number(_whole(totals[i])),
+        }
         for i, name in enumerate(rows)
     ]
     return {
-        "shape": "matrix", "row_title": titles[0], "column_title": titles[1], "columns": [_short(name) for name in columns],
-        "rows": lines, "dense": len(columns) > DENSE, "upright": max(map(len, columns), default=0) * len(columns) <= 72,
+        "shape": "matrix",
+        "row_title": titles[0],
+        "column_title": titles[1],
+        "columns": [_short(name) for name in columns],
+        "rows": lines,
+        "dense": len(columns) > DENSE,
+        "upright": max(map(len, columns), default=0) * len(columns) <= 72,
         "diagonal": rows == columns,
-    }  # fmt: skip
+    }
 
 
 def _largest(
@@ -112,12 +141,15 @@ def _largest(
     return {**shown, "lead": f"{off}{more}." if cells else "No cell off the diagonal holds a row."}
 
 
-# Tables, examples, facts ------------------------------------------------------------------------------------------------
+# --- Tables, examples, facts
 
 
 def table_view(section: Mapping[str, Any]) -> dict[str, Any]:
-    """A section of the kind table as heads and rows of cells, each with text, title, number (or not) and interval."""
-    columns = [(column["key"], str(column.get("title") or column["key"])) for column in _list(section, "columns")]
+    """A section of the kind table as heads and rows of cells, each with text, title, number (or not) and
+    interval."""
+    columns = [
+        (column["key"], str(column.get("title") or column["key"])) for column in _list(section, "columns")
+    ]
     given = _list(section, "rows")
     rows = given[:MOST_ROWS]
     cells = [_cells([row.get(key) for row in rows]) for key, _ in columns]
@@ -133,13 +165,20 @@ def table_view(section: Mapping[str, Any]) -> dict[str, Any]:
 
 def _cells(values: Sequence[Any]) -> list[dict[str, Any]]:
     """The cells of one column."""
-    bare = [value.get("value") if isinstance(value, Mapping) and "value" in value else value for value in values]
+    bare = [
+        value.get("value") if isinstance(value, Mapping) and "value" in value else value for value in values
+    ]
     numbers = iter(wording.column([value for value in bare if value is None or is_number(value)]))
     cells = []
     for value, inner in zip(values, bare, strict=True):
         if inner is None or is_number(inner):
             cells.append(
-                {"text": next(numbers), "title": "", "number": inner is not None, "interval": _interval(value)}
+                {
+                    "text": next(numbers),
+                    "title": "",
+                    "number": inner is not None,
+                    "interval": _interval(value),
+                }
             )
         else:
             text = wording.exact(inner) if is_scalar(inner) and not isinstance(inner, list) else _json(inner)
@@ -163,7 +202,10 @@ def _examples(section: Mapping[str, Any]) -> dict[str, Any]:
 
 def _facts(section: Mapping[str, Any]) -> dict[str, Any]:
     facts = section["facts"].items()
-    return {"shape": "facts", "facts": {k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in facts}}
+    return {
+        "shape": "facts",
+        "facts": {k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in facts},
+    }
 
 
 def _anything(section: Mapping[str, Any]) -> dict[str, Any]:
@@ -173,11 +215,12 @@ def _anything(section: Mapping[str, Any]) -> dict[str, Any]:
     return {"shape": "facts", "facts": texts}
 
 
-# Diagrams ---------------------------------------------------------------------------------------------------------------
+# --- Diagrams
 
 
 def _reliability(section: Mapping[str, Any]) -> dict[str, Any]:
-    """Dots (accuracy over confidence) with intervals, in thousandths from the left and the top, and a table of the bins."""
+    """Dots (accuracy over confidence) with intervals, in thousandths from the left and the top, and a table
+    of the bins."""
     bins = _list(section, "bins")
     scale = axis([0.0, 1.0], exact=True, most=5)
     most = max((_number(b["rows"]) for b in bins), default=0)
@@ -185,17 +228,27 @@ def _reliability(section: Mapping[str, Any]) -> dict[str, Any]:
     dots = [_dot(b, scale, WIDEST_DOT * math.sqrt(b["rows"] / most)) for b in drawn]
     rows = [
         {
-            "bin": f"{_number(b['low']):.2f} to {_number(b['high']):.2f}", "rows": b["rows"], "confidence": b.get("confidence"),
+            "bin": f"{_number(b['low']):.2f} to {_number(b['high']):.2f}",
+            "rows": b["rows"],
+            "confidence": b.get("confidence"),
             "accuracy": {"value": b.get("accuracy"), "interval": b.get("accuracy_interval")},
         }
         for b in bins
-    ]  # fmt: skip
+    ]
     columns = [{"key": key, "title": key} for key in ("bin", "rows", "confidence", "accuracy")]
     return {
-        "shape": "reliability", "x": scale, "y": scale, "dots": dots, "layers": [],
-        "x_title": "confidence", "y_title": "accuracy", "table": table_view({"columns": columns, "rows": rows}),
-        "description": f"Accuracy over confidence in {wording.plural(len(dots), 'bin')}; the table holds the numbers.",
-    }  # fmt: skip
+        "shape": "reliability",
+        "x": scale,
+        "y": scale,
+        "dots": dots,
+        "layers": [],
+        "x_title": "confidence",
+        "y_title": "accuracy",
+        "table": table_view({"columns": columns, "rows": rows}),
+        "description": (
+            f"Accuracy over confidence in {wording.plural(len(dots), 'bin')}; the table holds the numbers."
+        ),
+    }
 
 
 def _dot(bin: Mapping[str, Any], scale: Axis, size: float) -> dict[str, Any]:
@@ -205,9 +258,12 @@ def _dot(bin: Mapping[str, Any], scale: Axis, size: float) -> dict[str, Any]:
         raise ValueError("expected confidence, accuracy and both ends of its interval within 0 and 1")
     about = f"confidence {number(x)}, accuracy {number(y)} {_interval({'interval': ends})}".strip()
     return {
-        "x": scale.place(x), "y": _down(scale, y), "range": [_down(scale, end) for end in ends],
-        "size": round(max(4.0, size), 1), "title": f"{about}, {wording.plural(bin['rows'], 'row')}",
-    }  # fmt: skip
+        "x": scale.place(x),
+        "y": _down(scale, y),
+        "range": [_down(scale, end) for end in ends],
+        "size": round(max(4.0, size), 1),
+        "title": f"{about}, {wording.plural(bin['rows'], 'row')}",
+    }
 
 
 def _down(scale: Axis, value: float) -> float:
@@ -216,11 +272,16 @@ def _down(scale: Axis, value: float) -> float:
 
 
 def _scatter(section: Mapping[str, Any]) -> dict[str, Any]:
-    """Points on two equal axes, so that the diagonal is where both values agree; every n-th one where there are many."""
+    """Points on two equal axes, so that the diagonal is where both values agree; every n-th one where there
+    are many."""
     pairs = [(x, y) for x, y in _list(section, "points") if is_number(x) and is_number(y)]
     if not pairs:
         raise ValueError("expected at least one point with two numbers")
-    drawn = [pairs[len(pairs) * i // MOST_POINTS] for i in range(MOST_POINTS)] if len(pairs) > MOST_POINTS else pairs
+    drawn = (
+        [pairs[len(pairs) * i // MOST_POINTS] for i in range(MOST_POINTS)]
+        if len(pairs) > MOST_POINTS
+        else pairs
+    )
     scale = axis([float(value) for pair in pairs for value in pair], linear=True)
     places = [(scale.place(x), _down(scale, y)) for x, y in drawn]
     paths = ["".join(f"M{x:g} {y:g}h.01" for x, y in places[i::LAYERS]) for i in range(LAYERS)]
@@ -231,19 +292,28 @@ def _scatter(section: Mapping[str, Any]) -> dict[str, Any]:
     ]
     part = f", {len(drawn):,} of them drawn" if len(drawn) < len(pairs) else ""
     return {
-        "shape": "scatter", "x": scale, "y": scale, "dots": [], "layers": [path for path in paths if path],
-        "x_title": titles[0], "y_title": titles[1],
+        "shape": "scatter",
+        "x": scale,
+        "y": scale,
+        "dots": [],
+        "layers": [path for path in paths if path],
+        "x_title": titles[0],
+        "y_title": titles[1],
         "description": f"{wording.plural(len(pairs), 'point')}{part}: {spans[0]}, {spans[1]}.",
-    }  # fmt: skip
+    }
 
 
 SHAPES = {
-    "matrix": _matrix, "table": table_view, "examples": _examples, "reliability": _reliability, "scatter": _scatter,
+    "matrix": _matrix,
+    "table": table_view,
+    "examples": _examples,
+    "reliability": _reliability,
+    "scatter": _scatter,
     "facts": _facts,
-}  # fmt: skip
+}
 
 
-# Values -----------------------------------------------------------------------------------------------------------------
+# --- Values
 
 
 def _list(section: Mapping[str, Any], key: str) -> list[Any]:
@@ -268,7 +338,8 @@ def _percent(share: float) -> str:
 
 
 def _short(text: str, most: int = LONGEST_NAME) -> dict[str, str]:
-    """A text cut to a length, with the whole one as its title where it was cut; of a name its end stays, which tells it from others."""
+    """A text cut to a length, with the whole one as its title where it was cut; of a name its end stays,
+    which tells it from others."""
     if len(text) <= most:
         return {"text": text, "title": ""}
     end = most // 3 if most == LONGEST_NAME else 0

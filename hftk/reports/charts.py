@@ -1,7 +1,9 @@
-"""Geometry of the report's charts: axes with round ticks, thinned curves, interval bars. Numbers in, numbers out.
+"""Geometry of the report's charts: axes with round ticks, thinned curves, interval bars. Numbers in, numbers
+out.
 
-Every position is in thousandths of the plot's width or height, from the left and from the top. The page stretches the plot to
-any width and lays the labels over it as text, so that they keep their size on a phone and on paper.
+Every position is in thousandths of the plot's width or height, from the left and from the top. The page
+stretches the plot to any width and lays the labels over it as text, so that they keep their size on a phone
+and on paper.
 """
 
 from __future__ import annotations
@@ -14,7 +16,8 @@ from typing import Any
 SPAN = 1000.0
 MOST_POINTS = 1000
 LOG_RATIO = 20.0
-"""A largest value this many times the smallest is drawn on a logarithmic axis: less would flatten the low end to a line."""
+"""A largest value this many times the smallest is drawn on a logarithmic axis: less would flatten the low end
+to a line."""
 
 Point = tuple[float, float]
 
@@ -64,14 +67,18 @@ class Chart:
     def data(self) -> dict[str, Any]:
         """What the page's script needs to show the value under the pointer."""
         axes = {name: [axis.low, axis.high, int(axis.log)] for name, axis in (("x", self.x), ("y", self.y))}
-        series = [{"name": s.name, "kind": s.kind, "points": [_short(p) for p in s.points]} for s in self.series]
+        series = [
+            {"name": s.name, "kind": s.kind, "points": [_short(p) for p in s.points]} for s in self.series
+        ]
         return {**axes, "series": series}
 
 
 def curve(history: Iterable[Mapping[str, Any]], name: str) -> list[Point]:
     """(step, value) of the points of ``history`` that have a finite ``name``, in order of steps."""
     return sorted(
-        (float(point["step"]), float(point[name])) for point in history if _finite(point.get("step"), point.get(name))
+        (float(point["step"]), float(point[name]))
+        for point in history
+        if _finite(point.get("step"), point.get(name))
     )
 
 
@@ -84,7 +91,8 @@ def chart(
     *,
     linear: bool = False,
 ) -> Chart | None:
-    """A chart of ``curves`` (name to (kind, points)); None where no curve has a point. ``note`` stands beside its title."""
+    """A chart of ``curves`` (name to (kind, points)); None where no curve has a point. ``note`` stands beside
+    its title."""
     drawn = {name: (kind, thin(points)) for name, (kind, points) in curves.items() if points}
     if not drawn:
         return None
@@ -96,7 +104,9 @@ def chart(
     span = f"step {_label(min(steps), 1)} to {_label(max(steps), 1)}"
     ends = "; ".join(f"{s.name} from {s.points[0][1]:.4g} to {s.points[-1][1]:.4g}" for s in series)
     title += (f", {unit}" if unit else "") + (", logarithmic scale" if y.log else "")
-    return Chart(key=key, title=title, description=f"Over {span}: {ends}.", note=note, x=x, y=y, series=series)
+    return Chart(
+        key=key, title=title, description=f"Over {span}: {ends}.", note=note, x=x, y=y, series=series
+    )
 
 
 def _series(name: str, kind: str, points: list[Point], x: Axis, y: Axis) -> Series:
@@ -106,7 +116,8 @@ def _series(name: str, kind: str, points: list[Point], x: Axis, y: Axis) -> Seri
 
 
 def thin(points: Sequence[Point], most: int = MOST_POINTS) -> list[Point]:
-    """At most ``most`` points, spikes kept: of each stretch of points its lowest and its highest one, and both ends."""
+    """At most ``most`` points, spikes kept: of each stretch of points its lowest and its highest one, and
+    both ends."""
     if len(points) <= most:
         return list(points)
     inner, stretches = points[1:-1], (most - 2) // 2
@@ -120,9 +131,11 @@ def thin(points: Sequence[Point], most: int = MOST_POINTS) -> list[Point]:
 def axis(
     values: Iterable[float], *, exact: bool = False, whole: bool = False, linear: bool = False, most: int = 7
 ) -> Axis:
-    """An axis around ``values``: logarithmic where they are positive and far apart, else or if ``linear`` linear.
+    """An axis around ``values``: logarithmic where they are positive and far apart, else or if ``linear``
+    linear.
 
-    ``exact`` ends it at the outer values instead of a little beyond them; ``whole`` allows ticks at whole numbers only.
+    ``exact`` ends it at the outer values instead of a little beyond them; ``whole`` allows ticks at whole
+    numbers only.
     """
     found = [v for v in values if math.isfinite(v)]
     low, high = min(found), max(found)
@@ -170,7 +183,8 @@ def _round_step(at_least: float) -> float:
 
 
 def _label(value: float, step: float) -> str:
-    """``value`` with as many digits as ticks ``step`` apart need; below 0.001 and from a million on as 2e-5."""
+    """``value`` with as many digits as ticks ``step`` apart need; below 0.001 and from a million on as
+    2e-5."""
     if not value:
         return "0"
     if step < 1e-3 or abs(value) >= 1e6:

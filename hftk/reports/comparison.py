@@ -1,4 +1,5 @@
-"""Several runs on the same rows as one page: scores side by side, paired tests against the first, curves, settings that differ.
+"""Several runs on the same rows as one page: scores side by side, paired tests against the first, curves,
+settings that differ.
 
 Pure as the rest: who read the predictions and made the tests hands them over.
 """
@@ -40,29 +41,52 @@ class Compared:
     """What it predicted for each row, in data order; empty where rows have no answer (language models)."""
 
 
-def render_together(runs: Sequence[Compared], *, rows: int, split: str, references: Sequence[Any] = ()) -> str:
-    """One self-contained page about two or more runs of one task, judged on the same ``rows`` rows of ``split``.
+def render_together(
+    runs: Sequence[Compared], *, rows: int, split: str, references: Sequence[Any] = ()
+) -> str:
+    """One self-contained page about two or more runs of one task, judged on the same ``rows`` rows of
+    ``split``.
 
     ``references`` are the right answers, in data order. Raises InputError where Jinja2 is missing.
     """
     from hftk.reports import environment
 
-    runs = [Compared(**{**vars(run), "record": RunRecord.from_dict(plain(run.record.to_dict()))}) for run in runs]
+    runs = [
+        Compared(**{**vars(run), "record": RunRecord.from_dict(plain(run.record.to_dict()))}) for run in runs
+    ]
     adjusted = _adjusted(runs)
     tests, charts, settings = _tests(runs, adjusted), list(_charts(runs)), _settings(runs)
     rows_view = _rows(runs, references)
     named = {
-        "scores": "Scores", "tests": "Tests", "curves": charts and "Curves", "differing": rows_view and "Rows",
-        "settings": "Settings", "cost": "Cost",
-    }  # fmt: skip
+        "scores": "Scores",
+        "tests": "Tests",
+        "curves": charts and "Curves",
+        "differing": rows_view and "Rows",
+        "settings": "Settings",
+        "cost": "Cost",
+    }
     title = f"{wording.task_title(runs[0].record)}: {wording.plural(len(runs), 'run')} compared"
-    page = environment().get_template("together.html.j2").render(
-        title=title, names=[run.name for run in runs], data=wording.data_name(runs[0].record), version=__version__,
-        about=f"{wording.plural(rows, 'row')} of the {split or 'judged'} split", verdict=_verdict(runs, adjusted),
-        sections={key: name for key, name in named.items() if name}, metrics=_metrics(runs), tests=tests,
-        words=[sentence for run in runs for sentence in run.words], many=len(runs) > 2, charts=charts, differing=rows_view,
-        settings=settings, cost=_cost(runs),
-    )  # fmt: skip
+    page = (
+        environment()
+        .get_template("together.html.j2")
+        .render(
+            title=title,
+            names=[run.name for run in runs],
+            data=wording.data_name(runs[0].record),
+            version=__version__,
+            about=f"{wording.plural(rows, 'row')} of the {split or 'judged'} split",
+            verdict=_verdict(runs, adjusted),
+            sections={key: name for key, name in named.items() if name},
+            metrics=_metrics(runs),
+            tests=tests,
+            words=[sentence for run in runs for sentence in run.words],
+            many=len(runs) > 2,
+            charts=charts,
+            differing=rows_view,
+            settings=settings,
+            cost=_cost(runs),
+        )
+    )
     return page.lstrip()
 
 
@@ -77,8 +101,14 @@ def _metrics(runs: Sequence[Compared]) -> list[dict[str, Any]]:
 
 
 def _adjusted(runs: Sequence[Compared]) -> dict[tuple[str, str], float]:
-    """(score, run) to its p-value; with more than two runs by Holm's method over the runs that one score is tested on."""
-    known = [(test.name, run.name, test.p_value) for run in runs[1:] for test in run.tests if test.p_value is not None]
+    """(score, run) to its p-value; with more than two runs by Holm's method over the runs that one score is
+    tested on."""
+    known = [
+        (test.name, run.name, test.p_value)
+        for run in runs[1:]
+        for test in run.tests
+        if test.p_value is not None
+    ]
     found: dict[tuple[str, str], float] = {}
     for name in dict.fromkeys(score for score, _, _ in known):
         of_name = [(run, p) for score, run, p in known if score == name]
@@ -93,12 +123,20 @@ def _tests(runs: Sequence[Compared], adjusted: Mapping[tuple[str, str], float]) 
     names = dict.fromkeys(test.name for _, test in found)
     lines = [
         _test(run, test, adjusted.get((name, run.name)))
-        for name in names for run, test in found if test.name == name
-    ]  # fmt: skip
+        for name in names
+        for run, test in found
+        if test.name == name
+    ]
     heads = {
-        "score": "score", "run": "run", "value": "value", "first": f"{runs[0].name}", "difference": "difference [95 %]", "p": "p",
-        **({"holm": "p, Holm"} if len(runs) > 2 else {}), "verdict": "verdict",
-    }  # fmt: skip
+        "score": "score",
+        "run": "run",
+        "value": "value",
+        "first": f"{runs[0].name}",
+        "difference": "difference [95 %]",
+        "p": "p",
+        **({"holm": "p, Holm"} if len(runs) > 2 else {}),
+        "verdict": "verdict",
+    }
     columns = [{"key": key, "title": title} for key, title in heads.items()]
     return analysis.table_view({"columns": columns, "rows": lines})
 
@@ -106,10 +144,15 @@ def _tests(runs: Sequence[Compared], adjusted: Mapping[tuple[str, str], float]) 
 def _test(run: Compared, test: Comparison, adjusted: float | None) -> dict[str, Any]:
     interval = [-end for end in reversed(test.interval)] if test.interval else None
     return {
-        "score": wording.words(test.name), "run": run.name, "value": test.b, "first": test.a,
+        "score": wording.words(test.name),
+        "run": run.name,
+        "value": test.b,
+        "first": test.a,
         "difference": {"value": -test.difference, "interval": interval},
-        "p": _chance(test.p_value), "holm": _chance(adjusted), "verdict": _judged(test, adjusted),
-    }  # fmt: skip
+        "p": _chance(test.p_value),
+        "holm": _chance(adjusted),
+        "verdict": _judged(test, adjusted),
+    }
 
 
 def _chance(value: float | None) -> str | None:
@@ -130,7 +173,8 @@ def _judged(test: Comparison, p_value: float | None) -> str:
 
 
 def _verdict(runs: Sequence[Compared], adjusted: Mapping[tuple[str, str], float]) -> str:
-    """Which run is best by the main score, and whether its lead over the first, or the first's over it, is real."""
+    """Which run is best by the main score, and whether its lead over the first, or the first's over it, is
+    real."""
     main = runs[0].record.main_score
     if main is None:
         return "The first run has no score: no held-out rows were judged."
@@ -143,7 +187,10 @@ def _verdict(runs: Sequence[Compared], adjusted: Mapping[tuple[str, str], float]
         if wording.better(score, top):
             best, top = run, score
     rest = [f"{run.name} {wording.value_text(score)}" for run, score in known if run is not best]
-    text = f"{best.name} has the best {wording.score_title(main)}: {wording.value_text(top)} {wording.interval_text(top)}".rstrip()
+    text = (
+        f"{best.name} has the best {wording.score_title(main)}: {wording.value_text(top)}"
+        f" {wording.interval_text(top)}".rstrip()
+    )
     text += f", against {', '.join(rest)}" if rest else ""
     chance = adjusted.get((main.name, best.name))
     if chance is None:
@@ -151,7 +198,8 @@ def _verdict(runs: Sequence[Compared], adjusted: Mapping[tuple[str, str], float]
     shown = str(_chance(chance))
     equals = shown if shown.startswith("<") else f"= {shown}"
     return (
-        f"{text}. Its lead over {runs[0].name} {'is real' if chance < wording.LEVEL else 'may be chance'} (p {equals})."
+        f"{text}. Its lead over {runs[0].name} {'is real' if chance < wording.LEVEL else 'may be chance'} (p"
+        f" {equals})."
     )
 
 
@@ -166,7 +214,9 @@ def _charts(runs: Sequence[Compared]) -> Iterator[Chart]:
     if main is not None and main.name != "loss":
         keys = {f"eval_{main.name}": f"Validation {wording.words(main.name)}", **keys}
     for at, (key, title) in enumerate(keys.items()):
-        curves = {run.name: (f"score-{i % COLORS}", curve(run.record.history, key)) for i, run in enumerate(runs)}
+        curves = {
+            run.name: (f"score-{i % COLORS}", curve(run.record.history, key)) for i, run in enumerate(runs)
+        }
         if made := chart(f"curve-{at}", title, curves, linear=key not in ("loss", "eval_loss")):
             yield made
 
@@ -175,16 +225,24 @@ def _rows(runs: Sequence[Compared], references: Sequence[Any]) -> dict[str, Any]
     """The first rows for which the runs have different answers, and how many there are."""
     if not references or not all(len(run.answers) == len(references) for run in runs):
         return None
-    differing = [i for i, _ in enumerate(references) if any(run.answers[i] != runs[0].answers[i] for run in runs[1:])]
+    differing = [
+        i for i, _ in enumerate(references) if any(run.answers[i] != runs[0].answers[i] for run in runs[1:])
+    ]
     shown = differing[:MOST_ROWS]
     about = f"{len(differing):,} of {len(references):,} rows have different answers"
     about += f"; these are the first {len(shown)}." if len(shown) < len(differing) else "."
     said = [{"reference": references[i], **{f"by {run.name}": run.answers[i] for run in runs}} for i in shown]
     long = any(
-        isinstance(value, str) and len(value) > analysis.LONGEST_NAME * 2 for row in said for value in row.values()
+        isinstance(value, str) and len(value) > analysis.LONGEST_NAME * 2
+        for row in said
+        for value in row.values()
     )
     if long:
-        return {"about": about, "samples": [_card(i, row) for i, row in zip(shown, said, strict=True)], "table": None}
+        return {
+            "about": about,
+            "samples": [_card(i, row) for i, row in zip(shown, said, strict=True)],
+            "table": None,
+        }
     columns = [{"key": key, "title": key} for key in ("row", *(said[0] if said else ()))]
     table = analysis.table_view(
         {"columns": columns, "rows": [{"row": i, **row} for i, row in zip(shown, said, strict=True)]}
@@ -225,10 +283,14 @@ def _by_run(runs: Sequence[Compared], facts: Mapping[str, Sequence[Any]]) -> dic
     """A table with a row per fact and a column per run."""
     columns = [{"key": "", "title": ""}, *({"key": i, "title": run.name} for i, run in enumerate(runs))]
     exact = {
-        name: [wording.exact(v) if isinstance(v, (int, float)) else v for v in values] for name, values in facts.items()
+        name: [wording.exact(v) if isinstance(v, (int, float)) else v for v in values]
+        for name, values in facts.items()
     }
     return analysis.table_view(
-        {"columns": columns, "rows": [{"": name, **dict(enumerate(values))} for name, values in exact.items()]}
+        {
+            "columns": columns,
+            "rows": [{"": name, **dict(enumerate(values))} for name, values in exact.items()],
+        }
     )
 
 
@@ -247,13 +309,20 @@ def _cost(runs: Sequence[Compared]) -> dict[str, Any]:
         everything, trained = wording.parameters(record)
         machine = ", ".join(record.hardware.get("gpus") or []) or str(record.hardware.get("cpu") or "")
         return {
-            "model": wording.model_name(record), "parameters": wording.about(everything) if everything else wording.NOTHING,
-            "trained parameters": wording.about(trained) if trained else wording.NOTHING, "training": sections.passes(record),
-            "training time": wording.duration(record.seconds.get("train")), "time in all": wording.duration(record.seconds.get("total")),
-            "tokens per second": number(round(record.tokens_per_second)) if record.tokens_per_second else wording.NOTHING,
-            "peak memory": wording.size(record.peak_memory_bytes), "processes": str(record.processes), "machine": machine,
+            "model": wording.model_name(record),
+            "parameters": wording.about(everything) if everything else wording.NOTHING,
+            "trained parameters": wording.about(trained) if trained else wording.NOTHING,
+            "training": sections.passes(record),
+            "training time": wording.duration(record.seconds.get("train")),
+            "time in all": wording.duration(record.seconds.get("total")),
+            "tokens per second": (
+                number(round(record.tokens_per_second)) if record.tokens_per_second else wording.NOTHING
+            ),
+            "peak memory": wording.size(record.peak_memory_bytes),
+            "processes": str(record.processes),
+            "machine": machine,
             "finished": wording.moment(record.finished),
-        }  # fmt: skip
+        }
 
     found = [facts(run.record) for run in runs]
     return _by_run(runs, {name: [each[name] for each in found] for name in found[0]})

@@ -11,23 +11,31 @@ from hftk.reports.sections import MOST_SAMPLES
 
 
 def render_markdown(record: RunRecord) -> str:
-    """The facts of the page: verdict, scores, analysis, samples, data, time, choices, settings, environment."""
+    """The facts of the page: verdict, scores, analysis, samples, data, time, choices, settings,
+    environment."""
     record = RunRecord.from_dict(plain(record.to_dict()))
     parts = [
         ("Scores", scores_table(record)),
         *((_head(view), _analysis(view)) for view in analysis.views(record)),
         ("Samples", _samples([sections.sample_view(s) for s in record.samples[:MOST_SAMPLES]])),
         ("Training", sections.passes(record)),
-        ("Time", table(("stage", "time", "share"), [
-            (p["name"], wording.duration(p["seconds"]), f"{100 * p['share']:.0f} %") for p in sections.stages(record)
-        ])),
+        (
+            "Time",
+            table(
+                ("stage", "time", "share"),
+                [
+                    (p["name"], wording.duration(p["seconds"]), f"{100 * p['share']:.0f} %")
+                    for p in sections.stages(record)
+                ],
+            ),
+        ),
         ("Model", _facts(record.model)),
         ("Data", _facts(record.data)),
         ("Automatic choices", "\n".join(f"- {escape(line)}" for line in record.choices)),
         ("Run it again", fenced(record.command, "sh") if record.command else ""),
         ("Settings", fenced(sections.settings(record.config), "yaml") if record.config else ""),
         ("Environment", _facts({**record.hardware, "processes": record.processes, **record.versions})),
-    ]  # fmt: skip
+    ]
     title = f"# {escape(wording.model_name(record))} on {escape(wording.data_name(record))}"
     about = f"{wording.task_title(record)}, {record.status}, {wording.moment(record.finished)}".rstrip(", ")
     body = [f"## {name}\n\n{text}" for name, text in parts if text]
@@ -60,8 +68,13 @@ def _analysis(view: Mapping[str, Any]) -> str:
     shape = view["shape"]
     if shape == "matrix":
         corner = f"{view['row_title']} / {view['column_title']}"
-        rows = [(row["title"] or row["text"], *(c["text"] for c in row["cells"]), row["total"]) for row in view["rows"]]
-        parts = [table((corner, *(c["title"] or c["text"] for c in view["columns"]), "all"), rows, numbers=True)]
+        rows = [
+            (row["title"] or row["text"], *(c["text"] for c in row["cells"]), row["total"])
+            for row in view["rows"]
+        ]
+        parts = [
+            table((corner, *(c["title"] or c["text"] for c in view["columns"]), "all"), rows, numbers=True)
+        ]
     elif shape == "table":
         parts = [escape(view["lead"]), _cells(view), view["more"]]
     elif shape == "reliability":
@@ -101,7 +114,9 @@ def _facts(facts: Mapping[str, Any], depth: int = 0) -> str:
 
 
 def _samples(views: Sequence[Mapping[str, Any]]) -> str:
-    return "\n\n".join(fenced("\n".join(f"{f['label']}: {f['text']}" for f in view["fields"])) for view in views)
+    return "\n\n".join(
+        fenced("\n".join(f"{f['label']}: {f['text']}" for f in view["fields"])) for view in views
+    )
 
 
 def fenced(text: str, language: str = "text") -> str:

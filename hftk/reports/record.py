@@ -1,7 +1,8 @@
 """RunRecord: everything worth keeping about a run, as one JSON file.
 
-``record`` joins what the stages returned, ``save_record`` writes it so that a reader never meets half a file, and
-``load_record`` reads this version's records and older ones. Nothing private goes in (:mod:`hftk.launch.environment`).
+``record`` joins what the stages returned, ``save_record`` writes it so that a reader never meets half a file,
+and ``load_record`` reads this version's records and older ones. Nothing private goes in
+(:mod:`hftk.launch.environment`).
 """
 
 from __future__ import annotations
@@ -38,7 +39,8 @@ SECONDS = ("load", "train", "evaluate", "save", "total")
 
 @dataclass(frozen=True, kw_only=True)
 class RunRecord:
-    """One run: what was asked for, what happened, what came out. Two fields have no default: older records load."""
+    """One run: what was asked for, what happened, what came out. Two fields have no default: older records
+    load."""
 
     hftk: str
     """Version of hftk that ran."""
@@ -61,15 +63,17 @@ class RunRecord:
     data: dict[str, Any] = field(default_factory=dict)
     """What was read, changed and dropped, with counts, and the proof that the splits are disjoint."""
     history: list[dict[str, Any]] = field(default_factory=list)
-    """Points of the curves: step, epoch, loss, eval_loss (nats per item), learning_rate, grad_norm, tokens, seconds; the
-    task's other scores on the validation split as ``eval_<name>``."""
+    """Points of the curves: step, epoch, loss, eval_loss (nats per item), learning_rate, grad_norm, tokens,
+    seconds; the task's other scores on the validation split as ``eval_<name>``."""
     scores: list[Score] = field(default_factory=list)
     """The first one with ``when="after"`` is the main score."""
     samples: list[dict[str, Any]] = field(default_factory=list)
-    """A few inputs with what the model made of them; ``<key>_before`` holds what it made of them before training."""
+    """A few inputs with what the model made of them; ``<key>_before`` holds what it made of them before
+    training."""
     analysis: list[dict[str, Any]] = field(default_factory=list)
-    """What the task found out beyond scores, as sections that :mod:`hftk.reports.analysis` shows: ``title``, ``kind``
-    (matrix, table, examples, reliability, scatter or facts), what that kind holds, and perhaps ``note`` and ``split``."""
+    """What the task found out beyond scores, as sections that :mod:`hftk.reports.analysis` shows: ``title``,
+    ``kind`` (matrix, table, examples, reliability, scatter or facts), what that kind holds, and perhaps
+    ``note`` and ``split``."""
     seconds: dict[str, float | None] = field(default_factory=dict)
     """Wall time: load, train, evaluate, save, total."""
     tokens_per_second: float | None = None
@@ -92,13 +96,20 @@ class RunRecord:
 
     def related(self, score: Score, when: str) -> list[Score]:
         """Scores of the same name on the same split whose ``when`` starts with ``when``."""
-        return [s for s in self.scores if (s.name, s.split) == (score.name, score.split) and s.when.startswith(when)]
+        return [
+            s
+            for s in self.scores
+            if (s.name, s.split) == (score.name, score.split) and s.when.startswith(when)
+        ]
 
     def test_against(self, rival: Score) -> dict[str, Any] | None:
-        """The paired test of the main score against a baseline's, as an analysis table tells it: ``difference`` (model - baseline,
-        ``value`` and 95 % ``interval``) and ``p_value``; None where there is none."""
+        """The paired test of the main score against a baseline's, as an analysis table tells it:
+        ``difference`` (model - baseline, ``value`` and 95 % ``interval``) and ``p_value``; None where there
+        is none."""
         tables = [s.get("rows") for s in self.analysis if isinstance(s, Mapping) and s.get("kind") == "table"]
-        lines = [line for rows in tables if isinstance(rows, list) for line in rows if isinstance(line, Mapping)]
+        lines = [
+            line for rows in tables if isinstance(rows, list) for line in rows if isinstance(line, Mapping)
+        ]
         fits = [line for line in lines if (line.get("when"), line.get("score")) == (rival.when, rival.name)]
         return next((dict(line) for line in fits if line.get("p_value") is not None), None)
 
@@ -114,11 +125,19 @@ class RunRecord:
         Raises InputError where a value has the wrong type or one of ``hftk`` and ``task`` is missing.
         """
         missing = [name for name in ("hftk", "task") if not isinstance(values.get(name), str)]
-        wrong = [n for n, kind in CONTAINERS.items() if not isinstance(values.get(n, kind()), (kind, type(None)))]
+        wrong = [
+            n for n, kind in CONTAINERS.items() if not isinstance(values.get(n, kind()), (kind, type(None)))
+        ]
         if missing or wrong:
             raise InputError(
-                *(_problem(f"expected a record with a text under {n!r}, found {values.get(n)!r}") for n in missing),
-                *(_problem(f"expected a {CONTAINERS[n].__name__} under {n!r}, found {values[n]!r:.80}") for n in wrong),
+                *(
+                    _problem(f"expected a record with a text under {n!r}, found {values.get(n)!r}")
+                    for n in missing
+                ),
+                *(
+                    _problem(f"expected a {CONTAINERS[n].__name__} under {n!r}, found {values[n]!r:.80}")
+                    for n in wrong
+                ),
             )
         known = {f.name for f in fields(cls)} - {"extra"}
         given = {k: v for k, v in values.items() if k in known and not (v is None and k in CONTAINERS)}
@@ -127,9 +146,18 @@ class RunRecord:
 
 
 CONTAINERS: dict[str, type] = {
-    "config": dict, "choices": list, "model": dict, "data": dict, "history": list, "scores": list, "samples": list,
-    "analysis": list, "seconds": dict, "hardware": dict, "versions": dict,
-}  # fmt: skip
+    "config": dict,
+    "choices": list,
+    "model": dict,
+    "data": dict,
+    "history": list,
+    "scores": list,
+    "samples": list,
+    "analysis": list,
+    "seconds": dict,
+    "hardware": dict,
+    "versions": dict,
+}
 
 
 def record(
@@ -146,11 +174,12 @@ def record(
     command: str | None = None,
     processes: int | None = None,
 ) -> RunRecord:
-    """Join what the stages returned into the record of the run; any may be None (``hftk evaluate`` trains nothing).
+    """Join what the stages returned into the record of the run; any may be None (``hftk evaluate`` trains
+    nothing).
 
-    ``task`` defaults to the name in the config's class (``CausalLMConfig`` gives ``causal_lm``), ``started`` to what
-    ``status.json`` says about this process, else to the end less the known seconds, ``command`` to what started this
-    process, ``processes`` to the launcher's ``WORLD_SIZE``.
+    ``task`` defaults to the name in the config's class (``CausalLMConfig`` gives ``causal_lm``), ``started``
+    to what ``status.json`` says about this process, else to the end less the known seconds, ``command`` to
+    what started this process, ``processes`` to the launcher's ``WORLD_SIZE``.
     """
     finished = datetime.now(UTC)
     started = started or _started(config)
@@ -168,7 +197,8 @@ def record(
         model=redact(plain(getattr(trained, "model_facts", {}))),
         data=redact(plain(_data(splits, trained, after))),
         history=[dict(point) for point in getattr(trained, "history", [])],
-        scores=[s for evaluation in (before, after) if evaluation for s in evaluation.scores] + list(baselines),
+        scores=[s for evaluation in (before, after) if evaluation for s in evaluation.scores]
+        + list(baselines),
         samples=_samples(before, after),
         analysis=[plain(s) for stage in (after, trained) for s in getattr(stage, "analysis", [])],
         seconds=seconds,
@@ -199,8 +229,8 @@ def _data(splits: Any, trained: Any, after: Any) -> dict[str, Any]:
 
 
 def _seconds(trained: Any, before: Any, after: Any, elapsed: float | None) -> dict[str, Any]:
-    """Wall time by stage: the evaluations before and after stand outside ``fit``, so their time is added here; ``load`` is what
-    the known stages leave of the whole: imports, reading, encoding, baselines."""
+    """Wall time by stage: the evaluations before and after stand outside ``fit``, so their time is added
+    here; ``load`` is what the known stages leave of the whole: imports, reading, encoding, baselines."""
     seconds = {name: float(getattr(trained, "seconds", {}).get(name) or 0) for name in SECONDS}
     judged = sum(float(e.seconds) for e in (before, after) if e)
     seconds["evaluate"] += judged
@@ -211,7 +241,8 @@ def _seconds(trained: Any, before: Any, after: Any, elapsed: float | None) -> di
 
 
 def _samples(before: Any, after: Any) -> list[dict[str, Any]]:
-    """The samples after training; what the model said before stands beside it as ``<key>_before`` where it differs."""
+    """The samples after training; what the model said before stands beside it as ``<key>_before`` where it
+    differs."""
     new = [dict(s) for s in getattr(after or before, "samples", [])]
     old = [dict(s) for s in getattr(before, "samples", [])] if after and before else []
     if [set(s) for s in new] != [set(s) for s in old]:
@@ -220,7 +251,8 @@ def _samples(before: Any, after: Any) -> list[dict[str, Any]]:
 
 
 def save_record(record: RunRecord, folder: str | Path) -> Path:
-    """Write ``folder/record.json`` (made if absent) and return its path. Strict JSON: NaN and infinity become null."""
+    """Write ``folder/record.json`` (made if absent) and return its path. Strict JSON: NaN and infinity become
+    null."""
     values = plain(record.to_dict())
     kept = ("git", "samples")  # the names of commits, and rows of the data
     values = {n: v if n in kept else redact_secrets(v, n, by_name=False) for n, v in values.items()}
@@ -229,7 +261,8 @@ def save_record(record: RunRecord, folder: str | Path) -> Path:
 
 
 def load_record(path: str | Path) -> RunRecord:
-    """Read a record from a run's folder or the file itself; InputError where there is none or it cannot be read."""
+    """Read a record from a run's folder or the file itself; InputError where there is none or it cannot be
+    read."""
     path = Path(path).expanduser()
     file = path / RECORD if path.is_dir() else path
     if not file.is_file():
@@ -237,10 +270,15 @@ def load_record(path: str | Path) -> RunRecord:
     try:
         values = json.loads(file.read_text(encoding="utf-8-sig"))
     except json.JSONDecodeError as error:
-        found = f"expected JSON in {file}, found a mistake in line {error.lineno}, column {error.colno}: {error.msg}"
+        found = (
+            f"expected JSON in {file}, found a mistake in line {error.lineno}, column {error.colno}:"
+            f" {error.msg}"
+        )
         raise InputError(_problem(found, "run again, or name another folder")) from None
     except UnicodeDecodeError as error:
-        raise InputError(_problem(f"expected UTF-8 in {file}, found byte {error.object[error.start]:#04x}")) from None
+        raise InputError(
+            _problem(f"expected UTF-8 in {file}, found byte {error.object[error.start]:#04x}")
+        ) from None
     if not isinstance(values, Mapping):
         raise InputError(_problem(f"expected one JSON object in {file}, found a {type(values).__name__}"))
     try:
@@ -258,7 +296,8 @@ def write_text(path: Path, text: str) -> Path:
 
 
 def plain(value: Any) -> Any:
-    """``value`` as JSON knows it: NaN and infinity to None, numpy to numbers and lists, what is unknown to text."""
+    """``value`` as JSON knows it: NaN and infinity to None, numpy to numbers and lists, what is unknown to
+    text."""
     if value is None or isinstance(value, (bool, int)):
         return value
     if isinstance(value, float):
@@ -285,11 +324,19 @@ def _not_found(path: Path) -> Problem:
     """What to say where no record is: the runs below or beside ``path`` are named."""
     if path.is_dir():
         runs = sorted(str(file.parent) for file in path.glob(f"*/{RECORD}"))
-        fix = f"name one of: {', '.join(runs[:5])}" if runs else "name the --output folder of a run that has finished"
+        fix = (
+            f"name one of: {', '.join(runs[:5])}"
+            if runs
+            else "name the --output folder of a run that has finished"
+        )
         return _problem(f"expected {RECORD} in {path}, found none", fix)
     beside = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
     near = difflib.get_close_matches(path.name, beside, n=1)
-    fix = f"did you mean {path.with_name(near[0])}?" if near else "name the --output folder of a run that has finished"
+    fix = (
+        f"did you mean {path.with_name(near[0])}?"
+        if near
+        else "name the --output folder of a run that has finished"
+    )
     return _problem(f"expected the folder of a run, found nothing at {path}", fix)
 
 

@@ -1,6 +1,8 @@
-"""The sections of a report as plain values, the same for HTML and Markdown: scores, curves, samples, data facts, times.
+"""The sections of a report as plain values, the same for HTML and Markdown: scores, curves, samples, data
+facts, times.
 
-Nothing here knows a task: it goes by what a record holds, whatever the names of its scores, samples and facts.
+Nothing here knows a task: it goes by what a record holds, whatever the names of its scores, samples and
+facts.
 """
 
 from __future__ import annotations
@@ -23,7 +25,16 @@ MOST_CURVES = 8
 SPLITS = ("train", "validation", "test", "rows")
 DIGEST = re.compile(r"[0-9a-f]{32,}")
 INPUTS = ("prompt", "text", "source", "question", "context", "text_pair")
-OUTPUTS = ("prediction", "predicted", "generated", "continuation", "output", "answer", "translation", "summary")
+OUTPUTS = (
+    "prediction",
+    "predicted",
+    "generated",
+    "continuation",
+    "output",
+    "answer",
+    "translation",
+    "summary",
+)
 REFERENCES = ("reference", "label", "target", "expected")
 
 
@@ -46,9 +57,14 @@ def about_model(record: RunRecord) -> list[str]:
 
 
 def evaluations(record: RunRecord) -> list[dict[str, Any]]:
-    """The last 50 points with a score of the validation split, without the columns that are empty in all of them."""
+    """The last 50 points with a score of the validation split, without the columns that are empty in all of
+    them."""
     points = [p for p in record.history if any(str(k).startswith(EVAL) and p[k] is not None for k in p)][-50:]
-    kept = [key for key in dict.fromkeys(k for p in points for k in p) if any(p.get(key) is not None for p in points)]
+    kept = [
+        key
+        for key in dict.fromkeys(k for p in points for k in p)
+        if any(p.get(key) is not None for p in points)
+    ]
     return [{key: point.get(key) for key in kept} for point in points]
 
 
@@ -56,7 +72,9 @@ def settings(values: Mapping[str, Any]) -> str:
     """Settings as YAML, "" for none."""
     import yaml
 
-    return str(yaml.safe_dump(plain(values), sort_keys=False, allow_unicode=True, width=100)) if values else ""
+    return (
+        str(yaml.safe_dump(plain(values), sort_keys=False, allow_unicode=True, width=100)) if values else ""
+    )
 
 
 def machine(record: RunRecord) -> dict[str, Any]:
@@ -78,7 +96,11 @@ def tiles(record: RunRecord) -> list[dict[str, str]]:
             (wording.best(record.related(main, "baseline:")), "Best baseline"),
         ):
             if other:
-                note = wording.system(other) if other.when.startswith("baseline") else wording.interval_text(other)
+                note = (
+                    wording.system(other)
+                    if other.when.startswith("baseline")
+                    else wording.interval_text(other)
+                )
                 tiles.append(_tile(name, number(other.value), note))
     train = f"training {wording.duration(record.seconds['train'])}" if record.seconds.get("train") else ""
     tiles.append(_tile("Time", wording.duration(record.seconds.get("total")), train))
@@ -93,7 +115,12 @@ def tiles(record: RunRecord) -> list[dict[str, str]]:
 
 
 def _tile(label: str, value: str, *notes: str, kind: str = "") -> dict[str, Any]:
-    return {"label": label[:1].upper() + label[1:], "value": value, "notes": [n for n in notes if n], "kind": kind}
+    return {
+        "label": label[:1].upper() + label[1:],
+        "value": value,
+        "notes": [n for n in notes if n],
+        "kind": kind,
+    }
 
 
 def metrics(record: RunRecord) -> list[dict[str, Any]]:
@@ -163,7 +190,13 @@ def charts(record: RunRecord) -> list[Chart]:
     least = min(judged, key=lambda p: p[1], default=None)
     note = f"lowest validation loss {number(least[1])} at step {least[0]:,.0f}" if least else ""
     found = (
-        chart("loss", "Loss", {"training": ("train", train), "validation": ("eval", judged)}, "nats per item", note),
+        chart(
+            "loss",
+            "Loss",
+            {"training": ("train", train), "validation": ("eval", judged)},
+            "nats per item",
+            note,
+        ),
         *_validation_charts(record),
         chart("rate", "Learning rate", {"learning rate": ("rate", rate)}, linear=True),
         chart("norm", "Gradient norm", {"gradient norm": ("norm", norm)}, "before clipping"),
@@ -172,18 +205,30 @@ def charts(record: RunRecord) -> list[Chart]:
 
 
 def _validation_charts(record: RunRecord) -> list[Chart | None]:
-    """The scores of the validation split but its loss: those within -1 and 1 share a chart, others have one each."""
-    names = dict.fromkeys(str(k) for p in record.history for k in p if str(k).startswith(EVAL) and k != "eval_loss")
+    """The scores of the validation split but its loss: those within -1 and 1 share a chart, others have one
+    each."""
+    names = dict.fromkeys(
+        str(k) for p in record.history for k in p if str(k).startswith(EVAL) and k != "eval_loss"
+    )
     curves = {name: points for name in names if (points := curve(record.history, name))}
-    together = {name: points for name, points in curves.items() if all(abs(value) <= 1 for _, value in points)}
+    together = {
+        name: points for name, points in curves.items() if all(abs(value) <= 1 for _, value in points)
+    }
     groups = [("Validation scores", dict([*together.items()][:MOST_CURVES]))] if len(together) > 1 else []
     alone = {name: points for name, points in curves.items() if not groups or name not in together}
-    groups += [(f"Validation {_score_name(name)}", {name: points}) for name, points in [*alone.items()][:MOST_CURVES]]
+    groups += [
+        (f"Validation {_score_name(name)}", {name: points}) for name, points in [*alone.items()][:MOST_CURVES]
+    ]
     return [
-        chart(f"scores-{i}", title, {_score_name(n): (f"score-{k}", points) for k, (n, points) in enumerate(some.items())},
-              note=_best_point(record, *next(iter(some.items()))), linear=True)
+        chart(
+            f"scores-{i}",
+            title,
+            {_score_name(n): (f"score-{k}", points) for k, (n, points) in enumerate(some.items())},
+            note=_best_point(record, *next(iter(some.items()))),
+            linear=True,
+        )
         for i, (title, some) in enumerate(groups)
-    ]  # fmt: skip
+    ]
 
 
 def _score_name(key: str) -> str:
@@ -248,7 +293,8 @@ def _field(key: str, value: Any, prompt: str) -> dict[str, Any]:
 
 
 def data_view(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """The facts as: one table with a column per split, the counts that are 0 in all of them, the proof, and the rest."""
+    """The facts as: one table with a column per split, the counts that are 0 in all of them, the proof, and
+    the rest."""
     splits = [name for name in SPLITS if any(isinstance(v, Mapping) and name in v for v in facts.values())]
     rows: dict[str, dict[str, Any]] = {}
     rest: dict[str, Any] = {}
@@ -291,15 +337,18 @@ def fact_name(key: Any) -> str:
 
 
 def is_scalar(value: Any) -> bool:
-    return not isinstance(value, (Mapping, list)) or (isinstance(value, list) and not any(
-        isinstance(v, (Mapping, list)) for v in value
-    ))  # fmt: skip
+    return not isinstance(value, (Mapping, list)) or (
+        isinstance(value, list) and not any(isinstance(v, (Mapping, list)) for v in value)
+    )
 
 
 def is_table(value: Any) -> bool:
-    """Whether every entry is a dictionary of plain facts, so that entries make rows and their keys columns."""
+    """Whether every entry is a dictionary of plain facts, so that entries make rows and their keys
+    columns."""
     entries = list(value.values() if isinstance(value, Mapping) else value)
-    return bool(entries) and all(isinstance(e, Mapping) and e and all(map(is_scalar, e.values())) for e in entries)
+    return bool(entries) and all(
+        isinstance(e, Mapping) and e and all(map(is_scalar, e.values())) for e in entries
+    )
 
 
 def table_of(value: Mapping[str, Any] | list[Mapping[str, Any]]) -> dict[str, Any]:
@@ -307,7 +356,9 @@ def table_of(value: Mapping[str, Any] | list[Mapping[str, Any]]) -> dict[str, An
     named = isinstance(value, Mapping)
     entries = list(value.items() if isinstance(value, Mapping) else enumerate(value))
     columns = list(dict.fromkeys(key for _, entry in entries for key in entry))
-    rows = [(name, [fact_text(c, entry[c]) if c in entry else "" for c in columns]) for name, entry in entries]
+    rows = [
+        (name, [fact_text(c, entry[c]) if c in entry else "" for c in columns]) for name, entry in entries
+    ]
     kinds = ["number" if any(is_number(e.get(c)) for _, e in entries) else "" for c in columns]
     return {"named": named, "head": list(zip(columns, kinds, strict=True)), "rows": rows}
 

@@ -1,4 +1,5 @@
-"""Numbers, scores and runs in plain words: what reports, model cards and the command line say about a RunRecord."""
+"""Numbers, scores and runs in plain words: what reports, model cards and the command line say about a
+RunRecord."""
 
 from __future__ import annotations
 
@@ -14,29 +15,51 @@ from hftk.task import Score
 
 NOTHING = "–"
 TITLES = {
-    "causal_lm": "Causal language model", "masked_lm": "Masked language model", "ner": "Named entity recognition",
+    "causal_lm": "Causal language model",
+    "masked_lm": "Masked language model",
+    "ner": "Named entity recognition",
     "classification": "Text classification",
-}  # fmt: skip
+}
 ACRONYMS = {
-    "cpu": "CPU", "gpus": "GPUs", "ram": "RAM", "os": "OS", "tfidf": "TF-IDF", "f1": "F1", "mse": "MSE", "rmse": "RMSE",
-    "mae": "MAE", "r2": "R2", "auc": "AUC", "mcc": "MCC", "ece": "ECE",
-    "bleu": "BLEU", "chrf": "chrF", "chrf++": "chrF++", "ter": "TER", "rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L",
+    "cpu": "CPU",
+    "gpus": "GPUs",
+    "ram": "RAM",
+    "os": "OS",
+    "tfidf": "TF-IDF",
+    "f1": "F1",
+    "mse": "MSE",
+    "rmse": "RMSE",
+    "mae": "MAE",
+    "r2": "R2",
+    "auc": "AUC",
+    "mcc": "MCC",
+    "ece": "ECE",
+    "bleu": "BLEU",
+    "chrf": "chrF",
+    "chrf++": "chrF++",
+    "ter": "TER",
+    "rouge1": "ROUGE-1",
+    "rouge2": "ROUGE-2",
+    "rougeL": "ROUGE-L",
     "rougeLsum": "ROUGE-Lsum",
-}  # fmt: skip
+}
 LEVEL = 0.05
 """A difference is called real where chance alone shows it less often than this."""
 STEPS = ("thousand", "million", "billion", "trillion")
 
 
 def number(value: Any, digits: int = 4) -> str:
-    """``value`` with about ``digits`` significant digits and thousands grouped: 4,012; 61.31; 0.8875; 2e-5. "–" for none."""
+    """``value`` with about ``digits`` significant digits and thousands grouped: 4,012; 61.31; 0.8875; 2e-5.
+    "–" for none."""
     if value is None or (isinstance(value, float) and not math.isfinite(value)):
         return NOTHING
     if isinstance(value, int):
         return f"{value:,}"
     if value == 0:
         return "0"
-    power = math.floor(math.log10(abs(float(f"{value:.{digits - 1}e}"))))  # as rounded: 0.99996 is 1.000, not 1.0000
+    power = math.floor(
+        math.log10(abs(float(f"{value:.{digits - 1}e}")))
+    )  # as rounded: 0.99996 is 1.000, not 1.0000
     if power < -3 or power > 8:
         mantissa, _, exponent = f"{value:.{digits - 1}e}".partition("e")
         return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
@@ -44,10 +67,13 @@ def number(value: Any, digits: int = 4) -> str:
 
 
 def column(values: Sequence[Any]) -> list[str]:
-    """Numbers of one column: shares and coefficients with four decimals each, so that they align; else :func:`number`."""
+    """Numbers of one column: shares and coefficients with four decimals each, so that they align; else
+    :func:`number`."""
     floats = [abs(v) for v in values if isinstance(v, float) and math.isfinite(v)]
     aligned = all(v == 0 or 5e-4 <= v <= 1 for v in floats)
-    return [f"{v:.4f}" if aligned and isinstance(v, float) and math.isfinite(v) else number(v) for v in values]
+    return [
+        f"{v:.4f}" if aligned and isinstance(v, float) and math.isfinite(v) else number(v) for v in values
+    ]
 
 
 def exact(value: Any) -> str:
@@ -129,7 +155,11 @@ def system(score: Score) -> str:
     if kind != "baseline":
         return f"{score.when} training" if score.when in ("before", "after") else words(score.when)
     name = words(name) or "baseline"
-    return name if name.endswith(("model", "baseline")) else name + (" model" if name.endswith("gram") else " baseline")
+    return (
+        name
+        if name.endswith(("model", "baseline"))
+        else name + (" model" if name.endswith("gram") else " baseline")
+    )
 
 
 def better(one: Score, other: Score) -> bool:
@@ -151,8 +181,8 @@ def best(scores: Sequence[Score]) -> Score | None:
 
 
 def verdict(record: RunRecord) -> str:
-    """The main score against the one before and against the best baseline, with its paired test if there is one, in one
-    sentence."""
+    """The main score against the one before and against the best baseline, with its paired test if there is
+    one, in one sentence."""
     main = record.main_score
     if main is None:
         return "There is no score: no held-out rows were judged."
@@ -193,22 +223,29 @@ def _against(main: Score, rival: Score) -> str:
 
 
 def _tested(main: Score, rival: Score, test: Mapping[str, Any]) -> str:
-    """The lead over a baseline (or its lead) with its interval, and whether it is real by the paired test (p < 0.05)."""
+    """The lead over a baseline (or its lead) with its interval, and whether it is real by the paired test (p
+    < 0.05)."""
     whose = f"the {system(rival)}'s {number(rival.value)}"
     if main.value == rival.value:
         return f", and equal to {whose}"
     good = better(main, rival)
-    low, high = sorted((1 if main.value > rival.value else -1) * end for end in test["difference"]["interval"])
+    low, high = sorted(
+        (1 if main.value > rival.value else -1) * end for end in test["difference"]["interval"]
+    )
     lead = f"by {number(abs(main.value - rival.value), 2)} [{number(low, 2)}, {number(high, 2)}]"
     chance = f"(p = {test['p_value']:.2g})"
     if test["p_value"] >= LEVEL:
-        return f", {'and' if good else 'but'} {'better' if good else 'worse'} than {whose} {lead}: no real difference {chance}"
+        return (
+            f", {'and' if good else 'but'} {'better' if good else 'worse'} than {whose} {lead}: no real"
+            f" difference {chance}"
+        )
     return (
-        f", {'and' if good else 'but'} {'better' if good else 'worse'} than {whose} {lead}: a real difference {chance}"
+        f", {'and' if good else 'but'} {'better' if good else 'worse'} than {whose} {lead}: a real difference"
+        f" {chance}"
     )
 
 
-# --- the run ------------------------------------------------------------------------------------------------------------
+# --- the run
 
 
 def task_title(record: RunRecord) -> str:
@@ -227,7 +264,8 @@ def model_name(record: RunRecord) -> str:
 
 
 def data_name(record: RunRecord) -> str:
-    """The data set's id, or the last part of its path (the last two where that is train.jsonl and the like)."""
+    """The data set's id, or the last part of its path (the last two where that is train.jsonl and the
+    like)."""
     settings = record.config.get("data") or {}
     given = next((settings[k] for k in ("path", "train", "sample") if settings.get(k)), None)
     if given is None:

@@ -1,7 +1,7 @@
 """Choices made on the validation split after training and written into the model: thresholds and temperature.
 
-A saved folder carries both: ``thresholds`` in its config, the temperature inside the weights of its last layer, so that plain
-transformers gives the same probabilities.
+A saved folder carries both: ``thresholds`` in its config, the temperature inside the weights of its last
+layer, so that plain transformers gives the same probabilities.
 """
 
 from __future__ import annotations
@@ -28,7 +28,12 @@ ENOUGH_ROWS = 10
 
 
 def tune(
-    model: PreTrainedModel, splits: Splits, predict_rows: PredictRows, *, temperature_scaling: bool, tune_thresholds: bool
+    model: PreTrainedModel,
+    splits: Splits,
+    predict_rows: PredictRows,
+    *,
+    temperature_scaling: bool,
+    tune_thresholds: bool,
 ) -> list[dict[str, Any]]:
     """Fit the temperature and the thresholds on the validation split; sections for the report."""
     kind = labels_in(splits.train).problem_type
@@ -47,8 +52,13 @@ def tune(
         facts["temperature"] = round(temperature, 4)
         note(f"temperature {temperature:.3f}, fitted on the validation split, is worked into the last layer")
     if several:
-        found = [float(t) for t in calibration.tune_thresholds(true.astype(bool), sigmoid(logits), enough=ENOUGH_ROWS)]
+        found = [
+            float(t)
+            for t in calibration.tune_thresholds(true.astype(bool), sigmoid(logits), enough=ENOUGH_ROWS)
+        ]
         model.config.thresholds = found
         facts["thresholds"] = {name: round(t, 4) for name, t in zip(labels.names, found, strict=True)}
-        note(f"thresholds between {min(found):.2f} and {max(found):.2f}, chosen by F1 on the validation split")
+        note(
+            f"thresholds between {min(found):.2f} and {max(found):.2f}, chosen by F1 on the validation split"
+        )
     return [{"title": "Chosen on the validation split", "kind": "facts", "facts": facts}]

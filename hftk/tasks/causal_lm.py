@@ -1,14 +1,18 @@
 """Causal language modelling: predict each token from those before it (GPT-2, Llama and their like).
 
-Needs     one column of text.
-When      to teach a model the language of your texts, to go on pre-training, or to pre-train a small model from nothing.
-Siblings  masked_lm for encoders; chat for instructions and dialogues; summarization and translation for pairs of texts.
+Needs     one column of text. When      to teach a model the language of your texts, to go on pre-training, or
+to pre-train a small model from nothing. Siblings  masked_lm for encoders; chat for instructions and
+dialogues; summarization and translation for pairs of texts.
 
-| input         | shape           | meaning                                                                          |
+| input         | shape           | meaning
+|
 |---------------|-----------------|----------------------------------------------------------------------------------|
-| input_ids     | (batch, tokens) | start token, then the document                                                   |
-| labels        | (batch, tokens) | the token that comes next (already shifted), -100 where nothing is trained       |
-| position_ids  | (batch, tokens) | starts at 0 in every packed piece; absent where every row is one piece           |
+| input_ids     | (batch, tokens) | start token, then the document
+|
+| labels        | (batch, tokens) | the token that comes next (already shifted), -100 where nothing is trained
+|
+| position_ids  | (batch, tokens) | starts at 0 in every packed piece; absent where every row is one piece
+|
 
     accelerate launch recipes/gpt2_clm.py --data.path my_texts/ --model.name openai-community/gpt2
 """
@@ -51,14 +55,21 @@ class CausalLMConfig(RunConfig):
     """Settings of causal language modelling."""
 
     packing: Literal["documents", "concatenate"] = "documents"
-    """How documents fill a block. documents: whole pieces packed by best fit, attention never crosses from one document to another; concatenate: one long stream cut into blocks (the classic way), attention crosses. Measured after one epoch (results/packing.json): documents gives 0.90 and 0.96 times the perplexity on poems and speeches, shorter than a block; concatenate is better by 6 % on documents longer than a block."""
+    """How documents fill a block. documents: whole pieces packed by best fit, attention never crosses from
+    one document to another; concatenate: one long stream cut into blocks (the classic way), attention
+    crosses. Measured after one epoch (results/packing.json): documents gives 0.90 and 0.96 times the
+    perplexity on poems and speeches, shorter than a block; concatenate is better by 6 % on documents longer
+    than a block."""
     prompts: int = 3
     """Samples of generated text at the end of the run, from the first words of held-out documents."""
 
     def problems(self) -> Iterator[Problem]:
         yield from super().problems()
         if self.generation.max_new_tokens < 1:
-            yield Problem(setting="generation.max_new_tokens", message=f"expected at least 1, found {self.generation.max_new_tokens}")
+            yield Problem(
+                setting="generation.max_new_tokens",
+                message=f"expected at least 1, found {self.generation.max_new_tokens}",
+            )
         if self.prompts < 0:
             yield Problem(setting="prompts", message=f"expected 0 or more, found {self.prompts}")
 
@@ -89,16 +100,17 @@ class CausalLM(Task):
         for row in rows:
             yield row["text"]
 
-    # Encoding -----------------------------------------------------------------------------------------------------------
+    # --- Encoding
 
     def encode(
         self, rows: Rows, tokenizer: PreTrainedTokenizerBase, *, max_length: int, training: bool
     ) -> Features:
         """Documents to blocks of at most ``max_length`` tokens.
 
-        Training: every token of every document and its end-of-text token is a target exactly once, first tokens and tokens at
-        block borders included; nothing is dropped. Judging: windows over each document by itself, ``eval.stride`` apart; every
-        token of the text is a target exactly once, the added end-of-text token never is.
+        Training: every token of every document and its end-of-text token is a target exactly once, first
+        tokens and tokens at block borders included; nothing is dropped. Judging: windows over each document
+        by itself, ``eval.stride`` apart; every token of the text is a target exactly once, the added
+        end-of-text token never is.
         """
         documents = tokenize(list(rows["text"]), tokenizer)
         if training:
@@ -142,7 +154,9 @@ class CausalLM(Task):
             facts=facts,
         )
 
-    def _windows(self, documents: list[np.ndarray], tokenizer: PreTrainedTokenizerBase, max_length: int) -> Features:
+    def _windows(
+        self, documents: list[np.ndarray], tokenizer: PreTrainedTokenizerBase, max_length: int
+    ) -> Features:
         stride = min(self.config.eval.stride or max_length, max_length)
         start = [start_of_text(tokenizer)]
         inputs, labels, rows = [], [], []
@@ -163,13 +177,19 @@ class CausalLM(Task):
             columns={"input_ids": inputs, "labels": labels},
             rows=np.array(rows, np.int64),
             lengths=np.array([len(i) for i in inputs], np.int64),
-            facts={"documents": len(documents), "tokens": int(sum(len(d) for d in documents)), "context": max_length, "stride": stride},
-        )  # fmt: skip
+            facts={
+                "documents": len(documents),
+                "tokens": int(sum(len(d) for d in documents)),
+                "context": max_length,
+                "stride": stride,
+            },
+        )
 
     def collator(
         self, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, *, training: bool
     ) -> Callable[[list[dict[str, Any]]], dict[str, torch.Tensor]]:
-        """Right-pads. No attention mask is needed: in a causal model padding on the right is never seen by a real token.
+        """Right-pads. No attention mask is needed: in a causal model padding on the right is never seen by a
+        real token.
 
         Raises:
             InputError: the model is not causal, or cannot keep packed documents apart.
@@ -177,7 +197,7 @@ class CausalLM(Task):
         check_attention(model, packed=training and self.config.packing == "documents")
         return collate
 
-    # Loss ---------------------------------------------------------------------------------------------------------------
+    # --- Loss
 
     def items(self, batch: Batch) -> dict[str, torch.Tensor]:
         """An item is a token that is predicted."""
@@ -192,14 +212,15 @@ class CausalLM(Task):
         return {"tokens": (total, self.items(batch)["tokens"])}
 
     def outputs(self, model: Any, batch: Batch) -> dict[str, torch.Tensor]:
-        """``nats``: (batch,) summed cross-entropy of each feature, float64; ``tokens``: (batch,) its predicted tokens."""
+        """``nats``: (batch,) summed cross-entropy of each feature, float64; ``tokens``: (batch,) its
+        predicted tokens."""
         from hftk.models.chunked_cross_entropy import token_losses
 
         nats = token_losses(model, decoder_inputs(batch), batch["labels"])
         # On the CPU, since Apple's GPU has no float64.
         return {"nats": nats.cpu().double().sum(1), "tokens": (batch["labels"] != IGNORED).sum(1)}
 
-    # Judging ------------------------------------------------------------------------------------------------------------
+    # --- Judging
 
     def eval_loss(self, outputs: Mapping[str, np.ndarray]) -> float:
         return float(outputs["nats"].sum() / outputs["tokens"].sum())
@@ -208,7 +229,8 @@ class CausalLM(Task):
         return self._scores(outputs["nats"], outputs["tokens"], outputs)
 
     def baselines(self, splits: Splits, given: Outputs) -> list[Score]:
-        """Unigram and interpolated Kneser-Ney bigram models of the training tokens, on the same tokens as the model."""
+        """Unigram and interpolated Kneser-Ney bigram models of the training tokens, on the same tokens as the
+        model."""
         from hftk.metrics.ngrams import fit_bigram, fit_unigram
 
         tokenizer = given.tokenizer
@@ -227,7 +249,12 @@ class CausalLM(Task):
         return scores
 
     def _scores(
-        self, nats: np.ndarray, tokens: np.ndarray, given: Outputs, order: int | None = None, details: str = ""
+        self,
+        nats: np.ndarray,
+        tokens: np.ndarray,
+        given: Outputs,
+        order: int | None = None,
+        details: str = "",
     ) -> list[Score]:
         from hftk.metrics.perplexity import Counts, perplexity_scores
 
@@ -235,7 +262,8 @@ class CausalLM(Task):
         by_row = np.bincount(features.rows, tokens, minlength=len(texts))
         # A text that is nothing to the tokenizer has no bytes that tokens stand for.
         size = np.array([len(t.encode()) if n else 0 for t, n in zip(texts, by_row, strict=True)], np.float64)
-        # A window's share of its document's bytes goes by tokens: exact in the sum, close enough for an interval.
+        # A window's share of its document's bytes goes by tokens: exact in the sum, close enough for an
+        # interval.
         share = size[features.rows] * tokens / np.maximum(by_row[features.rows], 1)
         return perplexity_scores(
             nats=np.bincount(features.rows, nats, minlength=len(texts)),
@@ -250,7 +278,8 @@ class CausalLM(Task):
         )
 
     def predictions(self, outputs: Outputs) -> list[dict[str, Any]]:
-        """Per document: ``nats`` (the loss, summed), ``tokens``, ``bytes`` of its text, so that runs can be compared row by row."""
+        """Per document: ``nats`` (the loss, summed), ``tokens``, ``bytes`` of its text, so that runs can be
+        compared row by row."""
         rows, features = outputs.rows, outputs.features
         nats = np.bincount(features.rows, outputs["nats"], minlength=len(rows))
         tokens = np.bincount(features.rows, outputs["tokens"], minlength=len(rows)).astype(int)
@@ -261,32 +290,51 @@ class CausalLM(Task):
 
     @classmethod
     def compare(
-        cls, lines: tuple[list[dict[str, Any]], list[dict[str, Any]]], names: tuple[str, str], config: Mapping[str, Any],
-        *, resamples: int, seed: int,
-    ) -> tuple[list[Any], list[str]]:  # fmt: skip
+        cls,
+        lines: tuple[list[dict[str, Any]], list[dict[str, Any]]],
+        names: tuple[str, str],
+        config: Mapping[str, Any],
+        *,
+        resamples: int,
+        seed: int,
+    ) -> tuple[list[Any], list[str]]:
         """Bits per byte, which compare across tokenizers; perplexity where both have the same tokens."""
         from hftk.metrics.bootstrap import paired_bootstrap
         from hftk.metrics.comparison import Comparison
 
-        columns = {key: [np.array([line[key] for line in run], float) for run in lines] for key in ("nats", "tokens", "bytes")}
+        columns = {
+            key: [np.array([line[key] for line in run], float) for run in lines]
+            for key in ("nats", "tokens", "bytes")
+        }
         statistics: dict[str, Callable[[int], Callable[[np.ndarray], Any]]] = {
-            "bits_per_byte": lambda i: lambda w: (w @ columns["nats"][i]) / (w @ columns["bytes"][i]) / np.log(2)
+            "bits_per_byte": lambda i: (
+                lambda w: (w @ columns["nats"][i]) / (w @ columns["bytes"][i]) / np.log(2)
+            )
         }
         if (columns["tokens"][0] == columns["tokens"][1]).all():
-            statistics["perplexity"] = lambda i: lambda w: np.exp((w @ columns["nats"][i]) / (w @ columns["tokens"][i]))
+            statistics["perplexity"] = lambda i: (
+                lambda w: np.exp((w @ columns["nats"][i]) / (w @ columns["tokens"][i]))
+            )
         whole, found = np.ones((1, len(lines[0]))), []
         for name, make in statistics.items():
             test = paired_bootstrap(make(0), make(1), len(lines[0]), resamples=resamples, seed=seed)
             values = [float(make(i)(whole)[0]) for i in (0, 1)]
             found.append(
                 Comparison(
-                    name=name, a=values[0], b=values[1], difference=test.difference, interval=test.interval, p_value=test.p_value,
+                    name=name,
+                    a=values[0],
+                    b=values[1],
+                    difference=test.difference,
+                    interval=test.interval,
+                    p_value=test.p_value,
                     higher_is_better=False,
                 )
-            )  # fmt: skip
+            )
         return found, []
 
-    def example_batch(self, rows: int, length: int, target_length: int = 0, *, training: bool = True) -> dict[str, torch.Tensor]:
+    def example_batch(
+        self, rows: int, length: int, target_length: int = 0, *, training: bool = True
+    ) -> dict[str, torch.Tensor]:
         import torch
 
         ids = torch.ones(rows, length, dtype=torch.long)
@@ -297,7 +345,10 @@ class CausalLM(Task):
         """The first words of held-out documents as prompts, and how the documents go on."""
         chosen = [text for text in list(outputs.rows["text"])[: self.config.prompts] if text.strip()]
         prompts = [opening(text) for text in chosen]
-        return [{"prompt": p, "reference": t.lstrip()[len(p) :][:200]} for p, t in zip(prompts, chosen, strict=True)]
+        return [
+            {"prompt": p, "reference": t.lstrip()[len(p) :][:200]}
+            for p, t in zip(prompts, chosen, strict=True)
+        ]
 
 
 def take(rows: Any, count: int) -> Any:
@@ -308,7 +359,8 @@ def take(rows: Any, count: int) -> Any:
 
 
 def _over_windows(nats: np.ndarray, features: Features) -> tuple[np.ndarray, np.ndarray]:
-    """Sum the nats of all tokens, in order, over the counted targets of each window: ((features,), (features,))."""
+    """Sum the nats of all tokens, in order, over the counted targets of each window: ((features,),
+    (features,))."""
     counted = np.array([int((labels != IGNORED).sum()) for labels in features.columns["labels"]])
     ends = np.cumsum(counted)
     total = np.concatenate([[0.0], np.cumsum(nats)])

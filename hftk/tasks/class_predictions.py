@@ -1,7 +1,7 @@
 """What a classifier's numbers mean: labels as targets and features, losses, answers, scores, predictions.
 
-Axes: rows; labels (the model's outputs). ``truth`` and answers are (rows,) class numbers, (rows, labels) 0 and 1, or (rows,) numbers, by
-the kind of problem.
+Axes: rows; labels (the model's outputs). ``truth`` and answers are (rows,) class numbers, (rows, labels) 0
+and 1, or (rows,) numbers, by the kind of problem.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Answers:
     """(rows, labels); None for regression."""
 
 
-# Labels in data sets ----------------------------------------------------------------------------------------------------
+# --- Labels in data sets
 
 
 def feature_of(labels: Labels) -> Any:
@@ -93,15 +93,20 @@ def label_counts(targets: Mapping[str, Sequence[Any]], labels: Labels) -> dict[s
         }
     rows = {}
     for split, values in targets.items():
-        flat = np.concatenate([np.atleast_1d(np.array(v, np.int64)) for v in values]) if len(values) else np.empty(0, np.int64)
+        flat = (
+            np.concatenate([np.atleast_1d(np.array(v, np.int64)) for v in values])
+            if len(values)
+            else np.empty(0, np.int64)
+        )
         counts = np.bincount(flat, minlength=len(labels.names)).tolist()
         rows[split] = dict(zip(labels.names, counts, strict=True))
     return {"classes": len(labels.names), "rows": rows}
 
 
 def balanced_weights(targets: np.ndarray, labels: Labels) -> np.ndarray:
-    """Weights like ``targets``, float32. One label per row: rows / (classes x rows of the class), as scikit-learn's
-    ``class_weight="balanced"``; several: absences / presences where the label is present, else 1."""
+    """Weights like ``targets``, float32. One label per row: rows / (classes x rows of the class), as
+    scikit-learn's ``class_weight="balanced"``; several: absences / presences where the label is present, else
+    1."""
     if labels.problem_type == SINGLE:
         counts = np.bincount(targets, minlength=len(labels.names))
         by_class = len(targets) / (np.count_nonzero(counts) * np.maximum(counts, 1))
@@ -111,16 +116,18 @@ def balanced_weights(targets: np.ndarray, labels: Labels) -> np.ndarray:
     return np.where(targets > 0, weight, 1).astype(np.float32)
 
 
-# Losses -----------------------------------------------------------------------------------------------------------------
+# --- Losses
 
 
 def losses(
     logits: torch.Tensor, labels: torch.Tensor, *, label_smoothing: float = 0.0, focal_gamma: float = 0.0
 ) -> torch.Tensor:
-    """The loss of every decision: (rows,) cross-entropy in nats, (rows, labels) binary cross-entropy, or (rows,) squared error.
+    """The loss of every decision: (rows,) cross-entropy in nats, (rows, labels) binary cross-entropy, or
+    (rows,) squared error.
 
-    Told apart by ``labels``: whole numbers, a matrix, or numbers. With ``focal_gamma`` each is multiplied by (1 - p)^gamma,
-    p the probability of what is right (Lin et al. 2017, arXiv:1708.02002). Smoothing pulls a label of several towards 1/2.
+    Told apart by ``labels``: whole numbers, a matrix, or numbers. With ``focal_gamma`` each is multiplied by
+    (1 - p)^gamma, p the probability of what is right (Lin et al. 2017, arXiv:1708.02002). Smoothing pulls a
+    label of several towards 1/2.
     """
     import torch
     from torch.nn import functional
@@ -142,11 +149,12 @@ def thresholds(config: Any, logits: torch.Tensor) -> torch.Tensor:
     return logits.new_tensor(tuned) if tuned else logits.new_full((logits.shape[-1],), 0.5)
 
 
-# Answers ----------------------------------------------------------------------------------------------------------------
+# --- Answers
 
 
 def answers(outputs: Mapping[str, np.ndarray]) -> Answers:
-    """What the collected outputs of a model say; see :meth:`hftk.tasks.classification.Classification.outputs`."""
+    """What the collected outputs of a model say; see
+    :meth:`hftk.tasks.classification.Classification.outputs`."""
     logits = outputs["logits"].astype(np.float64)
     if "chosen" in outputs:
         return Answers(chosen=outputs["chosen"].astype(bool), probabilities=sigmoid(logits))
@@ -174,8 +182,12 @@ def scores(found: Answers, rows: Dataset, *, resamples: int, seed: int) -> list[
     from hftk.metrics.regression import regression_scores
 
     labels = labels_in(rows)
-    if labels.problem_type == REGRESSION:  # the labels as the data have them, not rounded to the model's precision
-        return regression_scores(np.array(list(rows["label"]), np.float64), found.chosen, resamples=resamples, seed=seed)
+    if (
+        labels.problem_type == REGRESSION
+    ):  # the labels as the data have them, not rounded to the model's precision
+        return regression_scores(
+            np.array(list(rows["label"]), np.float64), found.chosen, resamples=resamples, seed=seed
+        )
     true = truth(rows, labels)
     score = single_label_scores if labels.problem_type == SINGLE else multi_label_scores
     true = true if labels.problem_type == SINGLE else true.astype(bool)
@@ -183,19 +195,24 @@ def scores(found: Answers, rows: Dataset, *, resamples: int, seed: int) -> list[
 
 
 def predictions(found: Answers, rows: Dataset, labels: Labels | None) -> list[dict[str, Any]]:
-    """One dictionary per row: ``index``, ``prediction``, ``reference`` where it is known, ``probability`` of the prediction
-    (one label per row), ``probabilities`` of all labels."""
+    """One dictionary per row: ``index``, ``prediction``, ``reference`` where it is known, ``probability`` of
+    the prediction (one label per row), ``probabilities`` of all labels."""
     labels = labels or labels_in(rows)
     references = [None] * len(found.chosen)
     if "label" in rows.column_names:
         references = [said_of(value, labels) for value in rows["label"]]
     lines = []
     for index, reference in enumerate(references):
-        line: dict[str, Any] = {"index": index, "prediction": said_of(_row(found.chosen[index], labels), labels)}
+        line: dict[str, Any] = {
+            "index": index,
+            "prediction": said_of(_row(found.chosen[index], labels), labels),
+        }
         if "label" in rows.column_names:
             line["reference"] = reference
         if found.probabilities is not None:
-            by_name = dict(zip(labels.names, (round(float(p), 6) for p in found.probabilities[index]), strict=True))
+            by_name = dict(
+                zip(labels.names, (round(float(p), 6) for p in found.probabilities[index]), strict=True)
+            )
             if labels.problem_type == SINGLE:
                 line["probability"] = by_name[line["prediction"]]
             line["probabilities"] = by_name

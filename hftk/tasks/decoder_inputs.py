@@ -1,4 +1,5 @@
-"""What tasks on decoder-only models share: documents as targets, blocks of packed pieces, and a look at the model's attention."""
+"""What tasks on decoder-only models share: documents as targets, blocks of packed pieces, and a look at the
+model's attention."""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hftk.config import InputError, Problem
-from hftk.task import IGNORED as IGNORED
+from hftk.task import IGNORED
 
 if TYPE_CHECKING:
     import torch
@@ -18,11 +19,11 @@ if TYPE_CHECKING:
     from hftk.task import Batch
 
 LEAK = 0.01
-"""Change of a logit, in standard deviations of the logits, from which on a token is taken to see what it must not see: an
-attention that is closed gives exactly 0, an open one 0.02 to 2 in untrained models."""
+"""Change of a logit, in standard deviations of the logits, from which on a token is taken to see what it must
+not see: an attention that is closed gives exactly 0, an open one 0.02 to 2 in untrained models."""
 
 
-# Tokens --------------------------------------------------------------------------------------------------------------
+# --- Tokens
 
 
 def end_of_text(tokenizer: PreTrainedTokenizerBase) -> int:
@@ -36,7 +37,10 @@ def end_of_text(tokenizer: PreTrainedTokenizerBase) -> int:
             Problem(
                 setting="model.name",
                 message="the tokenizer has no end-of-text (eos) token, so documents cannot be ended",
-                fix='save it with one: tokenizer.add_special_tokens({"eos_token": "</s>"}), and resize the model',
+                fix=(
+                    'save it with one: tokenizer.add_special_tokens({"eos_token": "</s>"}), and resize the'
+                    " model"
+                ),
             )
         )
     return int(tokenizer.eos_token_id)
@@ -45,8 +49,8 @@ def end_of_text(tokenizer: PreTrainedTokenizerBase) -> int:
 def start_of_text(tokenizer: PreTrainedTokenizerBase) -> int:
     """Id of the token in whose context the first token of a document is predicted.
 
-    The tokenizer's bos token where it puts one itself (Llama); else the end-of-text token, which in packed pre-training stands
-    before every document (GPT-2).
+    The tokenizer's bos token where it puts one itself (Llama); else the end-of-text token, which in packed
+    pre-training stands before every document (GPT-2).
     """
     bos = tokenizer.bos_token_id
     if bos is not None and tokenizer("a")["input_ids"][:1] == [bos]:
@@ -55,10 +59,11 @@ def start_of_text(tokenizer: PreTrainedTokenizerBase) -> int:
 
 
 def join(documents: list[np.ndarray], start: int, end: int) -> tuple[np.ndarray, np.ndarray]:
-    """All documents end to end, each after ``start`` and before ``end``: (tokens,) ids and (tokens,) the same as targets.
+    """All documents end to end, each after ``start`` and before ``end``: (tokens,) ids and (tokens,) the same
+    as targets.
 
-    One token is both the end of a document and the start of the next where they are the same; a start token of its own is
-    context only, and no target.
+    One token is both the end of a document and the start of the next where they are the same; a start token
+    of its own is context only, and no target.
     """
     head = [] if start == end else [start]
     parts = [np.concatenate([head, document, [end]]) for document in documents]
@@ -71,7 +76,8 @@ def join(documents: list[np.ndarray], start: int, end: int) -> tuple[np.ndarray,
 
 
 def opening(text: str, words: int = 8, characters: int = 40) -> str:
-    """The first words of a text, as they stand in its first line: a prompt. A word that is too long is cut."""
+    """The first words of a text, as they stand in its first line: a prompt. A word that is too long is
+    cut."""
     begun = re.match(rf"\s*\S+(?:[^\S\n]+\S+){{0,{words - 1}}}", text)
     head = begun[0].lstrip() if begun else ""
     if len(head) <= characters:
@@ -79,7 +85,7 @@ def opening(text: str, words: int = 8, characters: int = 40) -> str:
     return head[:characters].rsplit(None, 1)[0] if re.search(r"\s", head[:characters]) else head[:characters]
 
 
-# Batches and logits --------------------------------------------------------------------------------------------------
+# --- Batches and logits
 
 
 def next_token_logits(model: Any, batch: Batch) -> torch.Tensor:
@@ -89,8 +95,9 @@ def next_token_logits(model: Any, batch: Batch) -> torch.Tensor:
 
 
 def decoder_inputs(batch: Batch) -> dict[str, torch.Tensor]:
-    """What a decoder reads of a batch. Packed pieces are told apart by ``position_ids`` alone: with an attention mask or a cache,
-    transformers lets attention leak between documents (see masking_utils.find_packed_sequence_indices)."""
+    """What a decoder reads of a batch. Packed pieces are told apart by ``position_ids`` alone: with an
+    attention mask or a cache, transformers lets attention leak between documents (see
+    masking_utils.find_packed_sequence_indices)."""
     return {name: batch[name] for name in ("input_ids", "position_ids") if name in batch}
 
 
@@ -118,10 +125,11 @@ def _positions(pieces: list[int], width: int) -> np.ndarray:
 
 
 def check_attention(model: Any, *, packed: bool) -> None:
-    """See by one forward pass of three short rows that no token sees what comes later, nor (``packed``) other documents.
+    """See by one forward pass of three short rows that no token sees what comes later, nor (``packed``) other
+    documents.
 
-    Not every model type that takes ``position_ids`` goes by them: OPT and Falcon (transformers 5.23) look at the document
-    before, and encoders such as BERT look ahead, without a word.
+    Not every model type that takes ``position_ids`` goes by them: OPT and Falcon (transformers 5.23) look at
+    the document before, and encoders such as BERT look ahead, without a word.
 
     Raises:
         InputError: the model looks where it must not.
@@ -130,7 +138,9 @@ def check_attention(model: Any, *, packed: bool) -> None:
 
     from hftk.models import device_map
 
-    rows = torch.tensor([[1, 3, 4], [5, 3, 4], [1, 3, 6]]) % model.config.vocab_size  # another past, another future
+    rows = (
+        torch.tensor([[1, 3, 4], [5, 3, 4], [1, 3, 6]]) % model.config.vocab_size
+    )  # another past, another future
     batch = {"input_ids": rows.to(device_map.device_of(model))}
     if packed:
         batch["position_ids"] = torch.tensor([[0, 0, 1]] * 3, device=batch["input_ids"].device)
@@ -147,7 +157,9 @@ def check_attention(model: Any, *, packed: bool) -> None:
     kind = model.config.model_type
     if future:
         message = f"{kind} is no causal language model: its tokens see those that come after them"
-        raise InputError(Problem(setting="model.name", message=message, fix="choose a decoder such as GPT-2 or Llama"))
+        raise InputError(
+            Problem(setting="model.name", message=message, fix="choose a decoder such as GPT-2 or Llama")
+        )
     if packed and past:
         message = f"{kind} cannot keep packed documents apart: its attention crosses from one to the next"
         raise InputError(Problem(setting="packing", message=message, fix="use --packing concatenate"))

@@ -1,4 +1,5 @@
-"""What tasks on encoders share: texts and pairs of texts as model inputs, what is cut off them, and padded batches."""
+"""What tasks on encoders share: texts and pairs of texts as model inputs, what is cut off them, and padded
+batches."""
 
 from __future__ import annotations
 
@@ -23,8 +24,8 @@ Truncation = Literal["head", "tail", "head+tail", "error"]
 SHOWN = 5
 """Rows that are named in an error."""
 HEAD_SHARE = 0.25
-"""Share of the room that ``head+tail`` gives to the head: 128 of 510 tokens, as in Sun et al. 2019, *How to Fine-Tune BERT for
-Text Classification?* (arXiv:1905.05583)."""
+"""Share of the room that ``head+tail`` gives to the head: 128 of 510 tokens, as in Sun et al. 2019, *How to
+Fine-Tune BERT for Text Classification?* (arXiv:1905.05583)."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,8 @@ class Template:
 
 
 def template_of(tokenizer: PreTrainedTokenizerBase, *, pair: bool) -> Template:
-    """Read the frame off what the tokenizer does with one-word texts, so that it is right for every model type.
+    """Read the frame off what the tokenizer does with one-word texts, so that it is right for every model
+    type.
 
     Raises:
         InputError: the tokenizer cannot put two texts into one input.
@@ -58,7 +60,10 @@ def template_of(tokenizer: PreTrainedTokenizerBase, *, pair: bool) -> Template:
             raise InputError(
                 Problem(
                     setting="model.name",
-                    message=f"the tokenizer {type(tokenizer).__name__} does not put {'two texts' if pair else 'a text'} into one input as expected",
+                    message=(
+                        f"the tokenizer {type(tokenizer).__name__} does not put"
+                        f" {'two texts' if pair else 'a text'} into one input as expected"
+                    ),
                     fix="use a tokenizer of a BERT-like model",
                 )
             )
@@ -90,15 +95,17 @@ def encode_texts(
     truncation: Truncation,
     places: Mapping[tuple[str, str], Place] | None = None,
 ) -> tuple[dict[str, list[np.ndarray]], dict[str, Any]]:
-    """(rows of ``input_ids``, and ``token_type_ids`` where the model takes them; facts) of texts or pairs of texts.
+    """(rows of ``input_ids``, and ``token_type_ids`` where the model takes them; facts) of texts or pairs of
+    texts.
 
-    A text, or pair, that is longer than ``max_length`` tokens with its special tokens is cut by ``truncation``; of a pair the
-    longer text is cut first, as transformers' ``longest_first``. Facts: ``tokens`` (kept, special ones included),
-    ``truncated_rows``, ``tokens_lost``, ``longest`` (tokens of the longest row before cutting), ``max_length``.
-    ``places``: the file and row of a text, or pair, for the error; without, it counts the given rows from 1 on.
+    A text, or pair, that is longer than ``max_length`` tokens with its special tokens is cut by
+    ``truncation``; of a pair the longer text is cut first, as transformers' ``longest_first``. Facts:
+    ``tokens`` (kept, special ones included), ``truncated_rows``, ``tokens_lost``, ``longest`` (tokens of the
+    longest row before cutting), ``max_length``. ``places``: the file and row of a text, or pair, for the
+    error; without, it counts the given rows from 1 on.
 
-    Raises:
-        InputError: rows are too long and ``truncation`` is ``error``; ``max_length`` holds no token of a text.
+    Raises: InputError: rows are too long and ``truncation`` is ``error``; ``max_length`` holds no token of a
+        text.
     """
     frame = template_of(tokenizer, pair=pairs is not None)
     with_types = "token_type_ids" in tokenizer.model_input_names
@@ -110,7 +117,10 @@ def encode_texts(
         raise InputError(
             Problem(
                 setting="train.max_length",
-                message=f"expected at least {frame.added + len(encoded)} tokens, of which {frame.added} are special ones, found {max_length}",
+                message=(
+                    f"expected at least {frame.added + len(encoded)} tokens, of which {frame.added} are"
+                    f" special ones, found {max_length}"
+                ),
             )
         )
     inputs: list[np.ndarray] = []
@@ -139,14 +149,21 @@ def encode_texts(
         ]
         raise InputError(_too_long(said, len(too_long), longest, max_length))
     facts = {
-        "tokens": int(sum(map(len, inputs))), "truncated_rows": len(too_long), "tokens_lost": lost, "longest": longest,
-        "max_length": max_length, "truncation": truncation,
-    }  # fmt: skip
+        "tokens": int(sum(map(len, inputs))),
+        "truncated_rows": len(too_long),
+        "tokens_lost": lost,
+        "longest": longest,
+        "max_length": max_length,
+        "truncation": truncation,
+    }
     return {"input_ids": inputs} | ({"token_type_ids": types} if with_types else {}), facts
 
 
-def places_of(tables: Mapping[str, Table], places: Mapping[str, Sequence[Place]]) -> dict[tuple[str, str], Place]:
-    """Text and second text ("" where there is none) to the file and row where they stand first, over all splits."""
+def places_of(
+    tables: Mapping[str, Table], places: Mapping[str, Sequence[Place]]
+) -> dict[tuple[str, str], Place]:
+    """Text and second text ("" where there is none) to the file and row where they stand first, over all
+    splits."""
     found: dict[tuple[str, str], Place] = {}
     for split, table in tables.items():
         texts = table["text"]
@@ -181,20 +198,28 @@ def _too_long(said: list[str], count: int, longest: int, max_length: int) -> Pro
     first = ", ".join(said) + (", ..." if count > len(said) else "")
     return Problem(
         setting="truncation",
-        message=f"expected texts of at most {max_length} tokens, found {count:,} longer one{'s' if count > 1 else ''} (the longest {longest:,}): {first}",
-        fix="use --truncation head, tail or head+tail, or a longer --train.max_length where the model allows it",
+        message=(
+            f"expected texts of at most {max_length} tokens, found {count:,} longer"
+            f" one{'s' if count > 1 else ''} (the longest {longest:,}): {first}"
+        ),
+        fix=(
+            "use --truncation head, tail or head+tail, or a longer --train.max_length where the model"
+            " allows it"
+        ),
     )
 
 
 def takes(model: PreTrainedModel, name: str) -> bool:
-    """Whether the forward pass (that of the model below an adapter) names this input, or names none and so takes any."""
+    """Whether the forward pass (that of the model below an adapter) names this input, or names none and so
+    takes any."""
     wrapped = getattr(model, "get_base_model", None)
     named = inspect.signature((wrapped() if wrapped else model).forward).parameters
     return name in named or "input_ids" not in named
 
 
 def fixed_width(model: PreTrainedModel, asked: int | None) -> int:
-    """Tokens that every row is padded to for a model that takes no mask: ``asked`` (``train.max_length``), at most its context.
+    """Tokens that every row is padded to for a model that takes no mask: ``asked`` (``train.max_length``), at
+    most its context.
 
     Raises:
         InputError: neither is known.
@@ -202,10 +227,15 @@ def fixed_width(model: PreTrainedModel, asked: int | None) -> int:
     lengths = [length for length in (asked, getattr(model.config, "max_position_embeddings", None)) if length]
     name = type(model).__name__
     if not lengths:
-        message = f"{name} takes no attention mask, so every row is padded to one length, and its config names none"
-        raise InputError(Problem(setting="train.max_length", message=message, fix="set it: --train.max_length 128"))
+        message = (
+            f"{name} takes no attention mask, so every row is padded to one length, and its config names none"
+        )
+        raise InputError(
+            Problem(setting="train.max_length", message=message, fix="set it: --train.max_length 128")
+        )
     note(
-        f"{name} takes no attention mask: every row is padded to {min(lengths)} tokens (--train.max_length), so that padding is the same for all"
+        f"{name} takes no attention mask: every row is padded to {min(lengths)} tokens (--train.max_length),"
+        " so that padding is the same for all"
     )
     return int(min(lengths))
 
@@ -213,8 +243,9 @@ def fixed_width(model: PreTrainedModel, asked: int | None) -> int:
 def pad(
     features: list[dict[str, Any]], pad_id: int, *, left: bool = False, width: int | None = None
 ) -> dict[str, torch.Tensor]:
-    """``input_ids``, ``attention_mask`` and ``token_type_ids`` (where there are some) of one batch, padded on the right (or the
-    left) to its longest row, or to ``width`` where a row is not longer: (batch, tokens) int64 each."""
+    """``input_ids``, ``attention_mask`` and ``token_type_ids`` (where there are some) of one batch, padded on
+    the right (or the left) to its longest row, or to ``width`` where a row is not longer: (batch, tokens)
+    int64 each."""
     import torch
 
     width = max(width or 0, *(len(feature["input_ids"]) for feature in features))

@@ -1,4 +1,5 @@
-"""Where a classifier errs: confusion matrix, scores by class, calibration, and its most confident mistakes with their text."""
+"""Where a classifier errs: confusion matrix, scores by class, calibration, and its most confident mistakes
+with their text."""
 
 from __future__ import annotations
 
@@ -28,18 +29,31 @@ def analyze(found: Answers, rows: Dataset, *, resamples: int, seed: int) -> list
     true = truth(rows, labels)
     if labels.problem_type == REGRESSION:
         step = max(1, len(true) // POINTS)
-        points = [[round(float(t), 4), round(float(p), 4)] for t, p in zip(true[::step], found.chosen[::step], strict=True)]
-        scatter = {"title": "Predicted against true", "kind": "scatter", "points": points, "x_title": "true value", "y_title": "predicted value"}  # fmt: skip
+        points = [
+            [round(float(t), 4), round(float(p), 4)]
+            for t, p in zip(true[::step], found.chosen[::step], strict=True)
+        ]
+        scatter = {
+            "title": "Predicted against true",
+            "kind": "scatter",
+            "points": points,
+            "x_title": "true value",
+            "y_title": "predicted value",
+        }
         return [scatter, _errors(found, rows, true)]
     sections = []
     if labels.problem_type == SINGLE:
         sections.append(
             {
-                "title": "Confusion matrix", "kind": "matrix", "rows": list(labels.names), "columns": list(labels.names),
+                "title": "Confusion matrix",
+                "kind": "matrix",
+                "rows": list(labels.names),
+                "columns": list(labels.names),
                 "values": confusion_matrix(true, found.chosen, len(labels.names)).tolist(),
-                "row_title": "true label", "column_title": "predicted label",
+                "row_title": "true label",
+                "column_title": "predicted label",
             }
-        )  # fmt: skip
+        )
     whole = true if labels.problem_type == SINGLE else true.astype(bool)
     sections.append(_by_class(per_class(whole, found.chosen, labels.names, resamples=resamples, seed=seed)))
     if found.probabilities is not None:
@@ -48,15 +62,21 @@ def analyze(found: Answers, rows: Dataset, *, resamples: int, seed: int) -> list
 
 
 def _calibration(probabilities: np.ndarray, true: np.ndarray, labels: Labels) -> dict[str, Any]:
-    """How sure and how right. With several labels per row each of them is one question with the answers yes and no."""
+    """How sure and how right. With several labels per row each of them is one question with the answers yes
+    and no."""
     if labels.problem_type != SINGLE:
         yes = probabilities.ravel()
         probabilities, true = np.stack([1 - yes, yes], axis=1), (true > 0).ravel().astype(np.int64)
     error = expected_calibration_error(true, probabilities)
     return {
-        "title": "Calibration", "kind": "reliability", "bins": reliability(true, probabilities),
-        "note": f"How often the likelier answer is right, by how sure the model is; on the diagonal it is as right as it is sure. Expected calibration error {error:.4f}.",
-    }  # fmt: skip
+        "title": "Calibration",
+        "kind": "reliability",
+        "bins": reliability(true, probabilities),
+        "note": (
+            "How often the likelier answer is right, by how sure the model is; on the diagonal it is as"
+            f" right as it is sure. Expected calibration error {error:.4f}."
+        ),
+    }
 
 
 def _by_class(lines: list[dict[str, Any]]) -> dict[str, Any]:
@@ -65,11 +85,15 @@ def _by_class(lines: list[dict[str, Any]]) -> dict[str, Any]:
 
     scored = ("precision", "recall", "f1")
     return {
-        "title": "By class", "kind": "table",
+        "title": "By class",
+        "kind": "table",
         "columns": [{"key": key, "title": key} for key in ("class", *scored, "support", "predicted")],
-        "rows": [{**{k: line[k] for k in ("class", "support", "predicted")}, **{k: cell(line, k) for k in scored}} for line in lines],
+        "rows": [
+            {**{k: line[k] for k in ("class", "support", "predicted")}, **{k: cell(line, k) for k in scored}}
+            for line in lines
+        ],
         "note": "support: rows that have the class; predicted: rows that are given it.",
-    }  # fmt: skip
+    }
 
 
 def _mistakes(found: Answers, rows: Dataset, true: np.ndarray, labels: Labels) -> dict[str, Any]:
@@ -81,13 +105,30 @@ def _mistakes(found: Answers, rows: Dataset, true: np.ndarray, labels: Labels) -
     else:
         differs = found.chosen != (true > 0)
         wrong = differs.any(1)
-        sure = np.where(differs, np.where(found.chosen, found.probabilities, 1 - found.probabilities), 0).max(1)
-    order = [int(i) for i in np.argsort(-np.where(wrong, sure, -1), kind="stable")[: min(SHOWN, int(wrong.sum()))]]
+        sure = np.where(differs, np.where(found.chosen, found.probabilities, 1 - found.probabilities), 0).max(
+            1
+        )
+    order = [
+        int(i) for i in np.argsort(-np.where(wrong, sure, -1), kind="stable")[: min(SHOWN, int(wrong.sum()))]
+    ]
     lines = []
     for i in order:
-        chosen = found.chosen[i] if labels.problem_type == SINGLE else np.flatnonzero(found.chosen[i]).tolist()
-        lines.append({"row": i, **_texts(rows, i), "label": _said(rows[i]["label"], labels), "prediction": _said(chosen, labels), "probability": round(float(sure[i]), 4)})  # fmt: skip
-    note = f"{int(wrong.sum()):,} of {len(true):,} rows are wrong; these are the ones that the model was surest about."
+        chosen = (
+            found.chosen[i] if labels.problem_type == SINGLE else np.flatnonzero(found.chosen[i]).tolist()
+        )
+        lines.append(
+            {
+                "row": i,
+                **_texts(rows, i),
+                "label": _said(rows[i]["label"], labels),
+                "prediction": _said(chosen, labels),
+                "probability": round(float(sure[i]), 4),
+            }
+        )
+    note = (
+        f"{int(wrong.sum()):,} of {len(true):,} rows are wrong; these are the ones that the model was surest"
+        " about."
+    )
     return {"title": "Most confident mistakes", "kind": "examples", "rows": lines, "note": note}
 
 
@@ -95,8 +136,14 @@ def _errors(found: Answers, rows: Dataset, true: np.ndarray) -> dict[str, Any]:
     error = np.abs(found.chosen - true)
     order = np.argsort(-error, kind="stable")[:SHOWN]
     lines = [
-        {"row": int(i), **_texts(rows, int(i)), "label": float(rows[int(i)]["label"]), "prediction": round(float(found.chosen[i]), 4)} for i in order
-    ]  # fmt: skip
+        {
+            "row": int(i),
+            **_texts(rows, int(i)),
+            "label": float(rows[int(i)]["label"]),
+            "prediction": round(float(found.chosen[i]), 4),
+        }
+        for i in order
+    ]
     return {"title": "Largest errors", "kind": "examples", "rows": lines}
 
 

@@ -1,7 +1,8 @@
-"""Labels of a classification data set: which kind of problem they pose, what they are called, and what is wrong with them.
+"""Labels of a classification data set: which kind of problem they pose, what they are called, and what is
+wrong with them.
 
-Everything is found before training and told at once, with rows and counts. The names are sorted stably (numbers by value, texts
-by code point), kept in the model's config, and applied again at prediction.
+Everything is found before training and told at once, with rows and counts. The names are sorted stably
+(numbers by value, texts by code point), kept in the model's config, and applied again at prediction.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ REGRESSION: ProblemType = "regression"
 FEW_CLASSES = 20
 """Up to so many classes no question is asked about their number."""
 MOST_CLASSES = 1000
-"""More classes than this, or more than a third of the rows, are taken for a mistake unless the problem type is set by hand."""
+"""More classes than this, or more than a third of the rows, are taken for a mistake unless the problem type
+is set by hand."""
 SHOWN = 3
 EMPTY_LIST = "empty list"
 SORTS = ("text", "number", "true/false", "list of text", "list of number", "list of true/false")
@@ -68,9 +70,15 @@ def labels_of(config: Any) -> Labels | None:
 
 
 def find_labels(
-    columns: Mapping[str, LabelColumn], *, asked: str, separator: str | None, column: str, known: Labels | None = None
+    columns: Mapping[str, LabelColumn],
+    *,
+    asked: str,
+    separator: str | None,
+    column: str,
+    known: Labels | None = None,
 ) -> tuple[Labels | None, list[Problem]]:
-    """Tell the kind of problem from the training labels, and everything that is wrong with the labels of all splits.
+    """Tell the kind of problem from the training labels, and everything that is wrong with the labels of all
+    splits.
 
     Args:
         columns: split to labels; ``train`` is among them unless the labels are ``known``.
@@ -82,7 +90,9 @@ def find_labels(
     Returns:
         The labels (None where they cannot be told) and the problems.
     """
-    split_up = {s: LabelColumn([_parts(v, separator) for v in c.values], c.places) for s, c in columns.items()}
+    split_up = {
+        s: LabelColumn([_parts(v, separator) for v in c.values], c.places) for s, c in columns.items()
+    }
     usable, odd = _of_one_kind(split_up, asked, column)
     train = usable.get("train", LabelColumn((), ()))
     if known is not None:
@@ -95,8 +105,17 @@ def find_labels(
         wrong = [*_not_numbers(usable, column)]
         alike = {_number(value) for value in train.values}
         if known is None and not wrong and len(alike) < 2:
-            message = f"expected numbers that differ in the training rows, found {alike.pop():g} alone in column {column}"
-            wrong.append(Problem(setting="data.columns.label", message=message, fix="name the label column: --data.columns.label NAME"))  # fmt: skip
+            message = (
+                f"expected numbers that differ in the training rows, found {alike.pop():g} alone in column"
+                f" {column}"
+            )
+            wrong.append(
+                Problem(
+                    setting="data.columns.label",
+                    message=message,
+                    fix="name the label column: --data.columns.label NAME",
+                )
+            )
         return Labels(problem_type=REGRESSION, reason=reason), [*odd, *wrong]
     wrong = list(_wrong_kind(usable, kind, column))
     if wrong:
@@ -115,7 +134,8 @@ def find_labels(
 
 
 def _numbered(known: Labels, columns: Mapping[str, LabelColumn]) -> Labels:
-    """transformers calls labels without a name LABEL_0, LABEL_1 ...: they are the numbers 0, 1 ... where the rows have these."""
+    """transformers calls labels without a name LABEL_0, LABEL_1 ...: they are the numbers 0, 1 ... where the
+    rows have these."""
     if known.names != tuple(f"LABEL_{i}" for i in range(len(known.names))):
         return known
     numbers = tuple(str(i) for i in range(len(known.names)))
@@ -125,7 +145,11 @@ def _numbered(known: Labels, columns: Mapping[str, LabelColumn]) -> Labels:
 
 def classes_in(value: Any) -> list[str]:
     """The names of the classes in one label: one, or those of a list (each once)."""
-    return list(dict.fromkeys(class_name(v) for v in value)) if isinstance(value, list | tuple) else [class_name(value)]
+    return (
+        list(dict.fromkeys(class_name(v) for v in value))
+        if isinstance(value, list | tuple)
+        else [class_name(value)]
+    )
 
 
 def class_name(value: Any) -> str:
@@ -164,14 +188,21 @@ def unseen(columns: Mapping[str, LabelColumn], names: Sequence[str], column: str
         hint = did_you_mean(next(iter(found)), names)
         yield Problem(
             setting="data.columns.label",
-            message=f"expected only labels that the training rows have, found others in {split}: {shown}{more}{hint}",
-            fix=f"correct them, or add training rows with them; the known labels are {_listed(names)} (column {column})",
+            message=(
+                f"expected only labels that the training rows have, found others in {split}:"
+                f" {shown}{more}{hint}"
+            ),
+            fix=(
+                f"correct them, or add training rows with them; the known labels are {_listed(names)} (column"
+                f" {column})"
+            ),
         )
 
 
 def _parts(value: Any, separator: str | None) -> Any:
-    """A text with several labels as a list, also one that is written as in JSON or Python (what pandas makes of lists in a CSV
-    file); numpy arrays and tuples as lists; a missing value is no label, where there may be several."""
+    """A text with several labels as a list, also one that is written as in JSON or Python (what pandas makes
+    of lists in a CSV file); numpy arrays and tuples as lists; a missing value is no label, where there may be
+    several."""
     if separator is not None:
         if value is None:
             return []
@@ -191,7 +222,9 @@ def _parts(value: Any, separator: str | None) -> Any:
 def _sort_of(value: Any) -> str:
     """The kind of a label as messages call it."""
     if isinstance(value, list):
-        inner = sorted({"fraction" if isinstance(v, float) and not v.is_integer() else _sort_of(v) for v in value})
+        inner = sorted(
+            {"fraction" if isinstance(v, float) and not v.is_integer() else _sort_of(v) for v in value}
+        )
         return f"list of {' and '.join(inner)}" if inner else EMPTY_LIST
     if isinstance(value, str):
         return "text" if value and not value.isspace() else "blank text"
@@ -203,7 +236,8 @@ def _sort_of(value: Any) -> str:
 def _of_one_kind(
     columns: Mapping[str, LabelColumn], asked: str, column: str
 ) -> tuple[dict[str, LabelColumn], list[Problem]]:
-    """The rows whose labels are of the most frequent kind that makes sense; the others as problems, with their rows."""
+    """The rows whose labels are of the most frequent kind that makes sense; the others as problems, with
+    their rows."""
     sorts = {split: [_sort_of(value) for value in labels.values] for split, labels in columns.items()}
     counts = Counter(sort for split in sorts.values() for sort in split)
     if asked == REGRESSION:  # numbers written as text are told apart value by value
@@ -220,11 +254,16 @@ def _of_one_kind(
         for value, place, sort in rows:
             if sort not in right:
                 odd.setdefault(sort, []).append((value, place))
-    beside = " and ".join(f"{sort} in {counts[sort]:,} rows" for sort in counts if sort in right and sort != EMPTY_LIST)
+    beside = " and ".join(
+        f"{sort} in {counts[sort]:,} rows" for sort in counts if sort in right and sort != EMPTY_LIST
+    )
     problems = [
         Problem(
             setting="data.columns.label",
-            message=f"expected labels of one kind in column {column}, found {beside or 'no usable one'}, and {sort} in {_valued(found)}",
+            message=(
+                f"expected labels of one kind in column {column}, found {beside or 'no usable one'}, and"
+                f" {sort} in {_valued(found)}"
+            ),
             fix="write them all in one way: as texts, whole numbers, true and false, or lists of these",
         )
         for sort, found in sorted(odd.items(), key=lambda item: -len(item[1]))[:SHOWN]
@@ -235,12 +274,14 @@ def _of_one_kind(
 def _joined(
     texts: Sequence[tuple[str, Place]], classes: Collection[str]
 ) -> tuple[str, list[tuple[str, Place]]] | None:
-    """A sign and the texts that it cuts into two or more parts which all are labels of other rows by themselves."""
+    """A sign and the texts that it cuts into two or more parts which all are labels of other rows by
+    themselves."""
     for sign in (",", ";", "|"):
         found = [
             (text, place)
             for text, place in texts
-            if len(parts := [part.strip() for part in text.split(sign)]) > 1 and all(part in classes for part in parts)
+            if len(parts := [part.strip() for part in text.split(sign)]) > 1
+            and all(part in classes for part in parts)
         ]
         if found:
             return sign, found
@@ -250,7 +291,8 @@ def _joined(
 def _doubtful(
     columns: Mapping[str, LabelColumn], counts: Mapping[str, int], kind: str, asked: str, column: str
 ) -> Iterator[Problem]:
-    """What is hardly meant: a few numbers among words, one number or word written in two ways, 0 and 1 in place of labels.
+    """What is hardly meant: a few numbers among words, one number or word written in two ways, 0 and 1 in
+    place of labels.
 
     It is not said where the kind of problem was set by hand.
     """
@@ -260,41 +302,66 @@ def _doubtful(
     train = columns["train"].values
     if kind == MULTI:
         widths = {len(value) for value in train}
-        if len(widths) == 1 and set(counts) in ({"0", "1"}, {"false", "true"}) and any(len(classes_in(v)) < len(v) for v in train):  # fmt: skip
+        if (
+            len(widths) == 1
+            and set(counts) in ({"0", "1"}, {"false", "true"})
+            and any(len(classes_in(v)) < len(v) for v in train)
+        ):
             yield Problem(
                 setting="data.columns.label",
-                message=f"expected the labels that a row has in its list, found {' and '.join(counts)} for each of {widths.pop()} labels in column {column}",
+                message=(
+                    f"expected the labels that a row has in its list, found {' and '.join(counts)} for each"
+                    f" of {widths.pop()} labels in column {column}"
+                ),
                 fix="write the names or numbers of those that are present, such as [0, 3]",
             )
         return
     texts = [
-        (v, place) for c in columns.values() for v, place in zip(c.values, c.places, strict=True) if isinstance(v, str)
+        (v, place)
+        for c in columns.values()
+        for v, place in zip(c.values, c.places, strict=True)
+        if isinstance(v, str)
     ]
     joined = _joined(texts, counts)
     if joined is not None:
         sign, found = joined
         yield Problem(
             setting="data.columns.label",
-            message=f"expected one label per row in column {column}, found texts that join several labels by {sign!r} in {_valued(found)}",
-            fix=f'name what stands between them: --label_separator "{sign}"; if it is right: --problem_type {kind}',
+            message=(
+                f"expected one label per row in column {column}, found texts that join several labels by"
+                f" {sign!r} in {_valued(found)}"
+            ),
+            fix=(
+                f'name what stands between them: --label_separator "{sign}"; if it is right: --problem_type'
+                f" {kind}"
+            ),
         )
         return
     words = [(v, place) for v, place in texts if _number(v) is None]
     numbers = [(v, place) for v, place in texts if (n := _number(v)) is not None and not n.is_integer()]
     if words and numbers:
-        (many, most), (few, least) = sorted([("words", words), ("numbers", numbers)], key=lambda item: -len(item[1]))
+        (many, most), (few, least) = sorted(
+            [("words", words), ("numbers", numbers)], key=lambda item: -len(item[1])
+        )
         yield Problem(
             setting="data.columns.label",
-            message=f"expected labels of one kind in column {column}, found {many} in {len(most):,} rows and {few} in {_valued(least)}",
+            message=(
+                f"expected labels of one kind in column {column}, found {many} in {len(most):,} rows and"
+                f" {few} in {_valued(least)}"
+            ),
             fix=by_hand,
         )
     written: dict[float | str, list[str]] = {}
     for name in counts:  # 1 and 1.0, Sport and sport; letters may be meant as such
         number = _number(name)
-        written.setdefault(number if number is not None else normalized(name) if len(name) > 1 else name, []).append(name)
+        written.setdefault(
+            number if number is not None else normalized(name) if len(name) > 1 else name, []
+        ).append(name)
     twice = [" and ".join(names) for names in written.values() if len(names) > 1]
     if twice:
-        message = f"expected each class written in one way in column {column}, found {'; '.join(twice[:SHOWN])}"
+        message = (
+            f"expected each class written in one way in column {column}, found {'; '.join(twice[:SHOWN])}"
+        )
         yield Problem(setting="data.columns.label", message=message, fix=by_hand)
 
 
@@ -329,10 +396,13 @@ def _not_numbers(columns: Mapping[str, LabelColumn], column: str) -> Iterator[Pr
         ]
         if wrong:
             message = (
-                f"expected numbers for regression in column {column}, found others in {split}, in {_valued(wrong)}"
+                f"expected numbers for regression in column {column}, found others in {split}, in"
+                f" {_valued(wrong)}"
             )
             yield Problem(
-                setting="data.columns.label", message=message, fix="correct them, or choose another --problem_type"
+                setting="data.columns.label",
+                message=message,
+                fix="correct them, or choose another --problem_type",
             )
 
 
@@ -340,7 +410,11 @@ def _wrong_kind(columns: Mapping[str, LabelColumn], kind: str, column: str) -> I
     """A problem type set by hand that the labels do not fit."""
     lists = any(isinstance(value, list) for labels in columns.values() for value in labels.values)
     if kind == SINGLE and lists:
-        yield Problem(setting="problem_type", message=f"expected one label per row, found lists in column {column}", fix=f"use --problem_type {MULTI}")  # fmt: skip
+        yield Problem(
+            setting="problem_type",
+            message=f"expected one label per row, found lists in column {column}",
+            fix=f"use --problem_type {MULTI}",
+        )
     if kind == MULTI and not lists:
         yield Problem(
             setting="problem_type",
@@ -349,7 +423,9 @@ def _wrong_kind(columns: Mapping[str, LabelColumn], kind: str, column: str) -> I
         )
 
 
-def _number_of_classes(counts: Mapping[str, int], rows: int, kind: str, asked: str, column: str) -> Iterator[Problem]:
+def _number_of_classes(
+    counts: Mapping[str, int], rows: int, kind: str, asked: str, column: str
+) -> Iterator[Problem]:
     classes = len(counts)
     if classes < 2 and kind == SINGLE:
         found = f"one ({_listed(list(counts))})" if counts else "none"
@@ -371,10 +447,15 @@ def _number_of_classes(counts: Mapping[str, int], rows: int, kind: str, asked: s
     once = sum(count == 1 for count in counts.values())
     several = f", {once:,} of them once" if 0 < once < classes else ""
     numbers = all(_number(name) is not None for name in counts)
-    fix = "name the label column: --data.columns.label NAME" + (", or use --problem_type regression" if numbers else "")
+    fix = "name the label column: --data.columns.label NAME" + (
+        ", or use --problem_type regression" if numbers else ""
+    )
     yield Problem(
         setting="data.columns.label",
-        message=f"expected a few classes, found {classes:,} in {rows:,} training rows{several}: {column} looks like an identifier and not like a label (such as {_listed(list(counts))})",
+        message=(
+            f"expected a few classes, found {classes:,} in {rows:,} training rows{several}: {column} looks"
+            f" like an identifier and not like a label (such as {_listed(list(counts))})"
+        ),
         fix=fix if asked == kind else f"{fix}; if it is right: --problem_type {kind}",
     )
 
@@ -386,13 +467,18 @@ def _order(name: str) -> tuple[int, float, str]:
 
 def _rows(places: Sequence[Place]) -> str:
     shown = ", ".join(_row(place) for place in places[:SHOWN])
-    return f"{len(places):,} row{'s' if len(places) > 1 else ''} ({shown}{', ...' if len(places) > SHOWN else ''})"
+    return (
+        f"{len(places):,} row{'s' if len(places) > 1 else ''}"
+        f" ({shown}{', ...' if len(places) > SHOWN else ''})"
+    )
 
 
 def _valued(found: Sequence[tuple[Any, Place]]) -> str:
     """As :func:`_rows`, with what stands there."""
     shown = ", ".join(f"{value!r:.40} in {_row(place)}" for value, place in found[:SHOWN])
-    return f"{len(found):,} row{'s' if len(found) > 1 else ''} ({shown}{', ...' if len(found) > SHOWN else ''})"
+    return (
+        f"{len(found):,} row{'s' if len(found) > 1 else ''} ({shown}{', ...' if len(found) > SHOWN else ''})"
+    )
 
 
 def _row(place: Place) -> str:

@@ -1,6 +1,8 @@
-"""What summarization and translation share: pairs of texts as features, the exact loss, and outputs that are generated.
+"""What summarization and translation share: pairs of texts as features, the exact loss, and outputs that are
+generated.
 
-How a model reads and learns pairs depends on its kind: :mod:`hftk.tasks.encoder_decoder_inputs` and :mod:`hftk.tasks.prompts`.
+How a model reads and learns pairs depends on its kind: :mod:`hftk.tasks.encoder_decoder_inputs` and
+:mod:`hftk.tasks.prompts`.
 """
 
 from __future__ import annotations
@@ -19,8 +21,7 @@ from hftk.config import GenerationSettings, InputError, Problem, RunConfig
 from hftk.console import note
 from hftk.models.architectures import kind_of
 from hftk.models.hub_names import read_config
-from hftk.task import Column, Features, Outputs, Prepared, Score, Splits, Task
-from hftk.tasks.decoder_inputs import IGNORED
+from hftk.task import IGNORED, Column, Features, Outputs, Prepared, Score, Splits, Task
 from hftk.tasks.encoder_decoder_inputs import EncoderDecoder
 from hftk.tasks.prompts import SOURCE, PromptedDecoder
 
@@ -47,25 +48,38 @@ class Seq2SeqConfig(RunConfig):
     source_prefix: str = ""
     """Text before every source, such as "summarize: " for T5."""
     max_target_length: int | None = None
-    """Most tokens of a target; a longer one is refused and never cut. Default: as many as of a source; for decoder-only models a quarter of --train.max_length."""
+    """Most tokens of a target; a longer one is refused and never cut. Default: as many as of a source; for
+    decoder-only models a quarter of --train.max_length."""
     prompt_template: str | None = None
-    """What decoder-only models (GPT-2, Llama) read, with {source} in it; for chat models what the user says. Default: the task's own, which is printed."""
+    """What decoder-only models (GPT-2, Llama) read, with {source} in it; for chat models what the user says.
+    Default: the task's own, which is printed."""
     chat: bool = True
     """Put the prompt of a decoder-only model into its tokenizer's chat template, where it has one."""
 
     def problems(self) -> Iterator[Problem]:
         yield from super().problems()
         if self.max_target_length is not None and self.max_target_length < 1:
-            yield Problem(setting="max_target_length", message=f"expected at least 1, found {self.max_target_length}")
+            yield Problem(
+                setting="max_target_length", message=f"expected at least 1, found {self.max_target_length}"
+            )
         if self.data.streaming:
-            yield Problem(setting="data.streaming", message="the lengths of the targets must be known before training", fix="leave it out")
+            yield Problem(
+                setting="data.streaming",
+                message="the lengths of the targets must be known before training",
+                fix="leave it out",
+            )
         if self.prompt_template is not None and self.prompt_template.count(SOURCE) != 1:
             message = f"expected {SOURCE} once, where the source goes, found {self.prompt_template!r}"
-            yield Problem(setting="prompt_template", message=message, fix="such as --prompt_template 'Text: {source} Summary: '")
+            yield Problem(
+                setting="prompt_template",
+                message=message,
+                fix="such as --prompt_template 'Text: {source} Summary: '",
+            )
 
 
 class Seq2Seq(Task):
-    """What summarization and translation have in common; each adds its name, columns, scores and baselines."""
+    """What summarization and translation have in common; each adds its name, columns, scores and
+    baselines."""
 
     architecture = "marian"
     tokenizer_kind = "bpe"
@@ -85,7 +99,8 @@ class Seq2Seq(Task):
 
     @cached_property
     def way(self) -> EncoderDecoder | PromptedDecoder:
-        """How the model reads and learns pairs of texts, by its own config: read once, when it is first asked for."""
+        """How the model reads and learns pairs of texts, by its own config: read once, when it is first asked
+        for."""
         config, made = self.config, self._made
         if made is None and config.model.name is not None:
             made = read_config(config.model)
@@ -93,18 +108,22 @@ class Seq2Seq(Task):
             return EncoderDecoder(made=made, max_target_length=config.max_target_length)
         plain, said = self.instructions()
         return PromptedDecoder(
-            template=config.prompt_template or plain, chat_prompt=config.prompt_template or said, chat=config.chat,
+            template=config.prompt_template or plain,
+            chat_prompt=config.prompt_template or said,
+            chat=config.chat,
             max_target_length=config.max_target_length,
-        )  # fmt: skip
+        )
 
     @property
     def auto_model(self) -> str:  # type: ignore[override]
-        """A causal language model is prompted; any other is an encoder-decoder, or becomes one (:mod:`hftk.models.encoder_decoder`)."""
+        """A causal language model is prompted; any other is an encoder-decoder, or becomes one
+        (:mod:`hftk.models.encoder_decoder`)."""
         return self.way.auto_model
 
     @abstractmethod
     def instructions(self) -> tuple[str, str]:
-        """What decoder-only models read where the user does not say it: a plain one, and a chat model; ``{source}`` in both."""
+        """What decoder-only models read where the user does not say it: a plain one, and a chat model;
+        ``{source}`` in both."""
 
     def prepare(
         self, tables: Mapping[str, Table], places: Mapping[str, Sequence[Place]], columns: Mapping[str, str]
@@ -112,7 +131,9 @@ class Seq2Seq(Task):
         """Texts are taken as they are; ``references`` have to be lists of texts."""
         return Prepared(tables=tables, problems=list(_reference_problems(tables, places, columns)))
 
-    def initialize(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, splits: Splits, new: Collection[str]) -> None:
+    def initialize(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, splits: Splits, new: Collection[str]
+    ) -> None:
         """Derive how long an output may become from the training targets; it is saved with the model."""
         self.set_languages(model, tokenizer)
         most = self.way.start(model, tokenizer, self.config.train.max_length)
@@ -129,28 +150,41 @@ class Seq2Seq(Task):
     def set_languages(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
         """Tell tokenizer and model which languages are meant, where they need to know."""
 
-    # Encoding -----------------------------------------------------------------------------------------------------------
+    # --- Encoding
 
     def encode(
         self, rows: Rows, tokenizer: PreTrainedTokenizerBase, *, max_length: int, training: bool
     ) -> Features:
-        """One feature per row. Sources are cut to ``max_length``, counted; a target that is too long is refused.
+        """One feature per row. Sources are cut to ``max_length``, counted; a target that is too long is
+        refused.
 
         A feature's length is that of its source and its target together.
         """
         targets = list(rows["target"]) if "target" in rows.column_names else None
         columns, facts = self.way.encode(self.sources(rows), targets, tokenizer, max_length)
         if facts["truncated_rows"]:
-            note(f"{facts['truncated_rows']:,} of {len(rows):,} sources are longer than {facts['max_length']} tokens: {facts['tokens_lost']:,} tokens are cut off their ends")  # fmt: skip
+            note(
+                f"{facts['truncated_rows']:,} of {len(rows):,} sources are longer than {facts['max_length']}"
+                f" tokens: {facts['tokens_lost']:,} tokens are cut off their ends"
+            )
         self._check_targets(columns.get("labels", []), max_length)
-        sides = np.stack([np.array([len(ids) for ids in column], np.int64) for column in columns.values()], axis=1)
+        sides = np.stack(
+            [np.array([len(ids) for ids in column], np.int64) for column in columns.values()], axis=1
+        )
         padded = sides if self.way.two_sided and sides.shape[1] > 1 else None
-        return Features(columns=columns, rows=np.arange(len(rows)), lengths=sides.sum(1), sides=padded, facts=facts)
+        return Features(
+            columns=columns, rows=np.arange(len(rows)), lengths=sides.sum(1), sides=padded, facts=facts
+        )
 
     def encoded_by(self) -> dict[str, Any]:
         way = {name: getattr(self.way, name) for name in type(self.way).__dataclass_fields__}
         made = way.pop("made", None)
-        return {"prefix": self.config.source_prefix, "kind": type(self.way).__name__, "made": made and made.to_dict(), **way}
+        return {
+            "prefix": self.config.source_prefix,
+            "kind": type(self.way).__name__,
+            "made": made and made.to_dict(),
+            **way,
+        }
 
     def sources(self, rows: Dataset) -> list[str]:
         """What the model reads of each row: the prefix and the source."""
@@ -159,9 +193,11 @@ class Seq2Seq(Task):
     def prompts(
         self, texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, *, max_length: int, new: int
     ) -> tuple[list[str], np.ndarray]:
-        """What generation is given for each text, with ``new`` tokens to come in a context of ``max_length``; and (texts,) how many
-        tokens were cut off each for that."""
-        return self.way.prompts([self.config.source_prefix + text for text in texts], tokenizer, max_length, new)
+        """What generation is given for each text, with ``new`` tokens to come in a context of ``max_length``;
+        and (texts,) how many tokens were cut off each for that."""
+        return self.way.prompts(
+            [self.config.source_prefix + text for text in texts], tokenizer, max_length, new
+        )
 
     def _check_targets(self, labels: list[np.ndarray], max_length: int) -> None:
         most = self.way.longest_target(max_length)
@@ -171,8 +207,14 @@ class Seq2Seq(Task):
             raise InputError(
                 Problem(
                     setting="max_target_length",
-                    message=f"expected targets of at most {most} tokens, found {len(long):,} longer ones (the longest {longest:,}; first: row {long[0] + 1})",
-                    fix=f"use --max_target_length {longest} where the model allows it, or leave these rows out",
+                    message=(
+                        f"expected targets of at most {most} tokens, found {len(long):,} longer ones (the"
+                        f" longest {longest:,}; first: row {long[0] + 1})"
+                    ),
+                    fix=(
+                        f"use --max_target_length {longest} where the model allows it, or leave these"
+                        " rows out"
+                    ),
                 )
             )
 
@@ -183,15 +225,25 @@ class Seq2Seq(Task):
         pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
         return lambda features: self.way.collate(features, model, pad_id)
 
-    def example_batch(self, rows: int, length: int, target_length: int = 0, *, training: bool = True) -> dict[str, torch.Tensor]:
+    def example_batch(
+        self, rows: int, length: int, target_length: int = 0, *, training: bool = True
+    ) -> dict[str, torch.Tensor]:
         import torch
 
-        ids, target = torch.ones(rows, length, dtype=torch.long), torch.ones(rows, target_length, dtype=torch.long)
+        ids, target = (
+            torch.ones(rows, length, dtype=torch.long),
+            torch.ones(rows, target_length, dtype=torch.long),
+        )
         if not self.way.two_sided:
             return {"input_ids": ids, "labels": ids.clone()}
-        return {"input_ids": ids, "attention_mask": ids.clone(), "labels": target, "decoder_input_ids": target.clone()}
+        return {
+            "input_ids": ids,
+            "attention_mask": ids.clone(),
+            "labels": target,
+            "decoder_input_ids": target.clone(),
+        }
 
-    # Loss ---------------------------------------------------------------------------------------------------------------
+    # --- Loss
 
     def items(self, batch: Batch) -> dict[str, torch.Tensor]:
         """An item is a target token, the end token included."""
@@ -206,14 +258,15 @@ class Seq2Seq(Task):
         return {"tokens": (total, self.items(batch)["tokens"])}
 
     def outputs(self, model: Any, batch: Batch) -> dict[str, torch.Tensor]:
-        """``nats``: (batch,) summed cross-entropy of each target, float64; ``tokens``: (batch,) its tokens."""
+        """``nats``: (batch,) summed cross-entropy of each target, float64; ``tokens``: (batch,) its
+        tokens."""
         from hftk.models.chunked_cross_entropy import token_losses
 
         inputs, labels = self.way.aligned(batch)
         nats = token_losses(model, inputs, labels)
         return {"nats": nats.cpu().double().sum(1), "tokens": (labels != IGNORED).sum(1)}
 
-    # Judging ------------------------------------------------------------------------------------------------------------
+    # --- Judging
 
     def eval_loss(self, outputs: Mapping[str, np.ndarray]) -> float:
         return float(outputs["nats"].sum() / outputs["tokens"].sum())
@@ -233,9 +286,14 @@ class Seq2Seq(Task):
         interval = ratio_interval(outputs["nats"], outputs["tokens"], **outputs.bootstrap)
         tokenizer = outputs.tokenizer
         loss = Score(
-            name="loss", value=self.eval_loss(outputs.arrays), unit="nats/token", higher_is_better=False, n=len(outputs.rows), interval=interval,
+            name="loss",
+            value=self.eval_loss(outputs.arrays),
+            unit="nats/token",
+            higher_is_better=False,
+            n=len(outputs.rows),
+            interval=interval,
             signature=f"teacher forcing, end tokens included|{type(tokenizer).__name__}[{len(tokenizer)}]",
-        )  # fmt: skip
+        )
         if "generated" not in outputs:
             return [loss]
         return [*self.text_scores(list(outputs["generated"]), outputs.rows, **outputs.bootstrap), loss]
@@ -262,14 +320,25 @@ class Seq2Seq(Task):
     def predictions(self, outputs: Outputs) -> list[dict[str, Any]]:
         """``prediction`` and ``reference`` of each row; without generation its loss alone."""
         rows = outputs.rows
-        said = [{"prediction": text} for text in outputs["generated"]] if "generated" in outputs else [{}] * len(rows)
+        said = (
+            [{"prediction": text} for text in outputs["generated"]]
+            if "generated" in outputs
+            else [{}] * len(rows)
+        )
         return [
-            {"index": i, **said[i], "reference": references_of(rows[i]), "nats": round(float(nats), 6), "tokens": int(tokens)}
+            {
+                "index": i,
+                **said[i],
+                "reference": references_of(rows[i]),
+                "nats": round(float(nats), 6),
+                "tokens": int(tokens),
+            }
             for i, (nats, tokens) in enumerate(zip(outputs["nats"], outputs["tokens"], strict=True))
         ]
 
     def analysis(self, outputs: Outputs) -> list[dict[str, Any]]:
-        """Best, median and worst examples by sentence score, facts about the outputs, and the score by source length."""
+        """Best, median and worst examples by sentence score, facts about the outputs, and the score by source
+        length."""
         if "generated" not in outputs:
             return []
         from hftk.metrics.overlap import output_facts
@@ -278,14 +347,24 @@ class Seq2Seq(Task):
         scores = self.sentence_scores(predictions, rows)
         order = np.argsort(-scores, kind="stable")
         middle = len(order) // 2
-        facts = output_facts(predictions, [references_of(row) for row in rows], list(rows["source"]), self.target_language)
+        facts = output_facts(
+            predictions, [references_of(row) for row in rows], list(rows["source"]), self.target_language
+        )
         sections: list[dict[str, Any]] = [{"title": "About the outputs", "kind": "facts", "facts": facts}]
-        for title, some in (("Best", order[:5]), ("Median", order[max(0, middle - 2) : middle + 3]), ("Worst", order[::-1][:5])):
+        for title, some in (
+            ("Best", order[:5]),
+            ("Median", order[max(0, middle - 2) : middle + 3]),
+            ("Worst", order[::-1][:5]),
+        ):
             lines = [
-                {"source": rows[int(i)]["source"][:1000], "prediction": predictions[int(i)], "reference": " | ".join(references_of(rows[int(i)])),
-                 "score": round(float(scores[i]), 2)}
+                {
+                    "source": rows[int(i)]["source"][:1000],
+                    "prediction": predictions[int(i)],
+                    "reference": " | ".join(references_of(rows[int(i)])),
+                    "score": round(float(scores[i]), 2),
+                }
                 for i in some
-            ]  # fmt: skip
+            ]
             sections.append({"title": f"{title} outputs", "kind": "examples", "rows": lines})
         return [*sections, _by_length(outputs.features.lengths - outputs["tokens"], scores)]
 
@@ -300,9 +379,13 @@ class Seq2Seq(Task):
             return []
         rows = outputs.rows
         return [
-            {"source": rows[i]["source"][:500], "prediction": outputs["generated"][i], "reference": " | ".join(references_of(rows[i]))}
+            {
+                "source": rows[i]["source"][:500],
+                "prediction": outputs["generated"][i],
+                "reference": " | ".join(references_of(rows[i])),
+            }
             for i in range(min(3, len(rows)))
-        ]  # fmt: skip
+        ]
 
 
 def references_of(row: Mapping[str, Any]) -> list[str]:
@@ -316,10 +399,19 @@ def _reference_problems(
 ) -> Iterator[Problem]:
     for split, table in tables.items():
         for row, value in enumerate(table.get("references", ())):
-            if value is not None and not (isinstance(value, list) and all(isinstance(text, str) for text in value)):
+            if value is not None and not (
+                isinstance(value, list) and all(isinstance(text, str) for text in value)
+            ):
                 file, number = places[split][row]
-                message = f"expected a list of texts in column {columns['references']}, found {value!r:.60} in row {number} of {file}"
-                yield Problem(setting="data.columns.references", message=message, fix='write references as ["one", "another"]')
+                message = (
+                    f"expected a list of texts in column {columns['references']}, found {value!r:.60} in row"
+                    f" {number} of {file}"
+                )
+                yield Problem(
+                    setting="data.columns.references",
+                    message=message,
+                    fix='write references as ["one", "another"]',
+                )
                 break
 
 
@@ -331,7 +423,15 @@ def _by_length(lengths: np.ndarray, scores: np.ndarray) -> dict[str, Any]:
     for low, high in pairwise(edges):
         inside = (lengths >= low) & ((lengths < high) | (high == edges[-1]))
         if inside.any():
-            lines.append({"tokens": f"{low} to {high}", "rows": int(inside.sum()), "score": round(float(scores[inside].mean()), 2)})
-    columns = [{"key": key, "title": title} for key, title in (("tokens", "source tokens"), ("rows", "rows"), ("score", "mean score"))]
+            lines.append(
+                {
+                    "tokens": f"{low} to {high}",
+                    "rows": int(inside.sum()),
+                    "score": round(float(scores[inside].mean()), 2),
+                }
+            )
+    columns = [
+        {"key": key, "title": title}
+        for key, title in (("tokens", "source tokens"), ("rows", "rows"), ("score", "mean score"))
+    ]
     return {"title": "Score by source length", "kind": "table", "columns": columns, "rows": lines}
-

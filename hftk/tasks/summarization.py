@@ -1,11 +1,12 @@
-"""Summarization: a long text to a short one that says the same (T5, BART, Pegasus and their like; a decoder such as GPT-2 or Llama is
-prompted, an encoder such as BERT becomes both halves of an encoder-decoder).
+"""Summarization: a long text to a short one that says the same (T5, BART, Pegasus and their like; a decoder
+such as GPT-2 or Llama is prompted, an encoder such as BERT becomes both halves of an encoder-decoder).
 
 Needs     a column with the document and one with the summary.
 When      to write abstracts, titles, minutes of dialogues, descriptions of changes.
 Siblings  translation for two languages; causal_lm for text without targets.
 
-    accelerate launch recipes/t5_summarization.py --data.path articles.jsonl --model.name google-t5/t5-small --source_prefix "summarize: "
+    accelerate launch recipes/t5_summarization.py --data.path articles.jsonl --model.name google-t5/t5-small
+    --source_prefix "summarize: "
 """
 
 from __future__ import annotations
@@ -42,9 +43,14 @@ class Summarization(Seq2Seq):
     pipeline_tag = "summarization"
     architecture = "t5"
     columns: Mapping[str, Column] = {
-        "source": Column(usual_names=("source", "document", "article", "dialogue", "text", "content", "body"), incomplete="error"),
+        "source": Column(
+            usual_names=("source", "document", "article", "dialogue", "text", "content", "body"),
+            incomplete="error",
+        ),
         "target": Column(
-            usual_names=("target", "summary", "highlights", "abstract", "title", "headline"), identity=False, incomplete="error"
+            usual_names=("target", "summary", "highlights", "abstract", "title", "headline"),
+            identity=False,
+            incomplete="error",
         ),
         "references": REFERENCES,
     }
@@ -77,14 +83,21 @@ class Summarization(Seq2Seq):
 
     @classmethod
     def compare(
-        cls, lines: tuple[list[dict[str, Any]], list[dict[str, Any]]], names: tuple[str, str], config: Mapping[str, Any],
-        *, resamples: int, seed: int,
-    ) -> tuple[list[Any], list[str]]:  # fmt: skip
+        cls,
+        lines: tuple[list[dict[str, Any]], list[dict[str, Any]]],
+        names: tuple[str, str],
+        config: Mapping[str, Any],
+        *,
+        resamples: int,
+        seed: int,
+    ) -> tuple[list[Any], list[str]]:
         from hftk.metrics.rouge import compare_rouge
 
         references = [line["reference"] for line in lines[0]]
         one, other = ([line["prediction"] for line in run] for run in lines)
-        return compare_rouge(one, other, references, stem=bool(config.get("stem")), resamples=resamples, seed=seed), []
+        return compare_rouge(
+            one, other, references, stem=bool(config.get("stem")), resamples=resamples, seed=seed
+        ), []
 
     def systems(self, rows: Dataset) -> dict[str, list[str]]:
         """The first sentence, the first three, and the longest one."""
@@ -97,7 +110,8 @@ class Summarization(Seq2Seq):
 
 
 def split_sentences(text: str) -> list[str]:
-    """Sentences by their ends, as :func:`hftk.metrics.rouge.mark_sentences` sees them, and by lines, in any script."""
+    """Sentences by their ends, as :func:`hftk.metrics.rouge.mark_sentences` sees them, and by lines, in any
+    script."""
     from hftk.metrics.rouge import mark_sentences
 
     found = [part.strip() for line in text.splitlines() for part in mark_sentences(line).split("\n")]

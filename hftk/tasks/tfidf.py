@@ -1,4 +1,5 @@
-"""Baselines of text classification: the majority class, and TF-IDF with logistic regression (ridge for numbers).
+"""Baselines of text classification: the majority class, and TF-IDF with logistic regression (ridge for
+numbers).
 
 They answer the question whether a neural model was worth it, and give a second opinion on training labels.
 """
@@ -50,18 +51,26 @@ class Majority:
 class TfIdf:
     """TF-IDF features and a linear model, by scikit-learn.
 
-    Words and pairs of words, or runs of 1 to 3 characters where the script has no blanks between words. Of a pair of texts: both,
-    what they share and in what they differ, and the cosine between them.
+    Words and pairs of words, or runs of 1 to 3 characters where the script has no blanks between words. Of a
+    pair of texts: both, what they share and in what they differ, and the cosine between them.
     """
 
-    def __init__(self, texts: Sequence[str], pairs: Sequence[str] | None, targets: np.ndarray, labels: Labels) -> None:
+    def __init__(
+        self, texts: Sequence[str], pairs: Sequence[str] | None, targets: np.ndarray, labels: Labels
+    ) -> None:
         from sklearn.feature_extraction.text import TfidfVectorizer
 
         every = [*texts, *(pairs or ())]
         by_character = _unspaced(every[:2000]) > UNSPACED or not any(re.search(r"\w", text) for text in every)
         self._labels, self._thresholds = labels, np.full(len(labels.names), 0.5)
-        how: dict[str, Any] = {"analyzer": "char", "ngram_range": (1, 3)} if by_character else {"ngram_range": (1, 2), "token_pattern": r"(?u)\b\w+\b"}  # fmt: skip
-        self._vectorizer = TfidfVectorizer(sublinear_tf=True, max_features=most_features(labels), dtype=np.float32, **how)
+        how: dict[str, Any] = (
+            {"analyzer": "char", "ngram_range": (1, 3)}
+            if by_character
+            else {"ngram_range": (1, 2), "token_pattern": r"(?u)\b\w+\b"}
+        )
+        self._vectorizer = TfidfVectorizer(
+            sublinear_tf=True, max_features=most_features(labels), dtype=np.float32, **how
+        )
         self._vectorizer.fit(every)
         self._model = _linear(labels, len(np.unique(targets)))
         with warnings.catch_warnings():
@@ -79,13 +88,16 @@ class TfIdf:
         return hstack([first, second, shared, abs(first - second), csr_matrix(shared.sum(1))]).tocsr()
 
     def scores(self, texts: Sequence[str], pairs: Sequence[str] | None) -> np.ndarray:
-        """(rows, labels) probabilities, or (rows,) numbers; a class that was absent in fitting has probability 0."""
+        """(rows, labels) probabilities, or (rows,) numbers; a class that was absent in fitting has
+        probability 0."""
         features = self._features(texts, pairs)
         if self._labels.problem_type == REGRESSION:
             return np.asarray(self._model.predict(features), np.float64)
         found = np.asarray(self._model.predict_proba(features), np.float64)
         if self._labels.problem_type == MULTI:
-            return found[:, -len(self._labels.names) :]  # of one label alone, scikit-learn gives its absence too
+            return found[
+                :, -len(self._labels.names) :
+            ]  # of one label alone, scikit-learn gives its absence too
         everything = np.zeros((len(texts), len(self._labels.names)))
         everything[:, self._model.classes_] = found
         return everything
@@ -107,15 +119,19 @@ class TfIdf:
 
 
 def most_features(labels: Labels) -> int:
-    """Logistic regression over many classes at once keeps about 25 x classes x features numbers: 0.8 GB at most."""
+    """Logistic regression over many classes at once keeps about 25 x classes x features numbers: 0.8 GB at
+    most."""
     return max(5_000, min(200_000, 4_000_000 // max(1, labels.outputs)))
 
 
 def fit_tfidf(splits: Splits, *, tune_thresholds: bool = False) -> TfIdf:
-    """TF-IDF and a linear model, fitted on the training split; thresholds of several labels tuned on the validation split."""
+    """TF-IDF and a linear model, fitted on the training split; thresholds of several labels tuned on the
+    validation split."""
     train, labels = splits.train, labels_in(splits.train)
     if len(train) > MOST_ROWS:
-        note(f"the TF-IDF baseline is fitted on {MOST_ROWS:,} of {len(train):,} training rows, drawn at random")
+        note(
+            f"the TF-IDF baseline is fitted on {MOST_ROWS:,} of {len(train):,} training rows, drawn at random"
+        )
         train = train.select(np.sort(np.random.default_rng(0).permutation(len(train))[:MOST_ROWS]))
     fitted = TfIdf(*_texts(train), truth(train, labels), labels)
     if labels.problem_type == MULTI and tune_thresholds and splits.validation is not None:
@@ -124,7 +140,8 @@ def fit_tfidf(splits: Splits, *, tune_thresholds: bool = False) -> TfIdf:
 
 
 def cross_validate(rows: Dataset, folds: int = 5) -> np.ndarray:
-    """(rows, labels) probabilities (or (rows,) numbers) of TF-IDF models that have not seen the row: out-of-fold predictions.
+    """(rows, labels) probabilities (or (rows,) numbers) of TF-IDF models that have not seen the row:
+    out-of-fold predictions.
 
     Row i is in fold i modulo ``folds`` after a shuffle from seed 0.
     """
@@ -166,5 +183,12 @@ def _linear(labels: Labels, classes: int) -> Any:
 def _unspaced(texts: Sequence[str]) -> float:
     """Share of letters that are Chinese, Japanese, Thai, Lao, Khmer or Burmese."""
     letters = [ord(c) for text in texts for c in text[:500] if c.isalpha()]
-    ranges = ((0x0E00, 0x0EFF), (0x1000, 0x109F), (0x1780, 0x17FF), (0x3040, 0x30FF), (0x3400, 0x9FFF), (0x20000, 0x323AF))
+    ranges = (
+        (0x0E00, 0x0EFF),
+        (0x1000, 0x109F),
+        (0x1780, 0x17FF),
+        (0x3040, 0x30FF),
+        (0x3400, 0x9FFF),
+        (0x20000, 0x323AF),
+    )
     return sum(any(a <= c <= b for a, b in ranges) for c in letters) / max(1, len(letters))

@@ -1,11 +1,13 @@
-"""Translation: a text in one language to the same text in another (Marian, M2M100, NLLB, mBART, T5 and their like; a decoder such as
-GPT-2 or Llama is prompted, an encoder such as BERT becomes both halves of an encoder-decoder).
+"""Translation: a text in one language to the same text in another (Marian, M2M100, NLLB, mBART, T5 and their
+like; a decoder such as GPT-2 or Llama is prompted, an encoder such as BERT becomes both halves of an
+encoder-decoder).
 
 Needs     a column with the source and one with the target.
 When      to adapt a translation model to your texts, or to train a small one from nothing.
 Siblings  summarization for one language; causal_lm for text without targets.
 
-    accelerate launch recipes/marian_translation.py --data.path pairs.jsonl --data.columns.source en --data.columns.target de \
+    accelerate launch recipes/marian_translation.py --data.path pairs.jsonl --data.columns.source en
+    --data.columns.target de \
         --source_language en --target_language de --model.name Helsinki-NLP/opus-mt-en-de
 """
 
@@ -40,7 +42,10 @@ class TranslationConfig(Seq2SeqConfig):
     def problems(self) -> Iterator[Problem]:
         yield from super().problems()
         if self.source_language is not None and self.source_language == self.target_language:
-            yield Problem(setting="target_language", message=f"expected another language than the source's, found {self.target_language} for both")
+            yield Problem(
+                setting="target_language",
+                message=f"expected another language than the source's, found {self.target_language} for both",
+            )
 
 
 class Translation(Seq2Seq):
@@ -51,24 +56,32 @@ class Translation(Seq2Seq):
     pipeline_tag = "translation"
     columns: Mapping[str, Column] = {
         "source": Column(usual_names=("source", "src", "en", "english"), incomplete="error"),
-        "target": Column(usual_names=("target", "tgt", "translation", "de", "zh", "fr"), identity=False, incomplete="error"),
+        "target": Column(
+            usual_names=("target", "tgt", "translation", "de", "zh", "fr"), identity=False, incomplete="error"
+        ),
         "references": REFERENCES,
     }
     score_names = ("bleu", "chrf++", "ter")
     config: TranslationConfig
 
     def instructions(self) -> tuple[str, str]:
-        source, target = (_language_name(code) for code in (self.config.source_language, self.config.target_language))
+        source, target = (
+            _language_name(code) for code in (self.config.source_language, self.config.target_language)
+        )
         if source is None or target is None:
             return "{source}\n\nTranslation: ", "Translate the following text.\n\n{source}"
-        return f"{source}: {{source}}\n{target}: ", f"Translate the following text from {source} to {target}.\n\n{{source}}"
+        return (
+            f"{source}: {{source}}\n{target}: ",
+            f"Translate the following text from {source} to {target}.\n\n{{source}}",
+        )
 
     @property
     def target_language(self) -> str | None:
         return self.config.target_language
 
     def set_languages(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Source and target language of tokenizers that know several (mBART, M2M100, NLLB), and the first token of outputs.
+        """Source and target language of tokenizers that know several (mBART, M2M100, NLLB), and the first
+        token of outputs.
 
         Raises:
             InputError: no language where the tokenizer needs one, or one that it does not know.
@@ -82,7 +95,13 @@ class Translation(Seq2Seq):
             asked = getattr(self.config, f"{side}_language")
             if asked not in codes:
                 found = "none" if asked is None else f"{asked}{did_you_mean(asked, codes)}"
-                problems.append(Problem(setting=f"{side}_language", message=f"expected a language that the model knows, found {found}", fix=f"choose among {', '.join(sorted(codes)[:12])} ..."))  # fmt: skip
+                problems.append(
+                    Problem(
+                        setting=f"{side}_language",
+                        message=f"expected a language that the model knows, found {found}",
+                        fix=f"choose among {', '.join(sorted(codes)[:12])} ...",
+                    )
+                )
         if problems:
             raise InputError(*problems)
         made.src_lang, made.tgt_lang = self.config.source_language, self.config.target_language
@@ -99,7 +118,9 @@ class Translation(Seq2Seq):
         from hftk.metrics.translation import translation_scores
 
         references = [references_of(row) for row in rows]
-        return translation_scores(predictions, references, self.target_language, resamples=resamples, seed=seed)
+        return translation_scores(
+            predictions, references, self.target_language, resamples=resamples, seed=seed
+        )
 
     def sentence_scores(self, predictions: list[str], rows: Dataset) -> np.ndarray:
         """(rows,) chrF++ of each sentence."""
@@ -109,9 +130,14 @@ class Translation(Seq2Seq):
 
     @classmethod
     def compare(
-        cls, lines: tuple[list[dict[str, Any]], list[dict[str, Any]]], names: tuple[str, str], config: Mapping[str, Any],
-        *, resamples: int, seed: int,
-    ) -> tuple[list[Any], list[str]]:  # fmt: skip
+        cls,
+        lines: tuple[list[dict[str, Any]], list[dict[str, Any]]],
+        names: tuple[str, str],
+        config: Mapping[str, Any],
+        *,
+        resamples: int,
+        seed: int,
+    ) -> tuple[list[Any], list[str]]:
         from hftk.metrics.translation import compare_translations
 
         references = [line["reference"] for line in lines[0]]
@@ -126,7 +152,8 @@ class Translation(Seq2Seq):
 
 
 def _language_name(code: str | None) -> str | None:
-    """English name of a language, for a prompt; the code itself where it is none of the hundred that transformers has names of."""
+    """English name of a language, for a prompt; the code itself where it is none of the hundred that
+    transformers has names of."""
     from transformers.models.whisper.tokenization_whisper import LANGUAGES
 
     if code is None:
@@ -136,11 +163,16 @@ def _language_name(code: str | None) -> str | None:
 
 
 def _codes(tokenizer: Any) -> dict[str, int]:
-    """Language codes that a tokenizer of several languages knows, to the id of their token; {} for any other."""
+    """Language codes that a tokenizer of several languages knows, to the id of their token; {} for any
+    other."""
     known = getattr(tokenizer, "lang_code_to_id", None)
     if known:
         return dict(known)
     if not hasattr(tokenizer, "src_lang"):
         return {}
-    special = getattr(tokenizer, "additional_special_tokens", None) or getattr(tokenizer, "extra_special_tokens", None) or ()
+    special = (
+        getattr(tokenizer, "additional_special_tokens", None)
+        or getattr(tokenizer, "extra_special_tokens", None)
+        or ()
+    )
     return {str(token): tokenizer.convert_tokens_to_ids(str(token)) for token in special}

@@ -22,10 +22,12 @@ def check_device(asked: bool, device: torch.device) -> None:
 
 
 def offloading(asked: bool, model: torch.nn.Module) -> AbstractContextManager[Any]:
-    """Around a forward pass of ``model``: what is saved for the backward pass goes to pinned main memory, and comes back for it.
+    """Around a forward pass of ``model``: what is saved for the backward pass goes to pinned main memory, and
+    comes back for it.
 
-    Weights stay, and so do the copies in 16 bits that autocast makes of them: torch's own ``save_on_cpu`` would move both in every
-    layer of every step. Inputs that bitsandbytes' layers of 8 bits keep by themselves stay too.
+    Weights stay, and so do the copies in 16 bits that autocast makes of them: torch's own ``save_on_cpu``
+    would move both in every layer of every step. Inputs that bitsandbytes' layers of 8 bits keep by
+    themselves stay too.
     """
     return _Offload(weight_shapes(model)) if asked else nullcontext()
 
@@ -37,15 +39,16 @@ def weight_shapes(model: torch.nn.Module) -> set[tuple[int, ...]]:
 
 
 def moves(tensor: torch.Tensor, weights: set[tuple[int, ...]]) -> bool:
-    """Whether a tensor that is saved for the backward pass is kept elsewhere; ``weights`` are :func:`weight_shapes`."""
+    """Whether a tensor that is saved for the backward pass is kept elsewhere; ``weights`` are
+    :func:`weight_shapes`."""
     if tensor.numel() < SMALLEST or _is_weight(tensor) or tuple(tensor.shape) in weights:
         return False
     return tensor.untyped_storage().nbytes() >= tensor.nbytes  # an expanded mask would grow on the way
 
 
 def stays(tensor: torch.Tensor) -> torch.Tensor:
-    """What to save of a tensor that does not move. Of one that an operation has made, not the tensor itself: an operation that saves its own
-    output, such as tanh, would be in a cycle that no collector sees."""
+    """What to save of a tensor that does not move. Of one that an operation has made, not the tensor itself:
+    an operation that saves its own output, such as tanh, would be in a cycle that no collector sees."""
     return tensor if _is_weight(tensor) else tensor.detach()
 
 
@@ -63,7 +66,9 @@ class _Offload(torch.autograd.graph.saved_tensors_hooks):
     def _pack(self, tensor: torch.Tensor) -> Any:
         if not moves(tensor, self._weights):
             return stays(tensor)
-        pinned = torch.empty(tensor.size(), dtype=tensor.dtype, layout=tensor.layout, pin_memory=tensor.is_cuda)
+        pinned = torch.empty(
+            tensor.size(), dtype=tensor.dtype, layout=tensor.layout, pin_memory=tensor.is_cuda
+        )
         pinned.copy_(tensor)
         return tensor.device, pinned
 

@@ -11,7 +11,8 @@ from hftk.training.protocols import RunningTrainer
 
 
 class ScheduleCallback(TrainerCallback):
-    """Decides after each optimizer step whether to log, evaluate, save or stop, and draws the progress bar."""
+    """Decides after each optimizer step whether to log, evaluate, save or stop, and draws the progress
+    bar."""
 
     def __init__(self, trainer: RunningTrainer) -> None:
         self.trainer = trainer
@@ -31,7 +32,11 @@ class ScheduleCallback(TrainerCallback):
             self.eval_every = per_epoch
         self.epoch = int(state.epoch or 0)
         self.bar = progress_bar(
-            total=total, initial=state.global_step, desc="training", unit="step", disable=not state.is_world_process_zero
+            total=total,
+            initial=state.global_step,
+            desc="training",
+            unit="step",
+            disable=not state.is_world_process_zero,
         )
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -53,7 +58,9 @@ class ScheduleCallback(TrainerCallback):
         control.should_training_stop |= last
         self.bar.update(1)
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
+    def on_log(
+        self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any
+    ) -> None:
         if self.bar is None or not logs:
             return
         shown = {k: f"{logs[k]:.4g}" for k in ("loss", "eval_loss", "learning_rate") if k in logs}

@@ -1,7 +1,9 @@
-"""Checkpoints that are whole or do not exist: sealed under another name, then renamed; verified before they are used.
+"""Checkpoints that are whole or do not exist: sealed under another name, then renamed; verified before they
+are used.
 
-A folder ``checkpoints/checkpoint-<step>`` comes into being by one rename, after all of its files and a manifest of their sizes
-and SHA-256 are on the disk; and it ends by one rename too. A damaged one is never deleted: it is named, and left to its owner.
+A folder ``checkpoints/checkpoint-<step>`` comes into being by one rename, after all of its files and a
+manifest of their sizes and SHA-256 are on the disk; and it ends by one rename too. A damaged one is never
+deleted: it is named, and left to its owner.
 """
 
 from __future__ import annotations
@@ -23,19 +25,24 @@ FOLDER = "checkpoints"
 STAGING = ".partial"
 REMOVED = ".removed"
 LOADED = frozenset({".safetensors", ".bin", ".pt", ".pth", ".json"})
-"""Endings of files that a continued run, or whoever loads the model, may take for a part of the checkpoint."""
+"""Endings of files that a continued run, or whoever loads the model, may take for a part of the
+checkpoint."""
 _NAME = re.compile(r"checkpoint-(\d+)")
 
 
 def seal(staged: Path, final: Path, facts: dict[str, Any]) -> None:
     """Make the staged files durable, write the manifest, and rename the folder into place.
 
-    ``facts`` (step, processes, versions ...) go into the manifest. A whole ``final`` from before is replaced, a damaged one is
-    kept beside it as ``damaged-<its name>``. Raises OSError where the disk refuses; older checkpoints are then untouched.
+    ``facts`` (step, processes, versions ...) go into the manifest. A whole ``final`` from before is replaced,
+    a damaged one is kept beside it as ``damaged-<its name>``. Raises OSError where the disk refuses; older
+    checkpoints are then untouched.
     """
     (staged / MANIFEST).unlink(missing_ok=True)  # of an attempt that was cut off here
     files = sorted(p for p in staged.rglob("*") if p.is_file())
-    listed = {str(p.relative_to(staged).as_posix()): {"bytes": p.stat().st_size, "sha256": _sha256(p)} for p in files}
+    listed = {
+        str(p.relative_to(staged).as_posix()): {"bytes": p.stat().st_size, "sha256": _sha256(p)}
+        for p in files
+    }
     for path in files:
         sync(path)
     manifest = staged / MANIFEST
@@ -54,15 +61,17 @@ def seal(staged: Path, final: Path, facts: dict[str, Any]) -> None:
 
 
 def damage(folder: Path, *, contents: bool = True) -> str:
-    """What is wrong with a checkpoint, in words; "" if it holds what the manifest says: every file by its size and SHA-256, and no
-    other that would be loaded.
+    """What is wrong with a checkpoint, in words; "" if it holds what the manifest says: every file by its
+    size and SHA-256, and no other that would be loaded.
 
     Without ``contents`` the files are not read: names and sizes alone are compared.
     """
     try:
         raw = (folder / MANIFEST).read_bytes()
         manifest = json.loads(raw)
-        files = {name: (int(facts["bytes"]), str(facts["sha256"])) for name, facts in manifest["files"].items()}
+        files = {
+            name: (int(facts["bytes"]), str(facts["sha256"])) for name, facts in manifest["files"].items()
+        }
         if raw != manifest_bytes({key: value for key, value in manifest.items() if key != "sha256"}):
             return "its manifest is not what was written (SHA-256 differs)"
     except FileNotFoundError:
@@ -80,7 +89,8 @@ def damage(folder: Path, *, contents: bool = True) -> str:
                 return f"{name} is not what was written (SHA-256 differs)"
         except OSError as error:
             return f"{name} cannot be read ({error})"
-    # Hidden ones are not loaded: .gitattributes and .cache/ come with a checkpoint that was downloaded from the Hub.
+    # Hidden ones are not loaded: .gitattributes and .cache/ come with a checkpoint that was downloaded from
+    # the Hub.
     found = (path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.suffix in LOADED)
     shown = (path.as_posix() for path in found if not any(part.startswith(".") for part in path.parts))
     added = next((name for name in shown if name not in files and name != MANIFEST), None)
@@ -107,7 +117,8 @@ def step_of(checkpoint: Path) -> int:
 
 
 def newest_whole(output: str | Path) -> tuple[Path | None, list[str]]:
-    """The newest checkpoint that is whole, and a line about each damaged one passed over on the way (they are left alone)."""
+    """The newest checkpoint that is whole, and a line about each damaged one passed over on the way (they are
+    left alone)."""
     passed: list[str] = []
     for folder in reversed(checkpoints(output)):
         problem = damage(folder)
@@ -130,10 +141,11 @@ def choose(resume: str, output: str | Path) -> tuple[Path | None, list[str]]:
         if chosen is None and passed:
             raise InputError(
                 Problem(
-                    setting="resume", message="no checkpoint is whole: " + "; ".join(passed),
+                    setting="resume",
+                    message="no checkpoint is whole: " + "; ".join(passed),
                     fix="start anew with --overwrite, or name another checkpoint by --resume PATH",
                 )
-            )  # fmt: skip
+            )
         return chosen, passed
     path = Path(resume)
     problem = damage(path) if path.is_dir() else "there is no such folder"
@@ -141,18 +153,21 @@ def choose(resume: str, output: str | Path) -> tuple[Path | None, list[str]]:
         whole = [str(c) for c in checkpoints(output) if not damage(c)]
         raise InputError(
             Problem(
-                setting="resume", message=f"cannot continue from {path}: {problem}",
-                fix=f"use --resume {whole[-1]} or --resume auto" if whole else "start anew with --resume never --overwrite",
+                setting="resume",
+                message=f"cannot continue from {path}: {problem}",
+                fix=f"use --resume {whole[-1]} or --resume auto"
+                if whole
+                else "start anew with --resume never --overwrite",
             )
-        )  # fmt: skip
+        )
     return path, []
 
 
 def rotate(output: str | Path, keep: int, best: int | None) -> None:
     """Delete old checkpoints: the ``keep`` newest and the one of step ``best`` stay.
 
-    Damaged ones are not counted (by the sizes of their files: reading all of them at every save would cost too much), nor
-    deleted (by their contents).
+    Damaged ones are not counted (by the sizes of their files: reading all of them at every save would cost
+    too much), nor deleted (by their contents).
     """
     whole = [c for c in checkpoints(output) if not damage(c, contents=False)]
     for folder in whole[:-keep]:
@@ -161,18 +176,21 @@ def rotate(output: str | Path, keep: int, best: int | None) -> None:
 
 
 def clear(output: str | Path) -> Path:
-    """The folder of checkpoints, made if absent, without what a run left that was killed while it saved or deleted one."""
+    """The folder of checkpoints, made if absent, without what a run left that was killed while it saved or
+    deleted one."""
     folder = Path(output) / FOLDER
     for left in [folder / STAGING, *folder.glob(f"{REMOVED}-*")]:
         _delete(left)
     folder.mkdir(parents=True, exist_ok=True)
-    sync(folder.parent)  # whoever made the folder: checkpoints in it count only if its own name outlives a power cut
+    sync(
+        folder.parent
+    )  # whoever made the folder: checkpoints in it count only if its own name outlives a power cut
     return folder
 
 
 def _set_aside(folder: Path) -> Path:
-    """Rename a checkpoint that is about to be deleted, so that a half deleted one is never taken for a damaged one, nor after a
-    power cut, which may bring the old name back if it was not synced."""
+    """Rename a checkpoint that is about to be deleted, so that a half deleted one is never taken for a
+    damaged one, nor after a power cut, which may bring the old name back if it was not synced."""
     gone = folder.with_name(f"{REMOVED}-{folder.name}")
     _delete(gone)
     folder.replace(gone)
@@ -181,7 +199,8 @@ def _set_aside(folder: Path) -> Path:
 
 
 def _delete(folder: Path) -> None:
-    """A checkpoint that its owner has put elsewhere, with a link in its place, stays where it is: the link goes."""
+    """A checkpoint that its owner has put elsewhere, with a link in its place, stays where it is: the link
+    goes."""
     if folder.is_symlink():
         folder.unlink()
     else:
@@ -196,7 +215,11 @@ def _unused(path: Path) -> Path:
 
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(file)
+        return (
+            hashlib.file_digest(file, "sha256").hexdigest()
+            if hasattr(hashlib, "file_digest")
+            else _digest(file)
+        )
 
 
 def _digest(file: Any) -> str:  # Python 3.10
@@ -204,4 +227,3 @@ def _digest(file: Any) -> str:  # Python 3.10
     while chunk := file.read(2**20):
         digest.update(chunk)
     return digest.hexdigest()
-

@@ -1,7 +1,9 @@
-"""Detect non-finite losses and gradients before the optimizer step; stop the run with a diagnosis, or skip the step.
+"""Detect non-finite losses and gradients before the optimizer step; stop the run with a diagnosis, or skip
+the step.
 
-On a CPU every step is checked. On a GPU a check waits for the device, so losses are checked when something is logged, evaluated
-or saved (``on_non_finite: skip`` checks every step); the gradient norms of the steps between are kept.
+On a CPU every step is checked. On a GPU a check waits for the device, so losses are checked when something is
+logged, evaluated or saved (``on_non_finite: skip`` checks every step); the gradient norms of the steps
+between are kept.
 """
 
 from __future__ import annotations
@@ -34,11 +36,13 @@ CHECK_STEPS = 100
 SKIPS_IN_A_ROW = 10
 """So many steps in a row are skipped; after one more the run has diverged."""
 EXPLODED = (1e4, 1e3)
-"""A mean loss above the first, and so many times the largest of the first five points of the curve, has exploded."""
+"""A mean loss above the first, and so many times the largest of the first five points of the curve, has
+exploded."""
 
 
 class TrainingDiverged(PlainError):
-    """A loss or gradient that is no finite number, or a loss out of all proportion; what was saved before is kept."""
+    """A loss or gradient that is no finite number, or a loss out of all proportion; what was saved before is
+    kept."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,28 +66,46 @@ class Diagnosis:
     def __str__(self) -> str:
         lines = []
         if self.rows:
-            own = f"; in the micro-batch of rows {_some(self.suspects)} the loss is not finite" if self.suspects else ""
+            own = (
+                f"; in the micro-batch of rows {_some(self.suspects)} the loss is not finite"
+                if self.suspects
+                else ""
+            )
             lines.append(f"rows of the step, counted from 0 in the training split: {_some(self.rows)}{own}")
         if self.first_non_finite:
-            lines.append(f"first value that is not finite in the forward pass: the output of {self.first_non_finite}")
-        for title, values in (("largest activations", self.activations), ("gradient norms", self.gradient_norms)):
+            lines.append(
+                f"first value that is not finite in the forward pass: the output of {self.first_non_finite}"
+            )
+        for title, values in (
+            ("largest activations", self.activations),
+            ("gradient norms", self.gradient_norms),
+        ):
             if values:
                 order = sorted(values, key=lambda name: (math.isfinite(values[name]), -values[name]))
-                lines.append(f"{title} by layer: {_some([f'{name} {values[name]:.3g}' for name in order], 6)}")
+                lines.append(
+                    f"{title} by layer: {_some([f'{name} {values[name]:.3g}' for name in order], 6)}"
+                )
         broken = self.weights_not_finite
-        lines.append(f"weights that are not finite: {_some(broken, 6)}" if broken else "all weights are finite")
+        lines.append(
+            f"weights that are not finite: {_some(broken, 6)}" if broken else "all weights are finite"
+        )
         return "\n".join(f"    {line}" for line in lines)
 
 
 class Guard:
-    """Looks at the losses and gradients of one trainer. All processes come to the same conclusions at the same time."""
+    """Looks at the losses and gradients of one trainer. All processes come to the same conclusions at the
+    same time."""
 
     def __init__(self, trainer: RunningTrainer, skipped: list[dict[str, Any]]) -> None:
         self._trainer = trainer
         self._skips = trainer.config.train.on_non_finite == "skip"
         if self._skips and trainer.is_deepspeed_enabled:
             message = "DeepSpeed takes its steps by itself, so that none can be skipped"
-            raise InputError(Problem(setting="train.on_non_finite", message=message, fix="leave it out, or choose DDP or FSDP"))
+            raise InputError(
+                Problem(
+                    setting="train.on_non_finite", message=message, fix="leave it out, or choose DDP or FSDP"
+                )
+            )
         self.every_step = self._skips or trainer.args.device.type == "cpu"
         """Whether the host looks at every step, before the optimizer acts."""
         self.skipped = skipped
@@ -94,7 +116,8 @@ class Guard:
         self._again: Callable[[], list[torch.Tensor]] | None = None
 
     def watch(self, step: Callable[[], list[torch.Tensor]]) -> torch.Tensor:
-        """Do the forward and backward passes of a step, which give the losses of its micro-batches; returns their sum."""
+        """Do the forward and backward passes of a step, which give the losses of its micro-batches; returns
+        their sum."""
         trainer = self._trainer
         if self.every_step:
             self._again = _repeatable(step, trainer.args.device)
@@ -115,14 +138,19 @@ class Guard:
         named = [(name, p.grad) for name, p in self._trainer.plain.named_parameters() if p.grad is not None]
         if not named or hasattr(named[0][1], "full_tensor"):
             return
-        norms = torch.stack([norm.float().to(self._trainer.args.device) for norm in torch._foreach_norm([grad for _, grad in named])])
+        norms = torch.stack(
+            [
+                norm.float().to(self._trainer.args.device)
+                for norm in torch._foreach_norm([grad for _, grad in named])
+            ]
+        )
         self._norms.append((self._trainer.state.global_step + 1, [name for name, _ in named], norms))
 
     def before_update(self, grad_norm: Any) -> Any:
         """The norm of the gradient, or None if the optimizer has to leave the weights as they are.
 
-        Raises:
-            TrainingDiverged: it is not finite, or the loss is not, and such steps are not skipped, or too many in a row were.
+        Raises: TrainingDiverged: it is not finite, or the loss is not, and such steps are not skipped, or too
+            many in a row were.
         """
         trainer, step = self._trainer, self._trainer.state.global_step + 1
         what, self._lost = self._lost, ""
@@ -131,7 +159,9 @@ class Guard:
         ):  # fp16: the scaler skips
             norm = float(grad_norm)
             if not math.isfinite(norm):
-                what = (self._first_bad_loss(step) or (step, f"the gradient of step {step} has the norm {norm}"))[1]
+                what = (
+                    self._first_bad_loss(step) or (step, f"the gradient of step {step} has the norm {norm}")
+                )[1]
         if not what:
             return grad_norm
         in_a_row = sum(1 for i, entry in enumerate(reversed(self.skipped), 1) if entry["step"] == step - i)
@@ -154,18 +184,23 @@ class Guard:
         bad = self._first_bad_loss(step)
         scaled = self._trainer.accelerator.optimizer_step_was_skipped
         if bad is None and grad_norm is not None and not scaled and not math.isfinite(grad_norm):
-            bad = next(((s, "") for s, _, norms in self._norms if not bool(norms.isfinite().all())), (step, ""))
+            bad = next(
+                ((s, "") for s, _, norms in self._norms if not bool(norms.isfinite().all())), (step, "")
+            )
             bad = (bad[0], f"the gradient of step {step} has the norm {float(grad_norm)}")
         if bad is not None:
             raise self.diverged(bad[1], bad[0])
         self._norms.clear()
 
     def check_curve(self, loss: float) -> None:
-        """Raise TrainingDiverged if a mean loss that is to be logged is out of all proportion to the first ones."""
+        """Raise TrainingDiverged if a mean loss that is to be logged is out of all proportion to the first
+        ones."""
         first = [point["loss"] for point in self._trainer.history if "loss" in point][:5]
         if first and loss > EXPLODED[0] and loss > EXPLODED[1] * max(first):
             step = self._trainer.state.global_step
-            raise self.diverged(f"the loss has exploded, from {first[0]:.4g} to {loss:.4g} at step {step}", step)
+            raise self.diverged(
+                f"the loss has exploded, from {first[0]:.4g} to {loss:.4g} at step {step}", step
+            )
 
     def diverged(self, what: str, step: int | None = None) -> TrainingDiverged:
         """The error to raise, with what helps, what is kept and, for a ``step``, a diagnosis."""
@@ -182,13 +217,20 @@ class Guard:
         on_main(trainer.saver.settle)
         saved = checkpoints.checkpoints(trainer.config.output)
         ways += (
-            [] if self._skips or not saved else ["--resume auto --train.on_non_finite skip if a few rows are to blame"]
+            []
+            if self._skips or not saved
+            else ["--resume auto --train.on_non_finite skip if a few rows are to blame"]
         )
-        kept = f"; {saved[-1]} is kept: its weights are a start for a new run by --model.name" if saved and any(saved[-1].glob("*.safetensors")) else ""
+        kept = (
+            f"; {saved[-1]} is kept: its weights are a start for a new run by --model.name"
+            if saved and any(saved[-1].glob("*.safetensors"))
+            else ""
+        )
         return TrainingDiverged(f"training diverged: {what}. Try {', '.join(ways)}{kept}{found}")
 
     def _first_bad_loss(self, step: int) -> tuple[int, str] | None:
-        """Step and description of the first loss that is not finite among those not looked at yet, up to ``step``'s."""
+        """Step and description of the first loss that is not finite among those not looked at yet, up to
+        ``step``'s."""
         if not self._losses:
             return None
         losses = (
@@ -199,9 +241,11 @@ class Guard:
         )
         self._losses.clear()
         numbered = enumerate(losses, step - len(losses) + 1)
-        return next(((n, f"the loss of step {n} is {loss}") for n, loss in numbered if not math.isfinite(loss)), None)
+        return next(
+            ((n, f"the loss of step {n} is {loss}") for n, loss in numbered if not math.isfinite(loss)), None
+        )
 
-    # The diagnosis --------------------------------------------------------------------------------------------------------
+    # --- The diagnosis
 
     def _rows(self, step: int) -> list[int]:
         return sorted(int(row) for row in self._trainer.loader.rows_of(step))
@@ -213,14 +257,20 @@ class Guard:
         norms = _by_layer(zip(remembered[0], remembered[1].tolist(), strict=True)) if remembered else {}
         seen, suspects = Activations(), []
         # A compiled model is not looked into: each hook would have it compiled anew.
-        if self._again is not None and step == trainer.state.global_step + 1 and not trainer.args.torch_compile:
+        if (
+            self._again is not None
+            and step == trainer.state.global_step + 1
+            and not trainer.args.torch_compile
+        ):
             trainer.plain.zero_grad()
             with seen.of(trainer.plain):
                 losses = self._again()
             pieces = trainer.loader.pieces
             suspects = [
                 int(row)
-                for loss, piece in zip(losses, pieces, strict=False)  # an L1 penalty may stand after the losses
+                for loss, piece in zip(
+                    losses, pieces, strict=False
+                )  # an L1 penalty may stand after the losses
                 if not bool(loss.isfinite())
                 for row in piece
             ]
@@ -272,7 +322,9 @@ class Activations:
                 finite = value.detach().isfinite()
                 if not self.first_non_finite and not bool(finite.all()):
                     self.first_non_finite = name
-                most = float(value.detach().float().abs().where(finite, torch.zeros((), device=value.device)).max())
+                most = float(
+                    value.detach().float().abs().where(finite, torch.zeros((), device=value.device)).max()
+                )
                 layer = layer_of(name)
                 self.largest[layer] = max(self.largest.get(layer, 0.0), most)
 
@@ -280,7 +332,8 @@ class Activations:
 
 
 def layer_of(name: str) -> str:
-    """The layer that a module or parameter belongs to: its name up to the first number, else all but its last part.
+    """The layer that a module or parameter belongs to: its name up to the first number, else all but its last
+    part.
 
     ``transformer.h.3.mlp.c_fc.weight`` is of ``transformer.h.3``, ``lm_head.weight`` of ``lm_head``.
     """
@@ -298,11 +351,15 @@ def _by_layer(norms: Any) -> dict[str, float]:
     return {layer: math.sqrt(square) if square == square else square for layer, square in squares.items()}
 
 
-def _repeatable(step: Callable[[], list[torch.Tensor]], device: torch.device) -> Callable[[], list[torch.Tensor]]:
+def _repeatable(
+    step: Callable[[], list[torch.Tensor]], device: torch.device
+) -> Callable[[], list[torch.Tensor]]:
     """``step`` with the random numbers that it draws if it is done now."""
     devices = [device] if device.type == "cuda" else []
     if devices and processes() == 1:
-        devices = [torch.device("cuda", number) for number in range(torch.cuda.device_count())]  # model.device_map: all draw
+        devices = [
+            torch.device("cuda", number) for number in range(torch.cuda.device_count())
+        ]  # model.device_map: all draw
     states = torch.get_rng_state(), [torch.cuda.get_rng_state(each) for each in devices]
 
     def again() -> list[torch.Tensor]:

@@ -19,8 +19,7 @@ from hftk.features.batches import BatchSize, EpochPlan, StreamPlan
 from hftk.features.loader import StepLoader
 from hftk.features.streams import encode_round_robin
 from hftk.generation.defaults import replace_defaults
-from hftk.launch import StopRequested, graceful, launcher, on_main
-from hftk.launch.machines import bring
+from hftk.launch import StopRequested, graceful, on_main
 from hftk.models import adapters, device_map, sharded
 from hftk.models.load import default_length
 from hftk.task import Features, Splits, Task
@@ -39,40 +38,43 @@ STREAM_ROWS = 2000
 """Rows of a stream that are encoded, shuffled and grouped together."""
 
 
-
-
 def fit(
-    task: Task, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, splits: Splits, config: RunConfig,
-    *, on_checkpoint: Callable[[Path], None] | None = None,
-) -> Trained:  # fmt: skip
+    task: Task,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    splits: Splits,
+    config: RunConfig,
+    *,
+    on_checkpoint: Callable[[Path], None] | None = None,
+) -> Trained:
     """Train ``model`` (in place) on ``splits.train`` and save it with its tokenizer in ``config.output``.
 
-    The validation split, where there is one, is judged between steps. With ``config.resume`` the run continues from a
-    checkpoint of the same run, on the CPU bit for bit as if it had never stopped. All processes call this.
-    ``on_checkpoint`` is called on the main process with the folder of each checkpoint that is whole; it must not raise nor take long.
+    The validation split, where there is one, is judged between steps. With ``config.resume`` the run
+    continues from a checkpoint of the same run, on the CPU bit for bit as if it had never stopped. All
+    processes call this. ``on_checkpoint`` is called on the main process with the folder of each checkpoint
+    that is whole; it must not raise nor take long.
 
-    Raises:
-        InputError: settings that do not fit the data or the checkpoint.
-        StopRequested: SIGTERM or SIGINT; a checkpoint was saved first.
-        DiskError: a checkpoint or the trained model could not be written; the message says what is kept, and where.
-        TrainingDiverged: a loss or gradient is no finite number; the message holds a diagnosis, the last checkpoint is kept.
-        OutOfMemory: the message names settings that need less.
+    Raises: InputError: settings that do not fit the data or the checkpoint. StopRequested: SIGTERM or SIGINT;
+        a checkpoint was saved first. DiskError: a checkpoint or the trained model could not be written; the
+        message says what is kept, and where. TrainingDiverged: a loss or gradient is no finite number; the
+        message holds a diagnosis, the last checkpoint is kept. OutOfMemory: the message names settings that
+        need less.
     """
     task = task.with_config(config)
     _check_validation(splits, config)
-    launcher.give_back_memory()
     peak_before = forget_peak()
     if config.resume == "never":
         on_main(_clear_checkpoints, config)
     checkpoint, told = on_main(checkpoints.choose, config.resume, config.output)
-    checkpoint = bring(checkpoint)
     for line in told:
         note(line)
     state = json.loads((checkpoint / STATE).read_text(encoding="utf-8")) if checkpoint else {}
     if model.can_generate():
         replace_defaults(model, tokenizer, task.generation(model))
     max_length = config.train.max_length or default_length(model.config)
-    keys = (checkpoint / STREAM_KEYS).read_bytes() if checkpoint and (checkpoint / STREAM_KEYS).exists() else b""
+    keys = (
+        (checkpoint / STREAM_KEYS).read_bytes() if checkpoint and (checkpoint / STREAM_KEYS).exists() else b""
+    )
     plan, facts = _plan(task, tokenizer, splits, config, max_length, keys)
     run = fingerprint(task, plan, config, model)
     _check_same_run(state, run)
@@ -80,16 +82,31 @@ def fit(
         plan.go_on = state.get("stream")
     arguments = make_arguments(config, plan)
     loader = StepLoader(
-        plan, task.collator(tokenizer, model, training=True), process=arguments.process_index, processes=arguments.world_size,
-        max_rows=config.train.per_device_batch_size, max_tokens=config.train.max_tokens_per_batch,
-    )  # fmt: skip
+        plan,
+        task.collator(tokenizer, model, training=True),
+        process=arguments.process_index,
+        processes=arguments.world_size,
+        max_rows=config.train.per_device_batch_size,
+        max_tokens=config.train.max_tokens_per_batch,
+    )
     trainer = ExactTrainer(
-        task, model, tokenizer, arguments, config, loader, _judged(task, model, tokenizer, splits, config), run, state
+        task,
+        model,
+        tokenizer,
+        arguments,
+        config,
+        loader,
+        _judged(task, model, tokenizer, splits, config),
+        run,
+        state,
     )
     trainer.on_checkpoint, trainer.stream = on_checkpoint, splits.stream
     trainer.choose_precision(config, state.get("precision"))
     if checkpoint:
-        note(f"continuing from {checkpoint} ({checkpoints.step_of(checkpoint)} of {plan.total_steps} steps done)")
+        note(
+            f"continuing from {checkpoint} ({checkpoints.step_of(checkpoint)} of {plan.total_steps} steps"
+            " done)"
+        )
     with graceful(), explain_oom(config):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if trainer.stopped:
@@ -137,30 +154,45 @@ def _judged(
 def _finish(
     task: Task, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, splits: Splits, config: RunConfig
 ) -> list[dict[str, Any]]:
-    """Let the task make its choices after training; ``predict_rows`` runs the trained model on a split, when it is asked to."""
+    """Let the task make its choices after training; ``predict_rows`` runs the trained model on a split, when
+    it is asked to."""
 
     def predict_rows(split: str, indices: Sequence[int] | None = None) -> tuple[Any, dict[str, np.ndarray]]:
         rows = getattr(splits, split)
         rows = rows if indices is None else rows.select(indices)
         features = encode(task, rows, tokenizer, max_length=default_length(model.config), training=False)
-        outputs = run_model(task, model, tokenizer, features, batch_size=config.eval.batch_size, title=f"looking at {split} rows")  # fmt: skip
+        outputs = run_model(
+            task,
+            model,
+            tokenizer,
+            features,
+            batch_size=config.eval.batch_size,
+            title=f"looking at {split} rows",
+        )
         return rows, outputs
 
     return task.after_training(model, splits, predict_rows)
 
 
-
-
 def _plan(
-    task: Task, tokenizer: PreTrainedTokenizerBase, splits: Splits, config: RunConfig, max_length: int, keys: bytes
+    task: Task,
+    tokenizer: PreTrainedTokenizerBase,
+    splits: Splits,
+    config: RunConfig,
+    max_length: int,
+    keys: bytes,
 ) -> tuple[EpochPlan | StreamPlan, dict[str, Any]]:
-    """Encode the training split and lay out the optimizer steps. ``keys`` is what a checkpoint kept of the rows of a stream."""
+    """Encode the training split and lay out the optimizer steps. ``keys`` is what a checkpoint kept of the
+    rows of a stream."""
     train, processes = config.train, int(os.environ.get("WORLD_SIZE", "1"))
     if train.max_tokens_per_batch is not None and train.max_tokens_per_batch < max_length:
         raise InputError(
             Problem(
                 setting="train.max_tokens_per_batch",
-                message=f"expected at least one row of --train.max_length {max_length} tokens, found {train.max_tokens_per_batch}",
+                message=(
+                    f"expected at least one row of --train.max_length {max_length} tokens, found"
+                    f" {train.max_tokens_per_batch}"
+                ),
             )
         )
     size = BatchSize(rows=train.global_batch_size, tokens=train.global_batch_tokens)
@@ -188,31 +220,41 @@ def _plan(
             features = task.encode(rows, tokenizer, max_length=max_length, training=True)
             return replace(features, rows=features.rows + before, begin=here)
 
-        return StreamPlan(chunks, size, seed=train.seed, max_steps=max_steps, group_by_length=train.group_by_length), {"streaming": True}
+        return StreamPlan(
+            chunks, size, seed=train.seed, max_steps=max_steps, group_by_length=train.group_by_length
+        ), {"streaming": True}
     features = encode(task, splits.train, tokenizer, max_length=max_length, training=True)
     if not len(features):
         raise InputError(Problem(setting="data.train", message="no training row is left after encoding"))
-    return EpochPlan(features, size, seed=train.seed, epochs=epochs, max_steps=max_steps, group_by_length=train.group_by_length), features.facts
+    return (
+        EpochPlan(
+            features,
+            size,
+            seed=train.seed,
+            epochs=epochs,
+            max_steps=max_steps,
+            group_by_length=train.group_by_length,
+        ),
+        features.facts,
+    )
 
 
 def _numbered(batches: Iterable[tuple[Any, Any]], first: int) -> Iterator[tuple[int, Any, Any]]:
-    """Rows of the stream before each batch, the first of them being number ``first``; where it begins; the batch."""
+    """Rows of the stream before each batch, the first of them being number ``first``; where it begins; the
+    batch."""
     for here, rows in batches:
         yield first, here, rows
         first += len(next(iter(rows.values())))
-
-
-
-
-
-
 
 
 def _check_validation(splits: Splits, config: RunConfig) -> None:
     """Some settings act on evaluations during training, which need a validation split."""
     train = config.train
     if train.restore_best and splits.validation is None:
-        note("train.restore_best does nothing: there is no validation split (add --data.validation_fraction 0.05)")
+        note(
+            "train.restore_best does nothing: there is no validation split (add --data.validation_fraction"
+            " 0.05)"
+        )
     acting = {"early_stopping": train.early_stopping > 0, "schedule": train.schedule == "reduce_on_plateau"}
     problems = [
         Problem(
@@ -225,9 +267,3 @@ def _check_validation(splits: Splits, config: RunConfig) -> None:
     ]
     if problems and splits.validation is None:
         raise InputError(*problems)
-
-
-
-
-
-

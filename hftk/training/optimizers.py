@@ -22,11 +22,13 @@ EIGHT_BIT_FROM = 4096
 LEARNING_RATES = {"ia3": 3e-3, "prompt_tuning": 3e-2}
 """Default peaks: that of Liu et al. 2022 for IA3, and of PEFT's examples for prompt tuning."""
 LORA_LEARNING_RATE = 5e-4
-"""Ten times that of full fine-tuning, as Schulman et al. 2025 ("LoRA without regret") found to be best over many models."""
+"""Ten times that of full fine-tuning, as Schulman et al. 2025 ("LoRA without regret") found to be best over
+many models."""
 
 
 def peak_learning_rate(config: TrainConfig, model: ModelConfig) -> float:
-    """``train.learning_rate``, or the default for an adapter, for pre-trained weights or for a model made on the spot."""
+    """``train.learning_rate``, or the default for an adapter, for pre-trained weights or for a model made on
+    the spot."""
     if config.learning_rate or model.adapter.method == "none":
         return config.learning_rate or (5e-5 if model.name is not None else 1e-3)
     return LEARNING_RATES.get(model.adapter.method, LORA_LEARNING_RATE)
@@ -42,22 +44,27 @@ def weights_in_words(model: ModelConfig) -> str:
 def check_optimizer(config: TrainConfig, model: ModelConfig) -> None:
     """Find what is wrong with optimizer and schedule before anything slow.
 
-    Raises:
-        InputError: an optimizer of bitsandbytes without it, a paged one without a GPU; a lowest learning rate above the default peak.
+    Raises: InputError: an optimizer of bitsandbytes without it, a paged one without a GPU; a lowest learning
+        rate above the default peak.
     """
     problems = []
     if config.optimizer in BITSANDBYTES and importlib.util.find_spec("bitsandbytes") is None:
         problems.append(_missing(config.optimizer))
     if config.optimizer == "paged_adamw_8bit" and not torch.cuda.is_available():
         message = "paged_adamw_8bit moves its state between a GPU and main memory, and there is no GPU"
-        problems.append(Problem(setting="train.optimizer", message=message, fix="use --train.optimizer adamw_8bit"))
+        problems.append(
+            Problem(setting="train.optimizer", message=message, fix="use --train.optimizer adamw_8bit")
+        )
     peak = peak_learning_rate(config, model)
     if config.learning_rate is None and config.min_learning_rate > peak:
         kind = weights_in_words(model)
         problems.append(
             Problem(
                 setting="train.min_learning_rate",
-                message=f"expected at most the peak, which for {kind} is {peak:g}, found {config.min_learning_rate:g}",
+                message=(
+                    f"expected at most the peak, which for {kind} is {peak:g}, found"
+                    f" {config.min_learning_rate:g}"
+                ),
                 fix="lower it, or set --train.learning_rate too",
             )
         )
@@ -67,15 +74,10 @@ def check_optimizer(config: TrainConfig, model: ModelConfig) -> None:
 
 def _missing(optimizer: str) -> Problem:
     return Problem(
-        setting="train.optimizer", message=f"{optimizer} comes from bitsandbytes, which is not installed",
+        setting="train.optimizer",
+        message=f"{optimizer} comes from bitsandbytes, which is not installed",
         fix='pip install "hftk[quantize]", or use --train.optimizer adamw',
-    )  # fmt: skip
-
-
-
-
-
-
+    )
 
 
 def decayed(parameters: Iterable[tuple[str, torch.nn.Parameter]]) -> list[torch.nn.Parameter]:
@@ -89,7 +91,8 @@ def _is_matrix(name: str, parameter: torch.nn.Parameter) -> bool:
 
 
 def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Two groups for the optimizer: decayed matrices, and biases and norms without decay. Empty groups are left out."""
+    """Two groups for the optimizer: decayed matrices, and biases and norms without decay. Empty groups are
+    left out."""
     trained = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
     return _decay_groups(trained, weight_decay)
 
@@ -97,7 +100,8 @@ def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[s
 def layer_groups(
     model: torch.nn.Module, weight_decay: float, learning_rate: float, layer_decay: float
 ) -> list[dict[str, Any]]:
-    """The groups of each depth (:func:`hftk.models.layers.depths`) with a learning rate of their own, the top ones first.
+    """The groups of each depth (:func:`hftk.models.layers.depths`) with a learning rate of their own, the top
+    ones first.
 
     Each depth has ``layer_decay`` times the rate of the one above (Howard & Ruder 2018; Clark et al. 2020).
     """
@@ -112,11 +116,16 @@ def layer_groups(
 
 def _decay_groups(trained: list[tuple[str, torch.nn.Parameter]], weight_decay: float) -> list[dict[str, Any]]:
     rest = [p for n, p in trained if not _is_matrix(n, p)]
-    groups = [{"params": decayed(trained), "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]
+    groups = [
+        {"params": decayed(trained), "weight_decay": weight_decay},
+        {"params": rest, "weight_decay": 0.0},
+    ]
     return [g for g in groups if g["params"]]
 
 
-def make_optimizer(model: torch.nn.Module, config: TrainConfig, learning_rate: float) -> torch.optim.Optimizer:
+def make_optimizer(
+    model: torch.nn.Module, config: TrainConfig, learning_rate: float
+) -> torch.optim.Optimizer:
     """The optimizer of ``train.optimizer`` over the trained parameters of ``model``.
 
     Raises:
@@ -149,12 +158,18 @@ def make_optimizer(model: torch.nn.Module, config: TrainConfig, learning_rate: f
 def _can_fuse(groups: list[dict[str, Any]]) -> bool:
     """torch's fused kernels exist for plain floating-point tensors on these devices."""
     return all(
-        p.device.type in ("cpu", "cuda", "mps") and torch.is_floating_point(p) for g in groups for p in g["params"]
+        p.device.type in ("cpu", "cuda", "mps") and torch.is_floating_point(p)
+        for g in groups
+        for p in g["params"]
     )
 
 
 def _of_bitsandbytes(
-    name: str, model: torch.nn.Module, groups: list[dict[str, Any]], learning_rate: float, betas: tuple[float, float]
+    name: str,
+    model: torch.nn.Module,
+    groups: list[dict[str, Any]],
+    learning_rate: float,
+    betas: tuple[float, float],
 ) -> torch.optim.Optimizer:
     try:
         optim: Any = importlib.import_module("bitsandbytes.optim")
@@ -162,7 +177,8 @@ def _of_bitsandbytes(
         raise InputError(_missing(name)) from error
     made = {"lion": optim.Lion, "adamw_8bit": optim.AdamW8bit, "paged_adamw_8bit": optim.PagedAdamW8bit}[name]
     if name != "lion":
-        # Rare words have few and large gradients, which 8 bits lose (Dettmers et al. 2022, 8-bit Optimizers, section 2.3).
+        # Rare words have few and large gradients, which 8 bits lose (Dettmers et al. 2022, 8-bit Optimizers,
+        # section 2.3).
         manager = optim.GlobalOptimManager.get_instance()
         for module in model.modules():
             if isinstance(module, torch.nn.Embedding):
@@ -172,8 +188,9 @@ def _of_bitsandbytes(
 
 
 def state_bytes(name: str, model: torch.nn.Module) -> int:
-    """Bytes that an optimizer of :data:`BITSANDBYTES` keeps for the trained weights of ``model``: one float32 moment (lion), or two moments
-    of a byte each with a float32 scale for each 256 of them; embeddings and small tensors two in float32."""
+    """Bytes that an optimizer of :data:`BITSANDBYTES` keeps for the trained weights of ``model``: one float32
+    moment (lion), or two moments of a byte each with a float32 scale for each 256 of them; embeddings and
+    small tensors two in float32."""
     trained = [p for p in model.parameters() if p.requires_grad]
     if name == "lion":
         return 4 * sum(p.numel() for p in trained)

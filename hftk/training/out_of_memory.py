@@ -13,7 +13,8 @@ from hftk.config.problems import OutOfMemory, is_out_of_memory
 def explain_oom(config: RunConfig) -> Iterator[None]:
     """Inside, an error of torch that says that memory ran out becomes :class:`OutOfMemory` with what to type.
 
-    Linux may also end a process that uses more main memory than there is by a signal, which no program can catch.
+    Linux may also end a process that uses more main memory than there is by a signal, which no program can
+    catch.
     """
     try:
         yield
@@ -31,7 +32,13 @@ def suggest_settings(config: RunConfig) -> list[str]:
     if train.per_device_batch_size > 1:
         half = train.per_device_batch_size // 2
         rows = train.global_batch_size
-        step = f" --train.global_batch_size {rows}" if rows else "" if train.global_batch_tokens else " --train.global_batch_size N"
+        step = (
+            f" --train.global_batch_size {rows}"
+            if rows
+            else ""
+            if train.global_batch_tokens
+            else " --train.global_batch_size N"
+        )
         ways.append(f"--train.per_device_batch_size {half}{step}  (the same rows in a step, in more pieces)")
     if not train.gradient_checkpointing:
         ways.append("--train.gradient_checkpointing true")
@@ -39,4 +46,8 @@ def suggest_settings(config: RunConfig) -> list[str]:
         ways.append("--model.adapter.method lora")
     if config.model.adapter.method != "none" and config.model.quantization.bits is None:
         ways.append("--model.quantization.bits 4")
-    return [*ways, "--train.max_length N", "hftk plan RECIPE, with the same settings, counts what each of them needs"]
+    return [
+        *ways,
+        "--train.max_length N",
+        "hftk plan RECIPE, with the same settings, counts what each of them needs",
+    ]

@@ -1,4 +1,5 @@
-"""What the callback, the divergence guard and the checkpoint writer need of the trainer, so that none of them imports it."""
+"""What the callback, the divergence guard and the checkpoint writer need of the trainer, so that none of them
+imports it."""
 
 from __future__ import annotations
 
@@ -54,5 +55,3 @@ class TrackedRun(Protocol):
     def trackers(self) -> Any: ...
     @property
     def tokens_per_second(self) -> float | None: ...
-
-

@@ -19,18 +19,33 @@ if TYPE_CHECKING:
 
 
 FIXED = (
-    "seed", "group_by_length", "learning_rate", "min_learning_rate", "schedule", "warmup", "optimizer", "weight_decay", "adam_beta1",
-    "adam_beta2", "layer_decay", "l1_penalty", "label_smoothing", "max_grad_norm", "metric_for_best_model", "extra.optim",
+    "seed",
+    "group_by_length",
+    "learning_rate",
+    "min_learning_rate",
+    "schedule",
+    "warmup",
+    "optimizer",
+    "weight_decay",
+    "adam_beta1",
+    "adam_beta2",
+    "layer_decay",
+    "l1_penalty",
+    "label_smoothing",
+    "max_grad_norm",
+    "metric_for_best_model",
+    "extra.optim",
     "extra.lr_scheduler_type",
-)  # fmt: skip
-"""Settings of ``train`` that a continued run must share: the saved optimizer and schedule overrule them, or mix the two; and
-what is best, as the checkpoint of another measure's best may be gone."""
+)
+"""Settings of ``train`` that a continued run must share: the saved optimizer and schedule overrule them, or
+mix the two; and what is best, as the checkpoint of another measure's best may be gone."""
 
 
 def fingerprint(
     task: Task, plan: EpochPlan | StreamPlan, config: RunConfig, model: PreTrainedModel
 ) -> dict[str, Any]:
-    """What must be the same for a run to continue, by the name that a person knows it under; plain values, fit for JSON.
+    """What must be the same for a run to continue, by the name that a person knows it under; plain values,
+    fit for JSON.
 
     Raises:
         InputError: a stream without a single row to train on.
@@ -50,7 +65,9 @@ def fingerprint(
         "the global batch": f"{plan.size.rows} rows" if plan.size.rows else f"{plan.size.tokens} tokens",
         "the length of the run": f"{plan.total_steps} steps",
         **{
-            f"--train.{name}": getattr(config.train, name, config.train.extra.get(name.removeprefix("extra.")))
+            f"--train.{name}": getattr(
+                config.train, name, config.train.extra.get(name.removeprefix("extra."))
+            )
             for name in FIXED
         },
         **{f"--{name}": getattr(config, name) for name in task.resume_settings},
@@ -65,8 +82,10 @@ def _check_same_run(state: dict[str, Any], run: dict[str, Any]) -> None:
         Problem(
             setting="resume",
             message=f"the checkpoint is of another run: {name} was {old}, now {run[name]}",
-            fix="use the settings and data of that run (its config.yaml is in --output), or start anew with --overwrite; "
-            "to go on from its weights only: --model.name CHECKPOINT and another --output",
+            fix=(
+                "use the settings and data of that run (its config.yaml is in --output), or start anew with"
+                " --overwrite; to go on from its weights only: --model.name CHECKPOINT and another --output"
+            ),
         )
         for name, old in state.get("run", {}).items()
         if name in run and run[name] != old
@@ -76,14 +95,16 @@ def _check_same_run(state: dict[str, Any], run: dict[str, Any]) -> None:
 
 
 def _clear_checkpoints(config: RunConfig) -> None:
-    """Checkpoints of an earlier run would be mixed up with ours. :func:`hftk.run` has seen to it; a notebook has not."""
+    """Checkpoints of an earlier run would be mixed up with ours. :func:`hftk.run` has seen to it; a notebook
+    has not."""
     found = checkpoints.checkpoints(config.output)
     if found and not config.overwrite:
         raise InputError(
             Problem(
-                setting="output", message=f"expected no checkpoints, found {len(found)} of an earlier run in {found[0].parent}",
+                setting="output",
+                message=f"expected no checkpoints, found {len(found)} of an earlier run in {found[0].parent}",
                 fix="add --resume auto to continue it, --overwrite to replace it, or choose another --output",
             )
-        )  # fmt: skip
+        )
     for folder in found:
         shutil.rmtree(folder)

@@ -27,10 +27,10 @@ def warmup_steps(warmup: float, total_steps: int) -> int:
 def schedule_factor(kind: str, step: int, total_steps: int, warmup: int, floor: float = 0.0) -> float:
     """Learning rate of optimizer step ``step`` (0, 1 ...) as a share of its peak.
 
-    ``warmup`` steps rise linearly from the floor and never start at 0, so that no step is without effect. ``floor`` is the
-    smallest share: linear, cosine, polynomial (power 2) and warmup_stable_decay arrive there with the end of the run, the
-    others never go below it. ``inverse_sqrt`` is that of
-    Vaswani et al. 2017 with its peak at the end of the warm-up (or a time scale of 10,000 steps without one);
+    ``warmup`` steps rise linearly from the floor and never start at 0, so that no step is without effect.
+    ``floor`` is the smallest share: linear, cosine, polynomial (power 2) and warmup_stable_decay arrive there
+    with the end of the run, the others never go below it. ``inverse_sqrt`` is that of Vaswani et al. 2017
+    with its peak at the end of the warm-up (or a time scale of 10,000 steps without one);
     ``warmup_stable_decay`` that of Hu et al. 2024 (MiniCPM), falling linearly over the last fifth of the run.
     """
     if step < warmup:
@@ -54,12 +54,18 @@ def schedule_factor(kind: str, step: int, total_steps: int, warmup: int, floor: 
     return max(floor, shares[kind])
 
 
-def make_scheduler(optimizer: torch.optim.Optimizer, config: TrainConfig, peak: float, total_steps: int) -> Any:
-    """The scheduler of ``train.schedule``; ``peak`` is the learning rate, ``total_steps`` the length of the run."""
+def make_scheduler(
+    optimizer: torch.optim.Optimizer, config: TrainConfig, peak: float, total_steps: int
+) -> Any:
+    """The scheduler of ``train.schedule``; ``peak`` is the learning rate, ``total_steps`` the length of the
+    run."""
     if config.schedule == "reduce_on_plateau":
         return torch.optim.lr_scheduler.ReduceLROnPlateau(
             # torch counts the evaluations that are forgiven, and lowers at the next one
-            optimizer, factor=PLATEAU_FACTOR, patience=PLATEAU_EVALUATIONS - 1, min_lr=config.min_learning_rate
+            optimizer,
+            factor=PLATEAU_FACTOR,
+            patience=PLATEAU_EVALUATIONS - 1,
+            min_lr=config.min_learning_rate,
         )
     warmup, floor = warmup_steps(config.warmup, total_steps), config.min_learning_rate / peak
     if warmup >= total_steps:

@@ -1,7 +1,8 @@
-"""Checkpoints of sharded runs. Of FSDP2, each process writes its share of weights and optimizer, and any number of processes reads them.
+"""Checkpoints of sharded runs. Of FSDP2, each process writes its share of weights and optimizer, and any
+number of processes reads them.
 
-The format is torch's (``torch.distributed.checkpoint``). torch unpickles the index of such a checkpoint and the plain values
-in it, which could execute anything; here only what such files are made of is accepted.
+The format is torch's (``torch.distributed.checkpoint``). torch unpickles the index of such a checkpoint and
+the plain values in it, which could execute anything; here only what such files are made of is accepted.
 """
 
 from __future__ import annotations
@@ -30,15 +31,21 @@ INDEX = ".metadata"
 _DCP = "torch.distributed.checkpoint"
 ACCEPTED = {
     f"{_DCP}.metadata": (
-        "Metadata", "MetadataIndex", "TensorStorageMetadata", "BytesStorageMetadata", "ChunkStorageMetadata", "StorageMeta",
-        "TensorProperties", "_MEM_FORMAT_ENCODING",
+        "Metadata",
+        "MetadataIndex",
+        "TensorStorageMetadata",
+        "BytesStorageMetadata",
+        "ChunkStorageMetadata",
+        "StorageMeta",
+        "TensorProperties",
+        "_MEM_FORMAT_ENCODING",
     ),
     f"{_DCP}.filesystem": ("_StorageInfo", "_StoragePrefix"),
     "torch.serialization": ("_get_layout",),
     "torch": ("Size",),
     "pathlib": ("PosixPath", "WindowsPath"),
     "pathlib._local": ("PosixPath", "WindowsPath"),
-}  # fmt: skip
+}
 """What an index is made of, beside plain values and the types of tensors."""
 
 
@@ -52,7 +59,8 @@ OF_DEEPSPEED = {
 
 
 def check_deepspeed(folder: Path) -> None:
-    """Look through what DeepSpeed wrote in a checkpoint, and will unpickle: RuntimeError where more is in it than it writes."""
+    """Look through what DeepSpeed wrote in a checkpoint, and will unpickle: RuntimeError where more is in it
+    than it writes."""
     for path in sorted(folder.glob("global_step*/*.pt")):
         strange = sorted(set(torch.serialization.get_unsafe_globals_in_checkpoint(path)) - OF_DEEPSPEED)
         if strange:

@@ -1,4 +1,5 @@
-"""What FSDP2 and DeepSpeed need of a Trainer: weights that are spread over processes are saved, resumed and cut differently."""
+"""What FSDP2 and DeepSpeed need of a Trainer: weights that are spread over processes are saved, resumed and
+cut differently."""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ SCHEDULER = "scheduler.pt"
 
 
 class ShardedTrainer(Trainer):
-    """Trainer whose checkpoints of sharded weights are read by any number of processes and execute nothing."""
+    """Trainer whose checkpoints of sharded weights are read by any number of processes and execute
+    nothing."""
 
     optimizer: Any
     lr_scheduler: Any
@@ -39,23 +41,29 @@ class ShardedTrainer(Trainer):
         runs = "fsdp" if self.is_fsdp_enabled else "deepspeed" if self.is_deepspeed_enabled else ""
         if asked != runs:
             message = (
-                f"expected {asked or 'no sharding'}, as asked of accelerate launch, and {runs or 'plain DDP'} would run"
+                f"expected {asked or 'no sharding'}, as asked of accelerate launch, and {runs or 'plain DDP'}"
+                " would run"
             )
             raise InputError(
-                Problem(setting="", message=message, fix="hftk env, launched in the same way, says what there is")
+                Problem(
+                    setting="", message=message, fix="hftk env, launched in the same way, says what there is"
+                )
             )
 
     @property
     def is_zero3(self) -> bool:
         return bool(self.is_deepspeed_enabled and self.accelerator.state.deepspeed_plugin.zero_stage == 3)
 
-    def _prepare_for_training(self, max_steps: Any, train_dataloader: Any, resume_from_checkpoint: Any) -> Any:
+    def _prepare_for_training(
+        self, max_steps: Any, train_dataloader: Any, resume_from_checkpoint: Any
+    ) -> Any:
         asked = (max_steps, train_dataloader, resume_from_checkpoint)
         if self.is_deepspeed_enabled and resume_from_checkpoint is not None:
             on_main(sharded_checkpoints.check_deepspeed, Path(resume_from_checkpoint))
         if self.is_deepspeed_enabled and self.precision == "bf16":
-            # Else DeepSpeed (0.19) ends an autocast that it knows nothing of, and computes in fp32. What is named is gathered, and its
-            # gradients summed, in 16 bits: ZeRO-3 needs it, else autocast keeps a copy of every weight until the backward pass.
+            # Else DeepSpeed (0.19) ends an autocast that it knows nothing of, and computes in fp32. What is
+            # named is gathered, and its gradients summed, in 16 bits: ZeRO-3 needs it, else autocast keeps a
+            # copy of every weight until the backward pass.
             section: dict[str, Any] = {"enabled": True, "dtype": "bfloat16"}
             if not self.is_zero3:
                 section["lower_precision_safe_modules"] = []
@@ -64,7 +72,8 @@ class ShardedTrainer(Trainer):
             return super()._prepare_for_training(*asked)
         plugin = self.accelerator.state.fsdp_plugin
         if self.precision == "bf16":
-            # autocast alone would gather in float32 and keep its own 16-bit copy of every weight until the backward pass.
+            # autocast alone would gather in float32 and keep its own 16-bit copy of every weight until the
+            # backward pass.
             policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
             plugin.mixed_precision_policy = policy
         if plugin.transformer_cls_names_to_wrap is None:
@@ -73,23 +82,28 @@ class ShardedTrainer(Trainer):
             return super()._prepare_for_training(*asked)
 
     def add_l1(self, weights: list[Any], factor: float) -> torch.Tensor:
-        """Add the gradient of ``factor`` times the sum of absolute weights to that of FSDP2's shards; the penalty itself.
+        """Add the gradient of ``factor`` times the sum of absolute weights to that of FSDP2's shards; the
+        penalty itself.
 
-        Outside of a forward pass a shard is part of no graph: autograd would not bring the gradient to where FSDP2 keeps it.
+        Outside of a forward pass a shard is part of no graph: autograd would not bring the gradient to where
+        FSDP2 keeps it.
         """
         scaler = getattr(self.accelerator, "scaler", None)
         scale = factor * (scaler.get_scale() if scaler is not None else 1.0)
         with torch.no_grad():
             for weight in weights:
                 weight.grad = (
-                    weight.sign() * scale if weight.grad is None else weight.grad.add_(weight.sign(), alpha=scale)
+                    weight.sign() * scale
+                    if weight.grad is None
+                    else weight.grad.add_(weight.sign(), alpha=scale)
                 )
             total: Any = torch.stack([weight.abs().sum() for weight in weights]).sum()
             whole: torch.Tensor = total.full_tensor() if hasattr(total, "full_tensor") else total
             return factor * whole
 
     def _saves_whole(self) -> bool:
-        """Whether a checkpoint is to hold the weights in one piece too, as the launch config says; an adapter is small."""
+        """Whether a checkpoint is to hold the weights in one piece too, as the launch config says; an adapter
+        is small."""
         if adapters.is_adapter(self.plain):
             return True
         if self.is_zero3:
@@ -98,7 +112,8 @@ class ShardedTrainer(Trainer):
         return "FULL_STATE_DICT" in str(self.accelerator.state.fsdp_plugin.state_dict_type)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Weights in one piece (safetensors) where they are asked for, else the config alone: the shards are beside it."""
+        """Weights in one piece (safetensors) where they are asked for, else the config alone: the shards are
+        beside it."""
         if not (self.is_fsdp_enabled or self.is_zero3):
             return super().save_model(output_dir, _internal_call)
         folder = output_dir or self.args.output_dir
@@ -135,12 +150,16 @@ class ShardedTrainer(Trainer):
 
 @contextmanager
 def _embeddings_in_root(model: Any) -> Iterator[None]:
-    """Inside, the model does not tell where its embeddings are, if more than two modules share their weights, as in T5 and BART.
+    """Inside, the model does not tell where its embeddings are, if more than two modules share their weights,
+    as in T5 and BART.
 
-    accelerate (1.15) makes parts of FSDP2 of the input and the output embeddings, and torch (2.13) refuses them where a third module
-    outside of them has the same weights. Left alone, all of them belong to the root, which is whole from the start to the end.
+    accelerate (1.15) makes parts of FSDP2 of the input and the output embeddings, and torch (2.13) refuses
+    them where a third module outside of them has the same weights. Left alone, all of them belong to the
+    root, which is whole from the start to the end.
     """
-    tables = [table for table in (model.get_input_embeddings(), model.get_output_embeddings()) if table is not None]
+    tables = [
+        table for table in (model.get_input_embeddings(), model.get_output_embeddings()) if table is not None
+    ]
     weights = {id(weight) for table in tables for weight in table.parameters()}
     others = [m for m in model.modules() if not any(m is table for table in tables)]
     if not any(id(weight) in weights for module in others for weight in module.parameters(recurse=False)):

@@ -1,7 +1,8 @@
-"""Experiment trackers (``--train.extra.report_to tensorboard``, wandb, mlflow, trackio, swanlab ...) with the final scores in them.
+"""Experiment trackers (``--train.extra.report_to tensorboard``, wandb, mlflow, trackio, swanlab ...) with the
+final scores in them.
 
-transformers' own callbacks do the work. They would close at the end of training, before the test split is judged: here they are
-taken out of Trainer in time, given the scores by :func:`track`, and closed then.
+transformers' own callbacks do the work. They would close at the end of training, before the test split is
+judged: here they are taken out of Trainer in time, given the scores by :func:`track`, and closed then.
 """
 
 from __future__ import annotations
@@ -22,10 +23,20 @@ if TYPE_CHECKING:
     from hftk.task import Score
 
 PACKAGES: Mapping[str, tuple[str, ...]] = {
-    "tensorboard": ("tensorboard", "tensorboardX"), "wandb": ("wandb",), "mlflow": ("mlflow",), "trackio": ("trackio",),
-    "swanlab": ("swanlab",), "comet_ml": ("comet_ml",), "clearml": ("clearml",), "dvclive": ("dvclive",), "neptune": ("neptune",),
-    "dagshub": ("dagshub", "mlflow"), "azure_ml": ("azureml",), "flyte": ("flytekit",), "codecarbon": ("codecarbon",),
-}  # fmt: skip
+    "tensorboard": ("tensorboard", "tensorboardX"),
+    "wandb": ("wandb",),
+    "mlflow": ("mlflow",),
+    "trackio": ("trackio",),
+    "swanlab": ("swanlab",),
+    "comet_ml": ("comet_ml",),
+    "clearml": ("clearml",),
+    "dvclive": ("dvclive",),
+    "neptune": ("neptune",),
+    "dagshub": ("dagshub", "mlflow"),
+    "azure_ml": ("azureml",),
+    "flyte": ("flytekit",),
+    "codecarbon": ("codecarbon",),
+}
 """Name as in ``report_to`` to the packages of which one is enough (dagshub needs both)."""
 NOT_CLOSED_LATER = ("CodeCarbonCallback", "FlyteCallback", "KubeflowCallback")
 """Callbacks that measure the training itself: theirs is the end of training."""
@@ -54,19 +65,24 @@ class Trackers:
         for callback in self.callbacks:
             try:
                 getattr(callback, event)(*self.call, model=self.model, **more)
-            except Exception as error:  # a network, a full disk, another version: the run is done and stays so
+            except (
+                Exception
+            ) as error:  # a network, a full disk, another version: the run is done and stays so
                 name = type(callback).__name__.removesuffix("Callback")
                 print(
-                    f"hftk: {name} failed: {private(f'{type(error).__name__}: {error}')}", file=sys.stderr, flush=True
+                    f"hftk: {name} failed: {private(f'{type(error).__name__}: {error}')}",
+                    file=sys.stderr,
+                    flush=True,
                 )
 
 
 def track(trained: TrackedRun, scores: Sequence[Score]) -> None:
-    """Add the scores of a run, its intervals and its baselines to the trackers of ``train.extra.report_to``, and close them.
+    """Add the scores of a run, its intervals and its baselines to the trackers of ``train.extra.report_to``,
+    and close them.
 
     Names are ``test/bleu``, ``test/bleu_low`` and ``test/bleu_high`` (95 % interval), ``test/before/bleu``,
-    ``test/baseline/bigram/perplexity``, and ``train/tokens_per_second``; mlflow keeps ``test_bleu`` ... as it does with ``eval_loss``. All processes call this; the
-    main one writes. Without trackers it does nothing.
+    ``test/baseline/bigram/perplexity``, and ``train/tokens_per_second``; mlflow keeps ``test_bleu`` ... as it
+    does with ``eval_loss``. All processes call this; the main one writes. Without trackers it does nothing.
     """
     if trained.trackers is None or not trained.trackers.callbacks:
         return
@@ -76,7 +92,8 @@ def track(trained: TrackedRun, scores: Sequence[Score]) -> None:
 
 
 def named(scores: Sequence[Score]) -> dict[str, float]:
-    """Name in a tracker to value, of every score that is a number. transformers makes ``test/`` of ``test_``, ``eval/`` of ``eval_``."""
+    """Name in a tracker to value, of every score that is a number. transformers makes ``test/`` of ``test_``,
+    ``eval/`` of ``eval_``."""
     values: dict[str, float] = {}
     for score in scores:
         start = "test_" if score.split == "test" else "eval_final/"
@@ -89,7 +106,8 @@ def named(scores: Sequence[Score]) -> dict[str, float]:
 
 
 def take_over(handler: Any, call: tuple[Any, Any, Any], model: Any) -> Trackers:
-    """Remove the trackers from Trainer's ``CallbackHandler`` before it ends them; they are closed at the latest when Python ends."""
+    """Remove the trackers from Trainer's ``CallbackHandler`` before it ends them; they are closed at the
+    latest when Python ends."""
     from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
     kinds = tuple(kind for kind in INTEGRATION_TO_CALLBACK.values() if kind.__name__ not in NOT_CLOSED_LATER)

@@ -31,7 +31,8 @@ class Trained:
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     history: list[dict[str, Any]]
-    """One entry per logged or evaluated step: step, epoch, loss, eval_loss, learning_rate, grad_norm, tokens, seconds."""
+    """One entry per logged or evaluated step: step, epoch, loss, eval_loss, learning_rate, grad_norm, tokens,
+    seconds."""
     seconds: dict[str, float] = field(default_factory=dict)
     """``train``: optimizer steps alone; ``evaluate`` and ``save``: what happened between them."""
     tokens_per_second: float | None = None
@@ -45,14 +46,19 @@ class Trained:
     """What :meth:`hftk.task.Task.after_training` found: sections for the report."""
     stopped_early: bool = False
     trackers: Trackers | None = field(default=None, repr=False)
-    """Of ``train.extra.report_to``, open until :func:`hftk.training.trackers.track` has given them the scores."""
+    """Of ``train.extra.report_to``, open until :func:`hftk.training.trackers.track` has given them the
+    scores."""
 
 
 def save_trained(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, output: Path, weights: dict[str, torch.Tensor] | None = None
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    output: Path,
+    weights: dict[str, torch.Tensor] | None = None,
 ) -> None:
-    """Weights (safetensors; of an adapter it alone), config and tokenizer into ``output``: each file whole under another name
-    first, then renamed. ``weights`` are those of a sharded model, :func:`hftk.models.sharded.gather`.
+    """Weights (safetensors; of an adapter it alone), config and tokenizer into ``output``: each file whole
+    under another name first, then renamed. ``weights`` are those of a sharded model,
+    :func:`hftk.models.sharded.gather`.
 
     Raises:
         DiskError: the disk does not take them; the checkpoint of the last step holds them too.
@@ -76,11 +82,19 @@ def save_trained(
     except (OSError, SafetensorError) as error:
         shutil.rmtree(staging, ignore_errors=True)
         saved = checkpoints.checkpoints(output)
-        kept = f"{saved[-1]} is whole: make room, and the same command with --resume auto goes on" if saved else "make room"
-        raise DiskError(f"the trained model could not be written to {output}: {in_words(error)}; {kept}") from error
+        kept = (
+            f"{saved[-1]} is whole: make room, and the same command with --resume auto goes on"
+            if saved
+            else "make room"
+        )
+        raise DiskError(
+            f"the trained model could not be written to {output}: {in_words(error)}; {kept}"
+        ) from error
 
 
-def _model_facts(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: RunConfig) -> dict[str, Any]:
+def _model_facts(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: RunConfig
+) -> dict[str, Any]:
     base = adapters.base_of(model)
     quantized = config.model.quantization.bits
     facts = {
@@ -94,6 +108,8 @@ def _model_facts(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, con
         "context": default_length(model.config),
         "vocabulary": len(tokenizer),
         "tokenizer": type(tokenizer).__name__,
-        "dtype": f"{quantized} bits" if quantized else str(next(base.parameters()).dtype).removeprefix("torch."),
+        "dtype": f"{quantized} bits"
+        if quantized
+        else str(next(base.parameters()).dtype).removeprefix("torch."),
     }
     return facts | ({"adapter": config.model.adapter.method} if adapters.is_adapter(model) else {})

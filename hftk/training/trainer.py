@@ -1,8 +1,9 @@
 """The only file that knows ``transformers.Trainer`` (and :mod:`hftk.training.callback`, its callback).
 
-What stock Trainer (5.23) does is kept; what is wrong or slow at the joints is replaced: one data-loader item is one optimizer
-step, so that the loss of a step is its sum divided by the items of the *global* batch, whatever the split (Trainer divides by
-what the model happens to count, and for most classic models by nothing: https://github.com/huggingface/transformers/issues/34242).
+What stock Trainer (5.23) does is kept; what is wrong or slow at the joints is replaced: one data-loader item
+is one optimizer step, so that the loss of a step is its sum divided by the items of the *global* batch,
+whatever the split (Trainer divides by what the model happens to count, and for most classic models by
+nothing: https://github.com/huggingface/transformers/issues/34242).
 """
 
 from __future__ import annotations
@@ -27,7 +28,6 @@ from hftk.evaluation.evaluate import generation_scores, run_model
 from hftk.features.batches import EpochPlan, StreamPlan
 from hftk.features.loader import StepLoader
 from hftk.launch import on_main, stop_requested
-from hftk.launch.machines import bring
 from hftk.launch.random_state import undisturbed
 from hftk.models.precision import autocast, choose_precision
 from hftk.task import Features, Outputs, Stream, Task
@@ -58,7 +58,8 @@ class ValidationSet:
 
 
 def make_arguments(config: RunConfig, plan: EpochPlan | StreamPlan) -> TrainingArguments:
-    """Trainer's arguments; ``train.extra`` comes last. When to log, judge and save is the plan's business, not theirs."""
+    """Trainer's arguments; ``train.extra`` comes last. When to log, judge and save is the plan's business,
+    not theirs."""
     train = config.train
     accelerator = torch.cuda.is_available() or torch.backends.mps.is_available()
     arguments = TrainingArguments(
@@ -67,38 +68,60 @@ def make_arguments(config: RunConfig, plan: EpochPlan | StreamPlan) -> TrainingA
         per_device_train_batch_size=train.per_device_batch_size,
         max_grad_norm=train.max_grad_norm,
         seed=train.seed,
-        # For train.extra.optim and lr_scheduler_type alone, which bring Trainer's own optimizers and schedules.
-        learning_rate=optimizers.peak_learning_rate(config.train, config.model), weight_decay=train.weight_decay, adam_beta1=train.adam_beta1, adam_beta2=train.adam_beta2,
+        # For train.extra.optim and lr_scheduler_type alone, which bring Trainer's own optimizers and
+        # schedules.
+        learning_rate=optimizers.peak_learning_rate(config.train, config.model),
+        weight_decay=train.weight_decay,
+        adam_beta1=train.adam_beta1,
+        adam_beta2=train.adam_beta2,
         warmup_steps=train.warmup,
         full_determinism=train.deterministic,
         torch_compile=train.torch_compile,
         activation_checkpointing=train.gradient_checkpointing,
         fp16=train.precision == "fp16",
         use_cpu=not accelerator,
-        eval_strategy="no", save_strategy="no", logging_strategy="no",
+        eval_strategy="no",
+        save_strategy="no",
+        logging_strategy="no",
         metric_for_best_model="loss" if train.schedule == "reduce_on_plateau" else None,
         disable_tqdm=True,
         logging_nan_inf_filter=False,
         ignore_data_skip=True,
         **train.extra,
-    )  # fmt: skip
-    if arguments.n_gpu > 1:  # not under hftk.run, which stops before: Trainer would wrap the model in nn.DataParallel
+    )
+    if (
+        arguments.n_gpu > 1
+    ):  # not under hftk.run, which stops before: Trainer would wrap the model in nn.DataParallel
         if config.model.device_map == "none":
-            note(f"one of {arguments.n_gpu} GPUs is used: a notebook is one process; for all of them run the recipe by accelerate launch")
+            note(
+                f"one of {arguments.n_gpu} GPUs is used: a notebook is one process; for all of them run the"
+                " recipe by accelerate launch"
+            )
         arguments._n_gpu = 1
     return arguments
 
 
 class ExactTrainer(ShardedTrainer):
-    """Trainer whose data loader gives one optimizer step at a time and whose loss is exact for every split of it."""
+    """Trainer whose data loader gives one optimizer step at a time and whose loss is exact for every split of
+    it."""
 
     def __init__(
-        self, task: Task, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, arguments: TrainingArguments,
-        config: RunConfig, loader: StepLoader, validation: ValidationSet | None, run: dict[str, Any], state: dict[str, Any],
-    ) -> None:  # fmt: skip
-        """``run`` is :func:`hftk.training.resume.fingerprint`, ``state`` what :data:`hftk.training.checkpoint_writer.STATE` of the checkpoint holds that the run continues from."""
+        self,
+        task: Task,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        arguments: TrainingArguments,
+        config: RunConfig,
+        loader: StepLoader,
+        validation: ValidationSet | None,
+        run: dict[str, Any],
+        state: dict[str, Any],
+    ) -> None:
+        """``run`` is :func:`hftk.training.resume.fingerprint`, ``state`` what
+        :data:`hftk.training.checkpoint_writer.STATE` of the checkpoint holds that the run continues from."""
         use_cache = getattr(model.config, "use_cache", None)
-        # No processing_class: with one, Trainer writes the tokenizer's ids into the model's config (align_special_tokens).
+        # No processing_class: with one, Trainer writes the tokenizer's ids into the model's config
+        # (align_special_tokens).
         self._conductor = ScheduleCallback(self)
         super().__init__(model=model, args=arguments, callbacks=[self._conductor])
         if use_cache is not None:
@@ -109,16 +132,22 @@ class ExactTrainer(ShardedTrainer):
         self.task, self.config, self.loader, self.validation, self.run = task, config, loader, validation, run
         self.learning_rate = optimizers.peak_learning_rate(config.train, config.model)
         if config.train.learning_rate is None:
-            note(f"train.learning_rate: {self.learning_rate:g}, for {optimizers.weights_in_words(config.model)}")
+            note(
+                f"train.learning_rate: {self.learning_rate:g}, for"
+                f" {optimizers.weights_in_words(config.model)}"
+            )
         self.metric = f"eval_{config.train.metric_for_best_model.removeprefix('eval_')}"
         """What the best evaluation goes by, as the history calls it."""
         self.higher_is_better = bool(state.get("higher_is_better", False))
-        self.restore_best = bool(config.train.restore_best or config.train.early_stopping) and validation is not None
+        self.restore_best = (
+            bool(config.train.restore_best or config.train.early_stopping) and validation is not None
+        )
         self.history: list[dict[str, Any]] = state.get("history", [])
         self.seconds: dict[str, float] = state.get("seconds", {"train": 0.0, "evaluate": 0.0, "save": 0.0})
         self.precision = "fp32"
         self.unlogged: tuple[float, int] | None = state.get("unlogged")
-        """Sum of the losses since the last logged step, and that step, at the checkpoint that the run continues from."""
+        """Sum of the losses since the last logged step, and that step, at the checkpoint that the run
+        continues from."""
         self.stopped = False
         self.guard = Guard(self, state.get("skipped", []))
         self.trackers: Trackers | None = None
@@ -136,7 +165,7 @@ class ExactTrainer(ShardedTrainer):
         """Non-padding tokens trained on so far, over all processes."""
         return self.loader.tokens
 
-    # Data, optimizer, schedule --------------------------------------------------------------------------------------------
+    # --- Data, optimizer, schedule
 
     def begin(self, step: int) -> None:
         """Make ready for the steps after ``step``; Trainer has loaded its own state."""
@@ -157,7 +186,9 @@ class ExactTrainer(ShardedTrainer):
         if "optim" in self.config.train.extra:
             return super().create_optimizer(model)
         if self.optimizer is None:
-            self.optimizer = optimizers.make_optimizer(model or self.plain, self.config.train, self.learning_rate)
+            self.optimizer = optimizers.make_optimizer(
+                model or self.plain, self.config.train, self.learning_rate
+            )
         return self.optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
@@ -165,7 +196,10 @@ class ExactTrainer(ShardedTrainer):
             return super().create_scheduler(num_training_steps, optimizer)
         if self.lr_scheduler is None:
             self.lr_scheduler = schedules.make_scheduler(
-                optimizer or self.create_optimizer(), self.config.train, self.learning_rate, num_training_steps
+                optimizer or self.create_optimizer(),
+                self.config.train,
+                self.learning_rate,
+                num_training_steps,
             )
         return self.lr_scheduler
 
@@ -213,10 +247,11 @@ class ExactTrainer(ShardedTrainer):
         self.trackers = take_over(self.callback_handler, (self.args, self.state, self.control), self.plain)
         return super()._finalize_training(*args, **kwargs)
 
-    # The exact loss -------------------------------------------------------------------------------------------------------
+    # --- The exact loss
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Any:
-        """Term of the loss to its number of items in the *global* batch: all micro-batches of all processes."""
+        """Term of the loss to its number of items in the *global* batch: all micro-batches of all
+        processes."""
         totals: dict[str, float] = {}
         for step in batch_samples:
             for batch in step:
@@ -252,11 +287,19 @@ class ExactTrainer(ShardedTrainer):
                 loss = self._loss(model, self._prepare_inputs(batch), totals)
                 if penalized and not self.is_fsdp_enabled:
                     weights = optimizers.decayed(self.plain.named_parameters())
-                    loss = loss + self.config.train.l1_penalty * torch.stack([w.abs().sum().to(loss.device) for w in weights]).sum()
+                    loss = (
+                        loss
+                        + self.config.train.l1_penalty
+                        * torch.stack([w.abs().sum().to(loss.device) for w in weights]).sum()
+                    )
                 self.accelerator.backward(loss)
             losses.append(loss.detach())
             if penalized and self.is_fsdp_enabled:
-                losses.append(self.add_l1(optimizers.decayed(self.plain.named_parameters()), self.config.train.l1_penalty))
+                losses.append(
+                    self.add_l1(
+                        optimizers.decayed(self.plain.named_parameters()), self.config.train.l1_penalty
+                    )
+                )
         return losses
 
     def _clip_grad_norm(self, model: Any) -> Any:
@@ -279,63 +322,99 @@ class ExactTrainer(ShardedTrainer):
         return self.accelerator.no_sync(model)
 
     def _loss(self, model: Any, batch: dict[str, Any], totals: dict[str, float] | None) -> torch.Tensor:
-        """Share of this micro-batch in the step's loss, times the number of processes, since DDP averages gradients."""
+        """Share of this micro-batch in the step's loss, times the number of processes, since DDP averages
+        gradients."""
         filler = batch.pop("filler", False)
-        with offloading(self.config.train.activation_offload, self.plain), autocast(self.precision, self.args.device):
+        with (
+            offloading(self.config.train.activation_offload, self.plain),
+            autocast(self.precision, self.args.device),
+        ):
             terms = self.task.loss(model, batch)
         if totals is None:
             totals = {term: float(items) for term, (_, items) in terms.items()}
         share = 0.0 if filler else float(self.args.world_size)
-        loss: torch.Tensor = sum(total.float() * (share / (totals[term] or 1.0)) for term, (total, _) in terms.items())  # type: ignore[assignment]
+        loss: torch.Tensor = sum(
+            total.float() * (share / (totals[term] or 1.0)) for term, (total, _) in terms.items()
+        )  # type: ignore[assignment]
         return loss.to(self.args.device)
 
-    # Judging, logging, saving ---------------------------------------------------------------------------------------------
+    # --- Judging, logging, saving
 
     @undisturbed()
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """``eval_loss``: the mean over the items of the validation split, as :func:`hftk.evaluation.evaluate.evaluate` has it."""
+        """``eval_loss``: the mean over the items of the validation split, as
+        :func:`hftk.evaluation.evaluate.evaluate` has it."""
         self.tick("train")
         assert self.validation is not None
         features, rows = self.validation.features, self.validation.rows
-        outputs = run_model(self.task, self.model, self.tokenizer, features, batch_size=self.config.eval.batch_size)
+        outputs = run_model(
+            self.task, self.model, self.tokenizer, features, batch_size=self.config.eval.batch_size
+        )
         metrics = {"eval_loss": self.task.eval_loss(outputs)}
         if "logits" in self.task.judged_by:
             scores = self.task.scores(
                 Outputs(
-                    arrays=outputs, features=features, rows=rows, tokenizer=self.tokenizer, model_config=self.plain.config
+                    arrays=outputs,
+                    features=features,
+                    rows=rows,
+                    tokenizer=self.tokenizer,
+                    model_config=self.plain.config,
                 )
             )
         else:
             scores = generation_scores(
-                self.task, self.plain, self.tokenizer, rows, features, outputs, count=self.config.eval.generate_rows, max_length=self.validation.max_length
-            )  # fmt: skip
+                self.task,
+                self.plain,
+                self.tokenizer,
+                rows,
+                features,
+                outputs,
+                count=self.config.eval.generate_rows,
+                max_length=self.validation.max_length,
+            )
         if scores:
             metrics = {f"eval_{score.name}": score.value for score in scores} | metrics
-            self.higher_is_better = any(self.metric == f"eval_{s.name}" and s.higher_is_better for s in scores)
+            self.higher_is_better = any(
+                self.metric == f"eval_{s.name}" and s.higher_is_better for s in scores
+            )
         self.tick("evaluate")
         if not math.isfinite(metrics["eval_loss"]):
-            raise self.guard.diverged(f"eval_loss is {metrics['eval_loss']} after step {self.state.global_step}")
+            raise self.guard.diverged(
+                f"eval_loss is {metrics['eval_loss']} after step {self.state.global_step}"
+            )
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         self.control.should_save |= self.restore_best and self.best_step() == self.state.global_step
         if self.out_of_patience():
-            note(f"stopped early at step {self.state.global_step}: {self.config.train.early_stopping} evaluations without a better {self.metric}")  # fmt: skip
+            note(
+                f"stopped early at step {self.state.global_step}: {self.config.train.early_stopping}"
+                f" evaluations without a better {self.metric}"
+            )
             self.control.should_training_stop = self.control.should_save = True
         return metrics
 
     def best_step(self) -> int | None:
         """The step of the best evaluation so far, by ``metric_for_best_model`` (the first of equals).
 
-        Of equal scores of generated text the one with the lower ``eval_loss``: BLEU is 0 in the first evaluations of many a new model.
+        Of equal scores of generated text the one with the lower ``eval_loss``: BLEU is 0 in the first
+        evaluations of many a new model.
         """
-        judged = [e for e in self.history if e.get(self.metric) is not None and e[self.metric] == e[self.metric]]
+        judged = [
+            e for e in self.history if e.get(self.metric) is not None and e[self.metric] == e[self.metric]
+        ]
         sign, by_text = -1 if self.higher_is_better else 1, "generation" in self.task.judged_by
-        return min(judged, key=lambda e: (sign * e[self.metric], by_text and e["eval_loss"]))["step"] if judged else None
+        return (
+            min(judged, key=lambda e: (sign * e[self.metric], by_text and e["eval_loss"]))["step"]
+            if judged
+            else None
+        )
 
     def out_of_patience(self) -> bool:
         """Whether the last ``early_stopping`` evaluations brought no better one."""
         patience, best = self.config.train.early_stopping, self.best_step()
-        return best is not None and 0 < patience <= sum("eval_loss" in e and e["step"] > best for e in self.history)
+        return best is not None and 0 < patience <= sum(
+            "eval_loss" in e and e["step"] > best for e in self.history
+        )
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         if not self.out_of_patience():  # a continued run may have stopped early before
@@ -356,7 +435,14 @@ class ExactTrainer(ShardedTrainer):
             if not self.history or self.history[-1]["step"] != self.state.global_step:
                 self.tick("train")
                 seconds = sum(self.seconds.values())
-                self.history.append({"step": self.state.global_step, "epoch": self.loader.epoch, "tokens": self.tokens, "seconds": round(seconds, 3)})  # fmt: skip
+                self.history.append(
+                    {
+                        "step": self.state.global_step,
+                        "epoch": self.loader.epoch,
+                        "tokens": self.tokens,
+                        "seconds": round(seconds, 3),
+                    }
+                )
             self.history[-1].update({k: v for k, v in logs.items() if k in CURVES or k.startswith("eval_")})
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
@@ -379,10 +465,16 @@ class ExactTrainer(ShardedTrainer):
     def run_state(self) -> dict[str, Any]:
         """What :data:`hftk.training.checkpoint_writer.STATE` keeps, as it is now."""
         return {
-            "history": [dict(point) for point in self.history], "unlogged": self.unlogged, "tokens": self.tokens,
-            "seconds": dict(self.seconds), "precision": self.precision, "run": self.run, "higher_is_better": self.higher_is_better,
-            "skipped": list(self.guard.skipped), **self._stream_state(),
-        }  # fmt: skip
+            "history": [dict(point) for point in self.history],
+            "unlogged": self.unlogged,
+            "tokens": self.tokens,
+            "seconds": dict(self.seconds),
+            "precision": self.precision,
+            "run": self.run,
+            "higher_is_better": self.higher_is_better,
+            "skipped": list(self.guard.skipped),
+            **self._stream_state(),
+        }
 
     def _stream_state(self) -> dict[str, Any]:
         position = getattr(self.loader.plan, "position", None)
@@ -391,21 +483,26 @@ class ExactTrainer(ShardedTrainer):
         return {"stream": position, "stream_keys": self.stream.keys(position["begin"])}
 
     def state_bytes(self) -> int:
-        """About how many bytes a checkpoint takes up: weights and the optimizer's state, as this process holds them."""
+        """About how many bytes a checkpoint takes up: weights and the optimizer's state, as this process
+        holds them."""
         states = self.optimizer.state.values() if self.optimizer is not None else ()
-        tensors = [*self.plain.parameters(), *(t for state in states for t in state.values() if isinstance(t, torch.Tensor))]
+        tensors = [
+            *self.plain.parameters(),
+            *(t for state in states for t in state.values() if isinstance(t, torch.Tensor)),
+        ]
         return sum(tensor.nbytes for tensor in tensors)
 
     def _get_output_dir(self, trial: Any) -> str:
         return str(self.saver.staging or self.args.output_dir)
 
     def load_weights(self, step: int) -> None:
-        """Take the weights of the checkpoint of ``step``; RuntimeError if it is not whole (Trainer would only warn)."""
+        """Take the weights of the checkpoint of ``step``; RuntimeError if it is not whole (Trainer would only
+        warn)."""
         folder = self.folder / f"checkpoint-{step}"
         problem = on_main(checkpoints.damage, folder)
         if problem:
             raise RuntimeError(f"the best weights, in {folder}, cannot be restored: {problem}")
-        self.state.best_model_checkpoint = str(bring(folder))
+        self.state.best_model_checkpoint = str(folder)
         self._load_best_model()
 
     def random_states(self) -> list[tuple[str, bytes]]:
@@ -420,10 +517,14 @@ class ExactTrainer(ShardedTrainer):
             self.saver.write_random_states(output_dir)
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
-        """Weights that a checkpoint lacks are an error. Trainer warns, and of tied weights too, which are saved once."""
+        """Weights that a checkpoint lacks are an error. Trainer warns, and of tied weights too, which are
+        saved once."""
         tied = getattr(self.plain, "all_tied_weights_keys", None) or {}
         left_out = {*tied, *tied.values(), *(getattr(self.plain, "_keys_to_ignore_on_save", None) or ())}
-        wrong = [*(name for name in load_result.missing_keys if name not in left_out), *load_result.unexpected_keys]
+        wrong = [
+            *(name for name in load_result.missing_keys if name not in left_out),
+            *load_result.unexpected_keys,
+        ]
         if wrong:
             raise RuntimeError(
                 f"the weights of the checkpoint are not those of the model; they differ in {', '.join(wrong)}"
@@ -439,4 +540,5 @@ class ExactTrainer(ShardedTrainer):
         return 0  # Trainer counts padding too; tokens and seconds are in the history
 
     def store_flos(self) -> None:
-        """Nothing was counted. Trainer would sum it up over the processes in the middle of a save, of which one may have failed."""
+        """Nothing was counted. Trainer would sum it up over the processes in the middle of a save, of which
+        one may have failed."""

@@ -1,4 +1,5 @@
-"""Adapters: what they sit on, what is trained, saving and loading, resuming, and the same outputs everywhere."""
+"""Adapters: what they sit on, what is trained, saving and loading, resuming, and the same outputs
+everywhere."""
 
 from __future__ import annotations
 
@@ -27,7 +28,9 @@ def lora(**more: Any) -> dict[str, Any]:
 @pytest.mark.parametrize("bits", [None, 8, 4])
 @pytest.mark.parametrize("kind", KINDS)
 def test_loaded_again_it_predicts_what_it_predicted(kind, bits, bases, tmp_path, tiny_runs):
-    config = make_config(kind, tmp_path / "out", bases(kind), model={**lora(), "quantization": {"bits": bits}})
+    config = make_config(
+        kind, tmp_path / "out", bases(kind), model={**lora(), "quantization": {"bits": bits}}
+    )
     hftk.check(config, (task := load(kind, config)[0]))
     untrained = judge(kind, task, *load(kind, config)[1:])
     task, trained = fit(kind, config)
@@ -93,7 +96,9 @@ def test_language_models_keep_their_output_layer(bases, tmp_path):
 
 
 def test_targets_are_matched_by_the_end_of_their_names(bases, tmp_path):
-    config = make_config("llama", tmp_path, bases("llama"), model=lora(targets=["q_proj", "layers.1.mlp.up_proj"]))
+    config = make_config(
+        "llama", tmp_path, bases("llama"), model=lora(targets=["q_proj", "layers.1.mlp.up_proj"])
+    )
     names = trained_weights(load("llama", config)[1])
     ends = {name.split(".lora_")[0].split("model.layers.")[1] for name in names}
     assert ends == {"0.self_attn.q_proj", "1.self_attn.q_proj", "1.mlp.up_proj"}
@@ -126,7 +131,9 @@ def test_a_missing_package_is_named_with_its_command(bases, tmp_path, monkeypatc
     config = make_config("llama", tmp_path, bases("llama"), model={**lora(), "quantization": {"bits": 8}})
     with pytest.raises(InputError) as error:
         hftk.check(config, hftk.CausalLM(config))
-    assert 'pip install "hftk[peft]"' in str(error.value) and 'pip install "hftk[quantize]"' in str(error.value)
+    assert 'pip install "hftk[peft]"' in str(error.value) and 'pip install "hftk[quantize]"' in str(
+        error.value
+    )
 
 
 def test_prompt_tuning_of_an_encoder_decoder_is_refused(bases, tmp_path):
@@ -169,14 +176,24 @@ def test_another_rank_is_another_run(bases, tmp_path, tiny_runs):
 
 def test_the_best_weights_are_restored(bases, tmp_path, tiny_runs):
     # At this rate every step makes it worse: the first evaluation is the best.
-    train = {"max_steps": 4, "eval_steps": 1, "restore_best": True, "learning_rate": 3.0, "schedule": "constant"}
+    train = {
+        "max_steps": 4,
+        "eval_steps": 1,
+        "restore_best": True,
+        "learning_rate": 3.0,
+        "schedule": "constant",
+    }
     config = make_config("bert", tmp_path / "out", bases("bert"), model=lora(), train=train)
     task, trained = fit("bert", config)
     losses = [point["eval_loss"] for point in trained.history if "eval_loss" in point]
     best = int(np.argmin(losses))
     assert best < 3
-    features = task.encode(splits_of("bert").validation, trained.tokenizer, max_length=CONTEXT, training=False)
-    outputs = hftk.evaluation.evaluate.run_model(task, trained.model, trained.tokenizer, features, batch_size=8)
+    features = task.encode(
+        splits_of("bert").validation, trained.tokenizer, max_length=CONTEXT, training=False
+    )
+    outputs = hftk.evaluation.evaluate.run_model(
+        task, trained.model, trained.tokenizer, features, batch_size=8
+    )
     assert task.eval_loss(outputs) == pytest.approx(losses[best], rel=1e-5)
 
 
@@ -240,7 +257,10 @@ def test_plain_peft_loads_it(bases, tmp_path, tiny_runs):
         config = make_config(kind, tmp_path / kind, bases(kind), model=lora())
         task, trained = fit(kind, config)
         model = auto.from_pretrained(config.output, dtype=torch.float32, **more).eval()
-        ours, theirs = judge(kind, task, trained.model, trained.tokenizer), judge(kind, task, model, trained.tokenizer)
+        ours, theirs = (
+            judge(kind, task, trained.model, trained.tokenizer),
+            judge(kind, task, model, trained.tokenizer),
+        )
         assert np.allclose(ours, theirs, atol=1e-4)
 
 
@@ -260,7 +280,9 @@ def test_new_tokens_are_trained_and_saved(kind, bases, tmp_path, tiny_runs):
     assert rows == len(tokenizer)
     assert any("trainable_tokens" in name for name in trained_weights(trained.model))
     again, loaded = load_trained(config.output, auto_model=task.auto_model)
-    assert np.allclose(judge(kind, task, again, loaded), judge(kind, task, trained.model, trained.tokenizer), atol=1e-5)
+    assert np.allclose(
+        judge(kind, task, again, loaded), judge(kind, task, trained.model, trained.tokenizer), atol=1e-5
+    )
 
 
 def test_a_base_in_bf16_takes_an_adapter_in_float32(bases, tmp_path, tiny_runs):

@@ -31,7 +31,11 @@ def finished(kind: str, base: str, output: Path, bits: int | None, **adapter: An
     table.write_text("".join(json.dumps(line) + "\n" for line in lines))
     model = {"adapter": {"method": "lora", **adapter}, "quantization": {"bits": bits}}
     config = make_config(
-        kind, output, base, model=model, data={"path": str(table), "validation_fraction": 0.4, "test_fraction": 0.0}
+        kind,
+        output,
+        base,
+        model=model,
+        data={"path": str(table), "validation_fraction": 0.4, "test_fraction": 0.0},
     )
     task, trained = fit(kind, config)
     save_config(config, output / "config.yaml")
@@ -57,8 +61,15 @@ def test_the_merged_model_computes_what_the_adapter_did(kind, bits, bases, tmp_p
     )
     found = json.loads((tmp_path / "merged" / "export.json").read_text())
     assert json.loads((tmp_path / "merged" / "record.json").read_text())["export"] == found
-    assert found["difference"] <= found["tolerance"] and found["rows"] == 8 and found.get("trained_in_bits") == bits
-    assert not {path.name for path in (tmp_path / "merged").iterdir()} & {"adapter_config.json", "base_config.json"}
+    assert (
+        found["difference"] <= found["tolerance"]
+        and found["rows"] == 8
+        and found.get("trained_in_bits") == bits
+    )
+    assert not {path.name for path in (tmp_path / "merged").iterdir()} & {
+        "adapter_config.json",
+        "base_config.json",
+    }
     model, tokenizer = load_trained(str(tmp_path / "merged"), auto_model=task.auto_model)
     assert all(p.dtype == torch.float32 for p in model.parameters())
     ours, merged = judge(kind, task, trained.model, trained.tokenizer), judge(kind, task, model, tokenizer)
@@ -76,17 +87,25 @@ def test_every_kind_of_adapter_is_merged(method, bases, tmp_path, tiny_runs, cap
     assert found["same_choice"] == 1.0 and found["same_texts"] == found["texts"] == found["rows"]
 
 
-@pytest.mark.parametrize(("kind", "bits"), [("bert", 4), ("gpt2", 4), ("llama", 4), ("t5", 4), ("gpt2", 8), ("marian", 8)])
-def test_an_adapter_that_makes_up_for_the_rounding_is_merged_into_what_is_rounded(kind, bits, bases, tmp_path, tiny_runs, capsys):
+@pytest.mark.parametrize(
+    ("kind", "bits"), [("bert", 4), ("gpt2", 4), ("llama", 4), ("t5", 4), ("gpt2", 8), ("marian", 8)]
+)
+def test_an_adapter_that_makes_up_for_the_rounding_is_merged_into_what_is_rounded(
+    kind, bits, bases, tmp_path, tiny_runs, capsys
+):
     """Merged into the weights before, what was rounded away would count twice."""
     task, trained = finished(kind, bases(kind), tmp_path / "out", bits, rank=16, initialization="loftq")
     rows = ["--data", str(tmp_path / f"{kind}.jsonl")] if kind != "bert" else []
     assert main(["export", str(tmp_path / "out"), "--output", str(tmp_path / "merged"), *rows]) == 0
     assert json.loads((tmp_path / "merged" / "export.json").read_text())["base_rounded"]
     model, tokenizer = load_trained(str(tmp_path / "merged"), auto_model=task.auto_model)
-    assert all(p.dtype == torch.float32 for p in model.parameters()) and not hasattr(model.config, "base_rounded")
+    assert all(p.dtype == torch.float32 for p in model.parameters()) and not hasattr(
+        model.config, "base_rounded"
+    )
     ours, merged = judge(kind, task, trained.model, trained.tokenizer), judge(kind, task, model, tokenizer)
-    near = 0.02 if bits == 4 else 0.1  # the embeddings are in bfloat16 in training; 8 bits round the inputs of layers too
+    near = (
+        0.02 if bits == 4 else 0.1
+    )  # the embeddings are in bfloat16 in training; 8 bits round the inputs of layers too
     assert abs(ours - merged).max() <= near * abs(ours).max()
     again, tokenizer = load_trained(str(tmp_path / "out"), auto_model=task.auto_model)
     assert abs(ours - judge(kind, task, again, tokenizer)).max() <= 1e-5 * abs(ours).max()
@@ -98,11 +117,18 @@ def whole(kind: str, output: Path, bases: Any) -> Any:
 
 
 @pytest.mark.parametrize("kind", ["bert", "t5", "marian", "gpt2", "llama"])
-def test_weights_in_8_bits_predict_nearly_the_same_by_the_usual_commands(kind, bases, tmp_path, tiny_runs, capsys):
+def test_weights_in_8_bits_predict_nearly_the_same_by_the_usual_commands(
+    kind, bases, tmp_path, tiny_runs, capsys
+):
     task, trained = whole(kind, tmp_path / "out", bases)
     # The weights of this T5 are four times as large as it was made for: little errors grow.
     allowed = ["--tolerance", "0.6"] if kind == "t5" else []
-    assert main(["export", str(tmp_path / "out"), "--output", str(tmp_path / "low"), "--format", "int8", *allowed]) == 0
+    assert (
+        main(
+            ["export", str(tmp_path / "out"), "--output", str(tmp_path / "low"), "--format", "int8", *allowed]
+        )
+        == 0
+    )
     model, tokenizer = load_trained(str(tmp_path / "low"), auto_model=task.auto_model)
     ours, low = judge(kind, task, trained.model, trained.tokenizer), judge(kind, task, model, tokenizer)
     assert 0 < abs(ours - low).mean() < 0.2 * abs(ours).mean()
@@ -115,11 +141,15 @@ def test_weights_in_8_bits_predict_nearly_the_same_by_the_usual_commands(kind, b
 
 @pytest.mark.slow  # 20 s each
 @pytest.mark.parametrize("kind", ["bert", "t5", "marian", "gpt2", "llama"])
-def test_an_onnx_graph_has_the_same_logits_for_rows_of_other_lengths(kind, bases, tmp_path, tiny_runs, capsys):
+def test_an_onnx_graph_has_the_same_logits_for_rows_of_other_lengths(
+    kind, bases, tmp_path, tiny_runs, capsys
+):
     pytest.importorskip("onnxscript")
     pytest.importorskip("onnxruntime")
     whole(kind, tmp_path / "out", bases)
-    assert main(["export", str(tmp_path / "out"), "--output", str(tmp_path / "graph"), "--format", "onnx"]) == 0
+    assert (
+        main(["export", str(tmp_path / "out"), "--output", str(tmp_path / "graph"), "--format", "onnx"]) == 0
+    )
     found = json.loads((tmp_path / "graph" / "export.json").read_text())
     assert found["difference"] <= found["tolerance"] and found["rows"] == 8
 
@@ -129,9 +159,12 @@ def byte_level(kind: str, folder: Path, **shape: Any) -> Path:
     texts = [f"row {i}: länger 日本 text {i * i} don't" for i in range(40)]
     (folder / "rows.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     config = make_config(
-        kind, folder / "made", None,
-        model={"tokenizer": "bpe", "vocab_size": 300, "config": shape, "initialization": "he"}, data={"path": str(folder / "rows.jsonl")},
-    )  # fmt: skip
+        kind,
+        folder / "made",
+        None,
+        model={"tokenizer": "bpe", "vocab_size": 300, "config": shape, "initialization": "he"},
+        data={"path": str(folder / "rows.jsonl")},
+    )
     task = TASKS[kind][0](config)
     model, tokenizer = hftk.load_model(config.model, task, hftk.load_splits(config.data, task))
     model.save_pretrained(folder / "made")
@@ -161,7 +194,10 @@ def test_a_gguf_file_is_read_back_as_the_same_model(kind, held, tmp_path, capsys
     found = json.loads((tmp_path / "gguf" / "export.json").read_text())
     assert found["difference"] <= found["tolerance"]
     if held == "f32":
-        assert found["difference"] < 1e-3 * max(1.0, found["largest_logit"]) and found["same_texts"] == found["texts"]
+        assert (
+            found["difference"] < 1e-3 * max(1.0, found["largest_logit"])
+            and found["same_texts"] == found["texts"]
+        )
     (_, tokens), (_, theirs) = load_trained(str(folder)), load_trained(str(tmp_path / "gguf"))
     text = "länger 日本 don't 123 "
     assert theirs(text).input_ids == tokens(text).input_ids and theirs.eos_token_id == tokens.eos_token_id
@@ -189,7 +225,9 @@ def test_another_process_predicts_the_same(bases, tmp_path, tiny_runs):
         *(w for t in texts for w in ("--prompt", t)),
     ]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
-    ended = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=110)
+    ended = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=110
+    )
     assert ended.returncode == 0, ended.stderr[-3000:]
     said = [json.loads(line)["probabilities"] for line in ended.stdout.splitlines()]
     logits = torch.tensor(judge("bert", task, trained.model, trained.tokenizer)[:3])
@@ -208,7 +246,9 @@ def test_what_cannot_be_exported_is_told(bases, tmp_path, tiny_runs, capsys):
     assert "expected one of llama, mistral, qwen2, gpt2" in told(
         bases("t5"), "--output", tmp_path / "m", "--format", "gguf", "--data", texts
     )
-    assert "0 <= tolerance < 1" in told(bases("bert"), "--output", tmp_path / "m", "--format", "int8", "--tolerance", 3)
+    assert "0 <= tolerance < 1" in told(
+        bases("bert"), "--output", tmp_path / "m", "--format", "int8", "--tolerance", 3
+    )
     finished("bert", bases("bert"), tmp_path / "out", None)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine.txt").touch()

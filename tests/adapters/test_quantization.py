@@ -18,12 +18,19 @@ from hftk.models.quantization import bytes_of, compute_dtype, count, halve_embed
 from hftk.models.weights import load_weights
 
 HEADS = {
-    "AutoModelForSequenceClassification": {"bert": {"bert.pooler.dense", "classifier"}, "roberta": {"classifier.dense", "classifier.out_proj"}, "distilbert": {"pre_classifier", "classifier"}, "gpt2": {"score"}, "llama": {"score"}, "bart": {"classification_head.dense", "classification_head.out_proj"}},
+    "AutoModelForSequenceClassification": {
+        "bert": {"bert.pooler.dense", "classifier"},
+        "roberta": {"classifier.dense", "classifier.out_proj"},
+        "distilbert": {"pre_classifier", "classifier"},
+        "gpt2": {"score"},
+        "llama": {"score"},
+        "bart": {"classification_head.dense", "classification_head.out_proj"},
+    },
     "AutoModelForTokenClassification": {"bert": {"classifier"}, "distilbert": {"classifier"}},
     "AutoModelForQuestionAnswering": {"bert": {"qa_outputs"}, "distilbert": {"qa_outputs"}},
     "AutoModelForCausalLM": {"gpt2": {"lm_head"}, "llama": {"lm_head"}},
     "AutoModelForSeq2SeqLM": {"t5": {"lm_head"}, "marian": {"lm_head"}, "bart": {"lm_head"}},
-}  # fmt: skip
+}
 
 
 def quantized(bits: int | None, **more: Any) -> dict[str, Any]:
@@ -56,7 +63,9 @@ def test_heads_and_embeddings_are_not_quantized(kind, bits, bases, tmp_path):
 @pytest.mark.parametrize("bits", [8, 4])
 @pytest.mark.parametrize("kind", KINDS)
 def test_quantized_logits_stay_near_those_in_float32(kind, bits, bases, tmp_path):
-    full = judge(kind, *load(kind, make_config(kind, tmp_path, bases(kind), model={"adapter": {"method": "lora"}})))
+    full = judge(
+        kind, *load(kind, make_config(kind, tmp_path, bases(kind), model={"adapter": {"method": "lora"}}))
+    )
     low = judge(kind, *load(kind, make_config(kind, tmp_path, bases(kind), model=quantized(bits))))
     assert 0 < np.abs(full - low).mean() / np.abs(full).mean() < {8: 0.05, 4: 0.5}[bits]
 
@@ -110,12 +119,16 @@ def test_halved_embeddings_compute_in_float32(bases):
         )
         with torch.no_grad():
             one, other = rounded(**inputs).logits, halved(**inputs).logits
-        assert other.dtype == torch.float32 and torch.allclose(one, other, atol=2e-2 if kind == "marian" else 1e-5)
+        assert other.dtype == torch.float32 and torch.allclose(
+            one, other, atol=2e-2 if kind == "marian" else 1e-5
+        )
         assert halved.get_output_embeddings().weight is halved.get_input_embeddings().weight
 
 
 def test_layers_can_be_left_out_by_name(bases, tmp_path):
-    config = make_config("llama", tmp_path, bases("llama"), model=quantized(4, skip_modules=["layers.0.mlp.down_proj"]))
+    config = make_config(
+        "llama", tmp_path, bases("llama"), model=quantized(4, skip_modules=["layers.0.mlp.down_proj"])
+    )
     base = load("llama", config)[1].get_base_model()
     assert base.model.layers[0].mlp.down_proj.weight.dtype == torch.float32
     assert base.model.layers[1].mlp.down_proj.weight.dtype == torch.uint8
@@ -128,7 +141,10 @@ def test_a_layer_that_is_not_there_is_named(bases, tmp_path):
 
 
 def test_four_bits_are_nf4_with_quantized_scales(bases, tmp_path):
-    for more, kind, nested in (({}, "nf4", True), ({"quant_type": "fp4", "double_quant": False}, "fp4", False)):
+    for more, kind, nested in (
+        ({}, "nf4", True),
+        ({"quant_type": "fp4", "double_quant": False}, "fp4", False),
+    ):
         base = load("llama", make_config("llama", tmp_path, bases("llama"), model=quantized(4, **more)))[
             1
         ].get_base_model()
@@ -138,7 +154,8 @@ def test_four_bits_are_nf4_with_quantized_scales(bases, tmp_path):
 
 
 def test_gguf_weights_are_quantized_by_way_of_plain_ones(bases, tmp_path):
-    """A GGUF file is read in full precision first; here one is pretended, since writing one takes a converter."""
+    """A GGUF file is read in full precision first; here one is pretended, since writing one takes a
+    converter."""
     import transformers
 
     made = AutoConfig.from_pretrained(bases("llama"))
@@ -149,7 +166,11 @@ def test_gguf_weights_are_quantized_by_way_of_plain_ones(bases, tmp_path):
 
     def from_pretrained(cls: Any, name: str, *arguments: Any, **options: Any) -> Any:
         asked.append(
-            {"name": name, "gguf": options.pop("gguf_file", None), "quantized": "quantization_config" in options}
+            {
+                "name": name,
+                "gguf": options.pop("gguf_file", None),
+                "quantized": "quantization_config" in options,
+            }
         )
         return original(cls, bases("llama") if asked[-1]["gguf"] else name, *arguments, **options)
 
@@ -183,7 +204,8 @@ def test_weights_that_were_saved_quantized_are_not_trained(bases, tmp_path):
 @pytest.mark.parametrize("bits", [8, 4])
 @pytest.mark.parametrize("kind", ["bert", "gpt2", "llama", "t5"])
 def test_an_adapter_of_full_rank_starts_with_all_that_was_rounded_away(kind, bits, bases, tmp_path):
-    """And one of less rank with the best that is possible: the error is the sum of the other singular values squared."""
+    """And one of less rank with the best that is possible: the error is the sum of the other singular values
+    squared."""
     plain = judge_of(kind, bases, tmp_path, None)
     quantized = judge_of(kind, bases, tmp_path, bits)
     if bits == 4:  # 8 bits round the inputs of layers too

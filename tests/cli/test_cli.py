@@ -38,9 +38,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     end = tokenizer.eos_token_id
     config = GPT2Config(
-        vocab_size=len(tokenizer), n_positions=96, n_embd=16, n_layer=1, n_head=2, initializer_range=0.5,
-        bos_token_id=end, eos_token_id=end,
-    )  # fmt: skip
+        vocab_size=len(tokenizer),
+        n_positions=96,
+        n_embd=16,
+        n_layer=1,
+        n_head=2,
+        initializer_range=0.5,
+        bos_token_id=end,
+        eos_token_id=end,
+    )
     GPT2LMHeadModel(config).save_pretrained(path)
     tokenizer.save_pretrained(path)
     return path
@@ -49,11 +55,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def expected(folder: Path, prompts: Sequence[str], **settings: Any) -> list[str]:
     model, tokenizer = load(str(folder))
     return [
-        r.text for r in generate(model, tokenizer, prompts, GenerationSettings(**{"max_new_tokens": 6, **settings}))
+        r.text
+        for r in generate(model, tokenizer, prompts, GenerationSettings(**{"max_new_tokens": 6, **settings}))
     ]
 
 
-# predict --------------------------------------------------------------------------------------------------------------
+# --- predict
 
 
 def test_predictions_come_one_a_line_in_the_order_of_the_prompts(hftk: Any, folder: Path) -> None:
@@ -86,7 +93,9 @@ def test_every_flag_of_generation_reaches_it(
     hftk: Any, folder: Path, flags: list[str], settings: dict[str, Any]
 ) -> None:
     result = hftk("predict", folder, "--prompt", "The river", "--prompt", "a", "--max_new_tokens", 6, *flags)
-    assert [row["prediction"] for row in result.rows] == expected(folder, ["The river", "a"], **settings), result.err
+    assert [row["prediction"] for row in result.rows] == expected(folder, ["The river", "a"], **settings), (
+        result.err
+    )
     changed = [row["prediction"] for row in result.rows] != expected(folder, ["The river", "a"])
     assert changed == bool(settings)
 
@@ -101,7 +110,20 @@ def test_the_batch_size_reaches_generation(hftk: Any, folder: Path, monkeypatch:
 
     monkeypatch.setattr(GPT2LMHeadModel, "generate", spy)
     monkeypatch.setattr(decoding, "PROVED", frozenset())  # so that `generate` is called
-    hftk("predict", folder, "--prompt", "a", "--prompt", "b", "--prompt", "c", "--max_new_tokens", 1, "--batch_size", 2)
+    hftk(
+        "predict",
+        folder,
+        "--prompt",
+        "a",
+        "--prompt",
+        "b",
+        "--prompt",
+        "c",
+        "--max_new_tokens",
+        1,
+        "--batch_size",
+        2,
+    )
     assert sum(rows) == 3 and max(rows) == 2
 
 
@@ -146,7 +168,16 @@ def test_predictions_go_to_a_file_and_an_interruption_loses_nothing(
     hftk: Any, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "prompts.txt").write_text("The\na b c d\nonce upon a time there\nriver\n")
-    command = ["predict", folder, "--file", tmp_path / "prompts.txt", "--batch_size", 1, "--max_new_tokens", 6]
+    command = [
+        "predict",
+        folder,
+        "--file",
+        tmp_path / "prompts.txt",
+        "--batch_size",
+        1,
+        "--max_new_tokens",
+        6,
+    ]
     lines = hftk(*command).out
     calls, inner = [], GPT2LMHeadModel.generate
 
@@ -180,7 +211,9 @@ def test_prompts_that_had_to_be_cut_are_counted(hftk: Any, folder: Path) -> None
     assert "1 of 2 prompts were longer than the context leaves room for" in result.err
 
 
-def test_a_bar_goes_to_a_terminal_on_stderr_alone(hftk: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bar_goes_to_a_terminal_on_stderr_alone(
+    hftk: Any, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     result = hftk("predict", folder, "--prompt", "The", "--max_new_tokens", 2)
     assert "1/1" in result.err and len(result.rows) == 1
@@ -193,7 +226,9 @@ def test_lines_are_utf8_whatever_the_terminal_speaks(folder: Path, monkeypatch: 
     assert json.loads(raw.getvalue().decode("utf-8"))["prompt"] == "漢"
 
 
-@pytest.mark.parametrize("words", [["predict", "RUN", "--prompt", "a", "--max_new_tokens", "1"], ["--version"]])
+@pytest.mark.parametrize(
+    "words", [["predict", "RUN", "--prompt", "a", "--max_new_tokens", "1"], ["--version"]]
+)
 def test_a_reader_that_has_had_enough_is_no_error(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: list[str]
 ) -> None:
@@ -219,94 +254,190 @@ def test_results_are_handed_on_in_order_as_soon_as_they_can_be() -> None:
     assert [r.index for r in ordered] == [1, 2, 3]
 
 
-# Wrong input ----------------------------------------------------------------------------------------------------------
+# --- Wrong input
 
 WRONG: dict[str, tuple[list[str], list[str]]] = {
-    "no such folder": (["predict", "TMP/none/run", "--prompt", "a"], ["nothing at TMP/none/run", "--output folder of a run"]),
+    "no such folder": (
+        ["predict", "TMP/none/run", "--prompt", "a"],
+        ["nothing at TMP/none/run", "--output folder of a run"],
+    ),
     "a misspelt folder": (["predict", "TMP/ful", "--prompt", "a"], ["did you mean TMP/full?"]),
-    "no weights": (["predict", "TMP/full", "--prompt", "a"], ["config.json and weights in TMP/full, found notes.txt"]),
+    "no weights": (
+        ["predict", "TMP/full", "--prompt", "a"],
+        ["config.json and weights in TMP/full, found notes.txt"],
+    ),
     "no weights yet": (
         ["predict", "TMP/stopped", "--prompt", "a"],
         ["found checkpoints, config.json", "hftk predict TMP/stopped/checkpoints/checkpoint-8"],
     ),
-    "weights alone": (["predict", "TMP/weights", "--prompt", "a"], ["config.json and weights", "found model.safetensors"]),
-    "an empty folder": (["predict", "TMP/empty", "--prompt", "a"], ["found nothing", "name the --output of a run"]),
-    "a file for the folder": (["predict", "TMP/full/notes.txt", "--prompt", "a"], ["found the file", "hftk predict TMP/full"]),
-    "an unknown Hub id": (["predict", "no-such/model", "--prompt", "a"], ["no-such/model", "check the spelling and the network"]),
+    "weights alone": (
+        ["predict", "TMP/weights", "--prompt", "a"],
+        ["config.json and weights", "found model.safetensors"],
+    ),
+    "an empty folder": (
+        ["predict", "TMP/empty", "--prompt", "a"],
+        ["found nothing", "name the --output of a run"],
+    ),
+    "a file for the folder": (
+        ["predict", "TMP/full/notes.txt", "--prompt", "a"],
+        ["found the file", "hftk predict TMP/full"],
+    ),
+    "an unknown Hub id": (
+        ["predict", "no-such/model", "--prompt", "a"],
+        ["no-such/model", "check the spelling and the network"],
+    ),
     "a broken model": (["predict", "TMP/broken", "--prompt", "a"], ["TMP/broken", "cannot be loaded"]),
-    "no prompts at a terminal": (["predict", "RUN"], ["expected prompts, found none", 'hftk predict RUN --prompt "Once']),
-    "a column without a file": (["predict", "RUN", "--prompt", "a", "--column", "x"], ["--column: is for --file"]),
-    "a missing file": (["predict", "RUN", "--file", "TMP/promts.txt"], ["--file: ", "did you mean prompts.txt?"]),
+    "no prompts at a terminal": (
+        ["predict", "RUN"],
+        ["expected prompts, found none", 'hftk predict RUN --prompt "Once'],
+    ),
+    "a column without a file": (
+        ["predict", "RUN", "--prompt", "a", "--column", "x"],
+        ["--column: is for --file"],
+    ),
+    "a missing file": (
+        ["predict", "RUN", "--file", "TMP/promts.txt"],
+        ["--file: ", "did you mean prompts.txt?"],
+    ),
     "an empty file": (["predict", "RUN", "--file", "TMP/empty.txt"], ["--file: ", "empty"]),
     "a wrong column": (
         ["predict", "RUN", "--file", "TMP/rows.jsonl", "--column", "question"],
         ["expected a column question in TMP/rows.jsonl, found id, body", "--column NAME"],
     ),
     "no usual column": (["predict", "RUN", "--file", "TMP/rows.jsonl"], ["expected a column prompt or text"]),
-    "numbers for prompts": (["predict", "RUN", "--file", "TMP/rows.jsonl", "--column", "id"], ["found 2 in row 1"]),
+    "numbers for prompts": (
+        ["predict", "RUN", "--file", "TMP/rows.jsonl", "--column", "id"],
+        ["found 2 in row 1"],
+    ),
     "broken JSON": (["predict", "RUN", "--file", "TMP/broken.jsonl"], ["TMP/broken.jsonl", "line 2"]),
     "another encoding": (["predict", "RUN", "--file", "TMP/latin.txt"], ["TMP/latin.txt", "--encoding"]),
-    "prompts twice": (["predict", "RUN", "--prompt", "a", "--file", "TMP/prompts.txt"], ["not allowed with argument"]),
+    "prompts twice": (
+        ["predict", "RUN", "--prompt", "a", "--file", "TMP/prompts.txt"],
+        ["not allowed with argument"],
+    ),
     "not UTF-8": (["predict", "RUN", "--prompt", "a\udcff"], ["found other bytes in prompt 1"]),
-    "an output in no folder": (["predict", "RUN", "--prompt", "a", "--output", "TMP/x/out.jsonl"], ["TMP/x does not exist"]),
-    "an output that is a folder": (["predict", "RUN", "--prompt", "a", "--output", "TMP/full"], ["found the folder TMP/full"]),
+    "an output in no folder": (
+        ["predict", "RUN", "--prompt", "a", "--output", "TMP/x/out.jsonl"],
+        ["TMP/x does not exist"],
+    ),
+    "an output that is a folder": (
+        ["predict", "RUN", "--prompt", "a", "--output", "TMP/full"],
+        ["found the folder TMP/full"],
+    ),
     "an output that is the input": (
         ["predict", "RUN", "--file", "TMP/prompts.txt", "--output", "TMP/prompts.txt"],
         ["is an input of this command"],
     ),
-    "temperature without sampling": (["predict", "RUN", "--prompt", "a", "--temperature", "2"], ["--do_sample: ", "add --do_sample\n"]),
+    "temperature without sampling": (
+        ["predict", "RUN", "--prompt", "a", "--temperature", "2"],
+        ["--do_sample: ", "add --do_sample\n"],
+    ),
     "sampling with beams": (
         ["predict", "RUN", "--prompt", "a", "--do_sample", "--num_beams", "2"],
         ["--num_beams: expected 1", "leave out one of --num_beams and --do_sample"],
     ),
-    "top_p above 1": (["predict", "RUN", "--prompt", "a", "--do_sample", "--top_p", "2"], ["--top_p: expected 0 < top_p"]),
-    "no rows in a batch": (["predict", "RUN", "--prompt", "a", "--batch_size", "0"], ["--batch_size: expected at least 1"]),
+    "top_p above 1": (
+        ["predict", "RUN", "--prompt", "a", "--do_sample", "--top_p", "2"],
+        ["--top_p: expected 0 < top_p"],
+    ),
+    "no rows in a batch": (
+        ["predict", "RUN", "--prompt", "a", "--batch_size", "0"],
+        ["--batch_size: expected at least 1"],
+    ),
     "a word for a number": (["predict", "RUN", "--prompt", "a", "--top_k", "x"], ["invalid int value: 'x'"]),
     "more tokens than the context": (
         ["predict", "RUN", "--prompt", "a", "--max_new_tokens", "96"],
         ["--max_new_tokens: expected less than 96", "use --max_new_tokens 48"],
     ),
-    "a misspelt flag": (["predict", "RUN", "--prompt", "a", "--temprature", "2"], ["--temprature", "did you mean --temperature?"]),
-    "an abbreviated flag": (["predict", "RUN", "--prom", "a"], ["does not take --prom", "did you mean --prompt?"]),
+    "a misspelt flag": (
+        ["predict", "RUN", "--prompt", "a", "--temprature", "2"],
+        ["--temprature", "did you mean --temperature?"],
+    ),
+    "an abbreviated flag": (
+        ["predict", "RUN", "--prom", "a"],
+        ["does not take --prom", "did you mean --prompt?"],
+    ),
     "no folder at all": (["predict"], ["required: DIR", "hftk predict --help"]),
-    "an unknown command": (["predcit", "RUN"], ["expected one of the commands predict, evaluate, compare, export", "did you mean hftk predict?"]),
-    "no weights to judge": (["evaluate", "TMP/full", "--data", "TMP/prompts.txt"], ["hftk: 1 problem", "found notes.txt"]),
-    "scores in no folder": (["evaluate", "RUN", "--data", "TMP/prompts.txt", "--output", "TMP/x/y"], ["TMP/x does not exist"]),
+    "an unknown command": (
+        ["predcit", "RUN"],
+        ["expected one of the commands predict, evaluate, compare, export", "did you mean hftk predict?"],
+    ),
+    "no weights to judge": (
+        ["evaluate", "TMP/full", "--data", "TMP/prompts.txt"],
+        ["hftk: 1 problem", "found notes.txt"],
+    ),
+    "scores in no folder": (
+        ["evaluate", "RUN", "--data", "TMP/prompts.txt", "--output", "TMP/x/y"],
+        ["TMP/x does not exist"],
+    ),
     "no data": (["evaluate", "RUN"], ["--data: expected the rows to judge", "add --data FILE"]),
-    "missing data": (["evaluate", "RUN", "--data", "TMP/rowz.jsonl"], ["--data: ", "did you mean rows.jsonl?"]),
+    "missing data": (
+        ["evaluate", "RUN", "--data", "TMP/rowz.jsonl"],
+        ["--data: ", "did you mean rows.jsonl?"],
+    ),
     "data without the column": (
         ["evaluate", "RUN", "--data", "TMP/rows.jsonl", "--data.columns.text", "bdy"],
         ["--data.columns.text: expected a column", "did you mean body?"],
     ),
-    "data of several splits": (["evaluate", "RUN", "--data", "TMP/splits"], ["files of test, train", "--data TMP/splits/test.txt"]),
+    "data of several splits": (
+        ["evaluate", "RUN", "--data", "TMP/splits"],
+        ["files of test, train", "--data TMP/splits/test.txt"],
+    ),
     "a misspelt setting": (
         ["evaluate", "RUN", "--data", "TMP/rows.jsonl", "--eval.resample", "5"],
         ["--eval.resample: there is no such setting", "--eval.resamples"],
     ),
-    "a batch of no rows": (["evaluate", "RUN", "--data", "TMP/rows.jsonl", "--batch_size", "0"], ["expected at least 1"]),
-    "windows of no tokens": (["evaluate", "RUN", "--data", "TMP/rows.jsonl", "--max_length", "0"], ["--max_length: expected"]),
+    "a batch of no rows": (
+        ["evaluate", "RUN", "--data", "TMP/rows.jsonl", "--batch_size", "0"],
+        ["expected at least 1"],
+    ),
+    "windows of no tokens": (
+        ["evaluate", "RUN", "--data", "TMP/rows.jsonl", "--max_length", "0"],
+        ["--max_length: expected"],
+    ),
     "windows beyond the context": (
         ["evaluate", "RUN", "--data", "TMP/prompts.txt", "--max_length", "200"],
         ["--max_length: expected at most 96", "found 200"],
     ),
-    "a run of an unknown task": (["evaluate", "TMP/other", "--data", "TMP/rows.jsonl"], ["causal_lm", "found one of folding"]),
+    "a run of an unknown task": (
+        ["evaluate", "TMP/other", "--data", "TMP/rows.jsonl"],
+        ["causal_lm", "found one of folding"],
+    ),
     "no record": (["report", "TMP/full"], ["expected record.json in TMP/full"]),
     "a broken record": (["report", "TMP/torn"], ["TMP/torn/record.json", "mistake in line 1"]),
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="module")
 def tmp(tmp_path_factory: pytest.TempPathFactory, folder: Path) -> Path:
     """Folders and files with all kinds of mistakes."""
     root = tmp_path_factory.mktemp("wrong")
-    for name in ("full", "empty", "stopped/checkpoints/checkpoint-8", "broken", "other", "torn", "splits", "weights"):
+    for name in (
+        "full",
+        "empty",
+        "stopped/checkpoints/checkpoint-8",
+        "broken",
+        "other",
+        "torn",
+        "splits",
+        "weights",
+    ):
         (root / name).mkdir(parents=True)
     files = {
-        "full/notes.txt": "x", "stopped/config.json": "{}", "stopped/checkpoints/checkpoint-8/config.json": "{}",
-        "broken/config.json": "{", "broken/model.safetensors": "x", "weights/model.safetensors": "x", "torn/record.json": "{]", "prompts.txt": "a\nb\n",
-        "empty.txt": "", "rows.jsonl": '{"id": 2, "body": "x"}\n', "broken.jsonl": '{"prompt": "a"}\n{"prompt"\n',
-        "splits/train.txt": "a", "splits/test.txt": "b",
-    }  # fmt: skip
+        "full/notes.txt": "x",
+        "stopped/config.json": "{}",
+        "stopped/checkpoints/checkpoint-8/config.json": "{}",
+        "broken/config.json": "{",
+        "broken/model.safetensors": "x",
+        "weights/model.safetensors": "x",
+        "torn/record.json": "{]",
+        "prompts.txt": "a\nb\n",
+        "empty.txt": "",
+        "rows.jsonl": '{"id": 2, "body": "x"}\n',
+        "broken.jsonl": '{"prompt": "a"}\n{"prompt"\n',
+        "splits/train.txt": "a",
+        "splits/test.txt": "b",
+    }
     for name, content in files.items():
         (root / name).write_text(content)
     (root / "latin.txt").write_bytes("Größe und Maß".encode("latin-1"))
@@ -326,18 +457,24 @@ def test_wrong_input_says_what_to_type_next(
 
     result = hftk(*map(placed, words))
     assert (result.code, result.out) == (2, ""), result.err
-    assert result.err.startswith("hftk: ") and "Traceback" not in result.err and "--model.name" not in result.err
+    assert (
+        result.err.startswith("hftk: ") and "Traceback" not in result.err and "--model.name" not in result.err
+    )
     for message in messages:
         assert placed(message) in result.err, result.err
 
 
-def test_a_path_below_a_folder_that_exists_is_no_hub_id(hftk: Any, tmp: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_path_below_a_folder_that_exists_is_no_hub_id(
+    hftk: Any, tmp: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp)
     result = hftk("predict", "stopped/run", "--prompt", "a")
     assert result.code == 2 and "found nothing at stopped/run" in result.err
 
 
-def test_what_loading_says_is_kept_off_stdout(hftk: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_loading_says_is_kept_off_stdout(
+    hftk: Any, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from transformers.utils import logging
 
     from hftk.models import load as model
@@ -356,9 +493,7 @@ def test_what_loading_says_is_kept_off_stdout(hftk: Any, folder: Path, monkeypat
 @pytest.mark.parametrize(
     ("content", "message"), [(b"", "found nothing"), (b"a\n\xff\n", "other bytes in line 2 of stdin")]
 )
-def test_wrong_stdin_is_named(
-    hftk: Any, folder: Path, stdin: Any, content: bytes, message: str
-) -> None:
+def test_wrong_stdin_is_named(hftk: Any, folder: Path, stdin: Any, content: bytes, message: str) -> None:
     stdin(content)
     result = hftk("predict", folder)
     assert result.code == 2 and message in result.err
@@ -382,10 +517,16 @@ def test_an_unwritable_output_is_found_before_anything_is_loaded(
 
 
 @pytest.mark.parametrize(
-    ("error", "code", "message"), [(KeyboardInterrupt, 3, "stopped on request"), (ZeroDivisionError, 1, "Traceback")]
+    ("error", "code", "message"),
+    [(KeyboardInterrupt, 3, "stopped on request"), (ZeroDivisionError, 1, "Traceback")],
 )
 def test_other_ends_have_their_exit_codes(
-    hftk: Any, folder: Path, monkeypatch: pytest.MonkeyPatch, error: type[BaseException], code: int, message: str
+    hftk: Any,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    error: type[BaseException],
+    code: int,
+    message: str,
 ) -> None:
     def fail(*args: Any) -> None:
         raise error
@@ -395,7 +536,7 @@ def test_other_ends_have_their_exit_codes(
     assert result.code == code and message in result.err
 
 
-# Help -----------------------------------------------------------------------------------------------------------------
+# --- Help
 
 
 @pytest.mark.parametrize("words", [[], ["predict"], ["evaluate"], ["report"]])
@@ -403,7 +544,9 @@ def test_help_shows_every_command_with_examples(hftk: Any, words: list[str]) -> 
     result = hftk(*words, "--help")
     assert (result.code, result.err) == (0, "")
     wanted = {"predict": "--temperature", "evaluate": "--data.columns", "report": "DIR"}
-    assert all(name in result.out for name in ([wanted[words[0]], f"  hftk {words[0]} out/"] if words else wanted))
+    assert all(
+        name in result.out for name in ([wanted[words[0]], f"  hftk {words[0]} out/"] if words else wanted)
+    )
 
 
 def test_no_command_shows_the_help_and_is_wrong_input(hftk: Any) -> None:
@@ -418,12 +561,15 @@ def test_the_version_is_shown(hftk: Any) -> None:
 def test_help_needs_no_torch_and_the_module_runs() -> None:
     code = "import runpy, sys; sys.argv = ['hftk', 'predict', '--help']\n"
     code += "try: runpy.run_module('hftk', run_name='__main__')\n"
-    code += "finally: print(*(m for m in ('torch', 'transformers', 'datasets', 'pandas', 'numpy') if m in sys.modules), file=sys.stderr)"
+    code += (
+        "finally: print(*(m for m in ('torch', 'transformers', 'datasets', 'pandas', 'numpy') if m in"
+        " sys.modules), file=sys.stderr)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "\n") and "--num_beams" in done.stdout
 
 
-# evaluate and report --------------------------------------------------------------------------------------------------
+# --- evaluate and report
 
 ROWS = [{"body": "The river is wide and slow and wide. " * n, "text": "no"} for n in (1, 2, 9)]
 
@@ -468,27 +614,36 @@ def test_scores_do_not_depend_on_the_batch_size_but_on_windows(hftk: Any, folder
     assert "24" in stride["signature"] and "24" in short["signature"]
 
 
-def test_scores_are_shown_as_a_table_and_kept_as_a_record(hftk: Any, folder: Path, rows: Path, tmp_path: Path) -> None:
+def test_scores_are_shown_as_a_table_and_kept_as_a_record(
+    hftk: Any, folder: Path, rows: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "scores.json"
-    result = hftk("evaluate", "--data.columns.text=body", folder, "--data", rows, "--eval.max_rows", 2, "--output", out)
+    result = hftk(
+        "evaluate", "--data.columns.text=body", folder, "--data", rows, "--eval.max_rows", 2, "--output", out
+    )
     head, *lines = result.out.splitlines()
     [first] = [line for line in lines if line.startswith("loss ")]
     assert head.split() == ["score", "value", "95", "%", "interval", "unit", "n"]
     assert first.split()[2].startswith("[") and first.split()[-1] == "2"
     record = load_record(out)
-    assert record.task == "causal_lm" and [s.split for s in record.scores] == ["held_out.jsonl"] * len(record.scores)
+    assert record.task == "causal_lm" and [s.split for s in record.scores] == ["held_out.jsonl"] * len(
+        record.scores
+    )
     assert record.data["columns"] == {"text": "body"} and record.config["model"]["name"] == str(folder)
     assert f"scores in {out}" in result.err
 
 
-def test_evaluation_settings_of_the_run_are_the_defaults(hftk: Any, folder: Path, rows: Path, tmp_path: Path) -> None:
+def test_evaluation_settings_of_the_run_are_the_defaults(
+    hftk: Any, folder: Path, rows: Path, tmp_path: Path
+) -> None:
     run = tmp_path / "run"
     run.mkdir()
     for file in folder.iterdir():
         (run / file.name).write_bytes(file.read_bytes())
     save_record(RunRecord(hftk="0.1", task="causal_lm"), run)
     (run / "config.yaml").write_text(
-        "data:\n  sample: python_docs\n  max_rows: 1\nmodel:\n  size: tiny\neval:\n  stride: 24\nresume: auto\n"
+        "data:\n  sample: python_docs\n  max_rows: 1\nmodel:\n  size: tiny\neval:\n  stride: 24\nresume:"
+        " auto\n"
     )
     assert scores(hftk, run, "--data", rows) == scores(hftk, folder, "--data", rows, "--stride", 24)
     assert scores(hftk, run, "--data", rows, "--stride", 96) == scores(hftk, folder, "--data", rows)

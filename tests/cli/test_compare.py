@@ -16,13 +16,26 @@ from hftk.task import Score
 
 
 def save_run(
-    path: Path, lines: Sequence[dict[str, Any]], *, task: str = "classification", fingerprint: str = "f", **config: Any
+    path: Path,
+    lines: Sequence[dict[str, Any]],
+    *,
+    task: str = "classification",
+    fingerprint: str = "f",
+    **config: Any,
 ) -> Path:
     path.mkdir(parents=True)
     score = Score(name="accuracy", value=0.5, higher_is_better=True, n=len(lines), split="test")
-    record = RunRecord(hftk="0.1", task=task, data={"fingerprint": {"train": "t", "test": fingerprint}}, scores=[score], config=config)  # fmt: skip
+    record = RunRecord(
+        hftk="0.1",
+        task=task,
+        data={"fingerprint": {"train": "t", "test": fingerprint}},
+        scores=[score],
+        config=config,
+    )
     save_record(record, path)
-    text = "".join(json.dumps({"index": i, **line}, ensure_ascii=False) + "\n" for i, line in enumerate(lines))
+    text = "".join(
+        json.dumps({"index": i, **line}, ensure_ascii=False) + "\n" for i, line in enumerate(lines)
+    )
     (path / "predictions.jsonl").write_text(text, encoding="utf-8")
     return path
 
@@ -36,28 +49,43 @@ TRUE = ["a", "b"] * 20
 
 def with_wrong(count: int, start: int = 0) -> list[str]:
     """The right answers but for ``count`` rows from ``start`` on."""
-    return [("b" if label == "a" else "a") if start <= i < start + count else label for i, label in enumerate(TRUE)]
+    return [
+        ("b" if label == "a" else "a") if start <= i < start + count else label
+        for i, label in enumerate(TRUE)
+    ]
 
 
 def test_a_real_difference_is_called_real(hftk: Any, tmp_path: Path) -> None:
-    good, bad = save_run(tmp_path / "good", said(with_wrong(2), TRUE)), save_run(tmp_path / "bad", said(with_wrong(12), TRUE))
+    good, bad = (
+        save_run(tmp_path / "good", said(with_wrong(2), TRUE)),
+        save_run(tmp_path / "bad", said(with_wrong(12), TRUE)),
+    )
     result = hftk("compare", good, bad, "--resamples", 500)
     assert (result.code, result.err) == (0, "hftk: 40 rows of the test split\n")
     accuracy, *_, mcnemar = result.out.splitlines()
     assert "accuracy" in accuracy and "0.95" in accuracy and "0.7" in accuracy
     # 10 rows that the first alone has right, none the other way round: p = 2 / 2^10.
-    assert mcnemar == f"McNemar: {good} alone has 10 rows right, {bad} alone 0, p = 0.00195: the difference is real."
+    assert (
+        mcnemar
+        == f"McNemar: {good} alone has 10 rows right, {bad} alone 0, p = 0.00195: the difference is real."
+    )
 
 
 def test_a_small_difference_may_be_chance(hftk: Any, tmp_path: Path) -> None:
-    a, b = save_run(tmp_path / "a", said(with_wrong(5), TRUE)), save_run(tmp_path / "b", said(with_wrong(6, 20), TRUE))
+    a, b = (
+        save_run(tmp_path / "a", said(with_wrong(5), TRUE)),
+        save_run(tmp_path / "b", said(with_wrong(6, 20), TRUE)),
+    )
     result = hftk("compare", a, b, "--resamples", 500)
     assert "alone has 6 rows right" in result.out and "p = 1: the difference may be chance" in result.out
     assert result.out.count("real") == 0 or "may be chance" in result.out.splitlines()[0]
 
 
 def test_json_holds_numbers_and_words(hftk: Any, tmp_path: Path) -> None:
-    good, bad = save_run(tmp_path / "good", said(with_wrong(2), TRUE)), save_run(tmp_path / "bad", said(with_wrong(12), TRUE))
+    good, bad = (
+        save_run(tmp_path / "good", said(with_wrong(2), TRUE)),
+        save_run(tmp_path / "bad", said(with_wrong(12), TRUE)),
+    )
     found = json.loads(hftk("compare", good, bad, "--json", "--resamples", 500).out)
     first = found["comparisons"][0]
     assert found["rows"] == 40 and first["name"] == "accuracy"
@@ -72,13 +100,21 @@ def test_several_labels_and_numbers_are_compared_by_their_scores(hftk: Any, tmp_
     lists = [["a"], [], ["a", "b"], ["c"]] * 5
     a = save_run(tmp_path / "a", said(lists, lists))
     b = save_run(tmp_path / "b", said([[]] * 20, lists))
-    found = {c["name"]: c for c in json.loads(hftk("compare", a, b, "--json", "--resamples", 50).out)["comparisons"]}
+    found = {
+        c["name"]: c
+        for c in json.loads(hftk("compare", a, b, "--json", "--resamples", 50).out)["comparisons"]
+    }
     assert (found["subset_accuracy"]["a"], found["subset_accuracy"]["b"]) == (1.0, 0.25)
     numbers = [i / 7 for i in range(20)]
     c = save_run(tmp_path / "c", said(numbers, numbers))
     d = save_run(tmp_path / "d", said([number + (-1) ** i for i, number in enumerate(numbers)], numbers))
-    found = {c["name"]: c for c in json.loads(hftk("compare", c, d, "--json", "--resamples", 50).out)["comparisons"]}
-    assert (found["mse"]["a"], found["mse"]["b"]) == (0.0, pytest.approx(1.0)) and found["mse"]["higher_is_better"] is False
+    found = {
+        c["name"]: c
+        for c in json.loads(hftk("compare", c, d, "--json", "--resamples", 50).out)["comparisons"]
+    }
+    assert (found["mse"]["a"], found["mse"]["b"]) == (0.0, pytest.approx(1.0)) and found["mse"][
+        "higher_is_better"
+    ] is False
 
 
 def test_language_models_are_compared_by_bits_per_byte(hftk: Any, tmp_path: Path) -> None:
@@ -89,7 +125,10 @@ def test_language_models_are_compared_by_bits_per_byte(hftk: Any, tmp_path: Path
         save_run(tmp_path / name, lines(factor, tokens), task="causal_lm")
         for name, factor, tokens in (("a", 1.0, 10), ("b", 1.5, 10), ("c", 1.5, 5))
     )
-    found = {x["name"]: x for x in json.loads(hftk("compare", a, b, "--json", "--resamples", 50).out)["comparisons"]}
+    found = {
+        x["name"]: x
+        for x in json.loads(hftk("compare", a, b, "--json", "--resamples", 50).out)["comparisons"]
+    }
     assert found["bits_per_byte"]["a"] == pytest.approx(11 / 20 / math.log(2))
     assert found["bits_per_byte"]["b"] == pytest.approx(1.5 * 11 / 20 / math.log(2))
     assert found["perplexity"]["a"] == pytest.approx(math.exp(1.1))
@@ -130,7 +169,9 @@ WRONG: dict[str, list[str]] = {
     "other texts": ["found other texts in the test split of"],
     "other labels": ["expected the same references, found 'a' and 'c' in row 0"],
     "language model": ["expected two runs of one task, found classification and causal_lm"],
-    "folding": ["expected a run of causal_lm or classification or summarization or translation, found one of folding"],
+    "folding": [
+        "expected a run of causal_lm or classification or summarization or translation, found one of folding"
+    ],
     "torn": ["expected JSON in line 2 of"],
     "no predictions": ["expected predictions.jsonl in"],
     "runn": ["nothing at", "did you mean"],
@@ -157,16 +198,29 @@ def test_the_help_is_quick(hftk: Any) -> None:
     seconds = []
     for _ in range(2):  # the first may read files from the disk
         started = time.perf_counter()
-        done = subprocess.run([sys.executable, "-m", "hftk", "--help"], capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            [sys.executable, "-m", "hftk", "--help"], capture_output=True, text=True, check=True
+        )
         seconds.append(time.perf_counter() - started)
-    assert min(seconds) < 0.6 and all(name in done.stdout for name in ("predict", "evaluate", "compare", "report"))
+    assert min(seconds) < 0.6 and all(
+        name in done.stdout for name in ("predict", "evaluate", "compare", "report")
+    )
     shown = hftk("compare", "--help")
-    assert shown.code == 0 and "DIR_A" in shown.out and "McNemar" in shown.out and "  hftk compare out/" in shown.out
+    assert (
+        shown.code == 0
+        and "DIR_A" in shown.out
+        and "McNemar" in shown.out
+        and "  hftk compare out/" in shown.out
+    )
 
 
-@pytest.mark.parametrize("line", ("[1]", "3", '{"index": 0}', '{"index": 0, "reference": 1, "prediction": {}}', "\udcff"))
+@pytest.mark.parametrize(
+    "line", ("[1]", "3", '{"index": 0}', '{"index": 0, "reference": 1, "prediction": {}}', "\udcff")
+)
 @pytest.mark.parametrize("command", ("compare", "report"))
-def test_predictions_that_are_none_end_in_a_sentence(hftk: Any, tmp_path: Path, line: str, command: str) -> None:
+def test_predictions_that_are_none_end_in_a_sentence(
+    hftk: Any, tmp_path: Path, line: str, command: str
+) -> None:
     for name in ("a", "b"):
         save_record(RunRecord(hftk="1", task="classification"), tmp_path / name)
         (tmp_path / name / "predictions.jsonl").write_bytes(line.encode(errors="surrogateescape") + b"\n")

@@ -19,14 +19,21 @@ def test_one_process_is_told_with_its_device_threads_memory_and_versions(alone, 
     assert main(["env", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     device = "cpu" if not torch.accelerator.is_available() else torch.accelerator.current_accelerator().type
-    assert (found["processes"], found["machines"], found["strategy"], found["backend"]) == (1, 1, "none", None)
+    assert (found["processes"], found["machines"], found["strategy"], found["backend"]) == (
+        1,
+        1,
+        "none",
+        None,
+    )
     assert found["device"] == device and found["ranks"][0]["threads"] == torch.get_num_threads()
     assert 0 < found["ranks"][0]["free_bytes"] <= found["ranks"][0]["memory_bytes"]
     assert {"hftk", "torch", "transformers", "accelerate"} <= set(found["versions"])
     assert {"bitsandbytes", "flash-attn", "deepspeed"} <= set(found["optional"])
     assert main(["env"]) == 0
     shown = capsys.readouterr().out
-    assert "1 on 1 machine\n" in shown and "train.precision auto: " in shown and os.uname().nodename not in shown
+    assert (
+        "1 on 1 machine\n" in shown and "train.precision auto: " in shown and os.uname().nodename not in shown
+    )
 
 
 def test_a_launch_config_that_would_not_be_heeded_is_told(alone, capsys, monkeypatch):
@@ -47,7 +54,9 @@ def test_two_processes_are_told_once():
     done = launched_env("--config_file", "recipes/accelerate/two_processes.yaml")
     assert done.returncode == 0, done.stderr[-2000:]
     lines = dict(
-        line.split(maxsplit=1) for line in done.stdout.splitlines() if not line.startswith(("started", "rank"))
+        line.split(maxsplit=1)
+        for line in done.stdout.splitlines()
+        if not line.startswith(("started", "rank"))
     )
     assert (lines["processes"], lines["strategy"], lines["backend"]) == ("2 on 1 machine", "ddp", "gloo")
     assert "accelerate, asked for 2 processes" in done.stdout and done.stdout.count("rank ") == 2

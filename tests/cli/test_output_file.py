@@ -1,4 +1,5 @@
-"""No command writes over its input, a run's files or what it did not write; devices and pipes are written to."""
+"""No command writes over its input, a run's files or what it did not write; devices and pipes are written
+to."""
 
 from __future__ import annotations
 
@@ -65,12 +66,23 @@ COMMANDS = {
 """Command to its words before a path to write to."""
 INPUTS = {"predict": "d.jsonl", "evaluate": "d.jsonl", "report": "run/record.json", "export": "d.jsonl"}
 READ = [
-    ("predict", "PATH"), ("predict", "run", "--file", "PATH"), ("evaluate", "PATH", "--data", "d.jsonl"),
-    ("evaluate", "run", "--data", "PATH"), ("report", "PATH"), ("report", "run", "PATH"), ("compare", "PATH", "run"), ("compare", "run", "PATH"),
-    ("export", "PATH", "--output", "new"), ("export", "run", "--format", "int8", "--data", "PATH", "--output", "new"), ("push", "PATH", "--repo", "a/b"),
-    ("plan", "PATH"), ("plan", "gpt2_clm", "--model.name", "PATH"), ("plan", "gpt2_clm", "--data.path", "PATH"),
-    ("plan", "gpt2_clm", "--config", "PATH"), ("new", "gpt2_clm", "PATH.py"),
-]  # fmt: skip
+    ("predict", "PATH"),
+    ("predict", "run", "--file", "PATH"),
+    ("evaluate", "PATH", "--data", "d.jsonl"),
+    ("evaluate", "run", "--data", "PATH"),
+    ("report", "PATH"),
+    ("report", "run", "PATH"),
+    ("compare", "PATH", "run"),
+    ("compare", "run", "PATH"),
+    ("export", "PATH", "--output", "new"),
+    ("export", "run", "--format", "int8", "--data", "PATH", "--output", "new"),
+    ("push", "PATH", "--repo", "a/b"),
+    ("plan", "PATH"),
+    ("plan", "gpt2_clm", "--model.name", "PATH"),
+    ("plan", "gpt2_clm", "--data.path", "PATH"),
+    ("plan", "gpt2_clm", "--config", "PATH"),
+    ("new", "gpt2_clm", "PATH.py"),
+]
 """Every path that a command reads, and the file of ``hftk new``."""
 
 
@@ -89,11 +101,21 @@ def forbidden(place: Path, command: str) -> dict[str, str]:
         (place / name).symlink_to(place / target)
     os.link(place / INPUTS[command], place / "same_file")
     return {
-        "an input": INPUTS[command], "an input by another name": "same_file", "another run's file": "other/predictions.jsonl",
-        "a file that a run may write": "run/tokenizer.model", "weights": "run/model.safetensors", "a link into a run": "to_run",
-        "a link to a file": "to_notes", "a circle of links": "circle", "a file of mine": "notes.txt", "a folder": "other",
-        "a long name": LONG, "a long folder": f"{LONG}/x", "nobody's home": "~nosuchuser/x", "below a file": "notes.txt/x",
-    }  # fmt: skip
+        "an input": INPUTS[command],
+        "an input by another name": "same_file",
+        "another run's file": "other/predictions.jsonl",
+        "a file that a run may write": "run/tokenizer.model",
+        "weights": "run/model.safetensors",
+        "a link into a run": "to_run",
+        "a link to a file": "to_notes",
+        "a circle of links": "circle",
+        "a file of mine": "notes.txt",
+        "a folder": "other",
+        "a long name": LONG,
+        "a long folder": f"{LONG}/x",
+        "nobody's home": "~nosuchuser/x",
+        "below a file": "notes.txt/x",
+    }
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -32,7 +32,9 @@ def run(tmp_path: Path) -> Path:
 def test_every_setting_of_publishing_is_a_flag_and_in_the_help(hftk: Any) -> None:
     shown = " ".join(hftk("push", "--help").out.split())
     for name, setting in read_settings(PublishConfig()).items():
-        assert f"--{name} " in shown and setting.meaning.split(",")[0].replace("--publish.", "--")[:30] in shown
+        assert (
+            f"--{name} " in shown and setting.meaning.split(",")[0].replace("--publish.", "--")[:30] in shown
+        )
 
 
 def test_settings_of_the_run_are_taken_and_flags_win(hftk: Any, run: Path) -> None:
@@ -68,7 +70,9 @@ def test_all_mistakes_are_told_at_once_in_the_words_of_this_command(hftk: Any, r
     )
 
 
-def test_a_folder_without_a_run_or_without_a_repository_is_refused(hftk: Any, run: Path, tmp_path: Path) -> None:
+def test_a_folder_without_a_run_or_without_a_repository_is_refused(
+    hftk: Any, run: Path, tmp_path: Path
+) -> None:
     assert "record.json" in hftk("push", tmp_path.parent, "--repo", "a/b").err
     save_record(replace(RunRecord(hftk="0.1.0", task="classification")), run)
     result = hftk("push", run)

@@ -29,7 +29,11 @@ def test_a_copy_is_the_recipe_under_its_own_name(hftk: Any, tmp_path: Path, name
     assert (result.code, result.out.strip()) == (0, str(target)), result.err
     copy, recipe = target.read_text(encoding="utf-8"), find_recipes()[name].read_text(encoding="utf-8")
     docstring = ast.get_docstring(ast.parse(copy)) or ""
-    assert "accelerate launch my_run.py" in docstring and f"recipes/{name}.py" not in copy and '"out/my_run"' in copy
+    assert (
+        "accelerate launch my_run.py" in docstring
+        and f"recipes/{name}.py" not in copy
+        and '"out/my_run"' in copy
+    )
     assert copy.replace("my_run.py", f"recipes/{name}.py").replace("out/my_run", f"out/{name}") == recipe
 
 
@@ -42,16 +46,20 @@ def test_a_copy_runs(hftk: Any, tmp_path: Path) -> None:
         capture_output=True,
         text=True,
     )
-    assert shown.returncode == 0 and "out/my_run" in shown.stdout and "--publish.repo" in shown.stdout, shown.stderr
+    assert shown.returncode == 0 and "out/my_run" in shown.stdout and "--publish.repo" in shown.stdout, (
+        shown.stderr
+    )
 
 
 def test_nothing_is_overwritten_and_mistakes_are_told(hftk: Any, tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text("# mine")
     (tmp_path / "folder").mkdir()
     for words, says in [
-        (("gpt2_clm", tmp_path / "mine.py"), "exists and is not touched"), (("gpt2_clm", tmp_path / "folder"), "folder/gpt2_clm.py"),
-        (("gpt2_clm", tmp_path / "none/x.py"), "does not exist"), (("gpt2", tmp_path / "x.py"), "did you mean gpt2_clm?"),
-    ]:  # fmt: skip
+        (("gpt2_clm", tmp_path / "mine.py"), "exists and is not touched"),
+        (("gpt2_clm", tmp_path / "folder"), "folder/gpt2_clm.py"),
+        (("gpt2_clm", tmp_path / "none/x.py"), "does not exist"),
+        (("gpt2", tmp_path / "x.py"), "did you mean gpt2_clm?"),
+    ]:
         result = hftk("new", *words)
         assert result.code == 2 and says in result.err
     assert (tmp_path / "mine.py").read_text() == "# mine" and not (tmp_path / "x.py").exists()

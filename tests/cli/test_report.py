@@ -46,8 +46,13 @@ def save_run(folder: Path, wrong: range, rate: float = 5e-5, task: str = "classi
         ),
         folder,
     )
-    lines = ({"index": i, "prediction": p, "reference": t} for i, (p, t) in enumerate(zip(answers, TRUE, strict=True)))
-    (folder / "predictions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    lines = (
+        {"index": i, "prediction": p, "reference": t}
+        for i, (p, t) in enumerate(zip(answers, TRUE, strict=True))
+    )
+    (folder / "predictions.jsonl").write_text(
+        "".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8"
+    )
     return folder
 
 
@@ -56,7 +61,10 @@ def cells(page: Page, html: str, section: str) -> list[list[str]]:
     part = html.partition(f'<section id="{section}"')[2].partition("</section>")[0]
     rows = re.findall(r"<tr>(.*?)</tr>", part.partition("<tbody>")[2].partition("</tbody>")[0], re.DOTALL)
     return [
-        [re.sub(r"<[^>]+>", "", cell).strip() for cell in re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row, re.DOTALL)]
+        [
+            re.sub(r"<[^>]+>", "", cell).strip()
+            for cell in re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row, re.DOTALL)
+        ]
         for row in rows
     ]
 
@@ -71,9 +79,9 @@ def three(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_one_folder_gets_its_page_anew(hftk: Any, three: Path) -> None:
-    assert hftk("report", "plain").out == "plain/report.html\n" and "plain" in (three / "plain/report.html").read_text(
-        encoding="utf-8"
-    )
+    assert hftk("report", "plain").out == "plain/report.html\n" and "plain" in (
+        three / "plain/report.html"
+    ).read_text(encoding="utf-8")
     assert hftk("report", three / "plain/record.json", "--output", "x.html").out == "x.html\n"
 
 
@@ -98,7 +106,10 @@ def test_several_runs_are_on_one_page_with_the_numbers_of_compare(hftk: Any, thr
             assert row[2:4] == [f"{found['b']:.4f}", f"{found['a']:.4f}"]
             assert row[4].split()[0] == f"{-found['difference']:.4f}"
         assert told["words"][-1] in page.text
-    assert tests["accuracy", "better"][-1] == "better" and tests["accuracy", "close_to_it"][-1] == "may be chance"
+    assert (
+        tests["accuracy", "better"][-1] == "better"
+        and tests["accuracy", "close_to_it"][-1] == "may be chance"
+    )
     settings = cells(page, html, "settings")
     assert settings == [["train.learning_rate", "5e-05", "5e-05", "0.0002"]]
     assert "27 of 120 rows have different answers; these are the first 20" in page.text
@@ -113,7 +124,9 @@ def test_two_runs_need_no_adjustment_and_say_what_may_be_chance(hftk: Any, three
     assert cells(Page(html), html, "settings") == []
 
 
-def test_language_models_have_no_rows_to_show(hftk: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_language_models_have_no_rows_to_show(
+    hftk: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     for name, factor in (("a", 1.0), ("b", 1.1)):
         save_record(gpt2_run(20), tmp_path / name)

@@ -16,9 +16,16 @@ def told(*argv: str) -> str:
 
 
 def test_one_block_of_flags_sets_both():
-    flags = "--model.quantization.bits 4 --model.adapter.method lora --model.adapter.rank 16 --model.adapter.targets q_proj v_proj"
+    flags = (
+        "--model.quantization.bits 4 --model.adapter.method lora --model.adapter.rank 16"
+        " --model.adapter.targets q_proj v_proj"
+    )
     model = parse(ClassificationConfig(), ["--model.name", "m", *flags.split()]).model
-    assert (model.quantization.bits, model.adapter.rank, model.adapter.targets) == (4, 16, ["q_proj", "v_proj"])
+    assert (model.quantization.bits, model.adapter.rank, model.adapter.targets) == (
+        4,
+        16,
+        ["q_proj", "v_proj"],
+    )
 
 
 def test_quantized_weights_need_an_adapter():
@@ -35,19 +42,55 @@ def test_three_bits_are_refused_with_those_there_are():
     [
         (["--model.adapter.rank", "16"], "model.adapter.rank"),
         (["--model.adapter.method", "ia3", "--model.adapter.alpha", "16"], "model.adapter.alpha"),
-        (["--model.adapter.method", "lora", "--model.adapter.virtual_tokens", "4"], "model.adapter.virtual_tokens"),
+        (
+            ["--model.adapter.method", "lora", "--model.adapter.virtual_tokens", "4"],
+            "model.adapter.virtual_tokens",
+        ),
         (["--model.adapter.method", "lora", "--model.adapter.rank", "0"], "model.adapter.rank"),
         (["--model.adapter.method", "lora", "--model.adapter.dropout", "1"], "model.adapter.dropout"),
         (["--model.quantization.quant_type", "nf4"], "model.quantization.quant_type"),
-        (["--model.quantization.bits", "8", "--model.adapter.method", "lora", "--model.quantization.double_quant", "false"], "model.quantization.double_quant"),
+        (
+            [
+                "--model.quantization.bits",
+                "8",
+                "--model.adapter.method",
+                "lora",
+                "--model.quantization.double_quant",
+                "false",
+            ],
+            "model.quantization.double_quant",
+        ),
         (["--model.quantization.bits", "8", "--model.adapter.method", "pissa"], "model.adapter.method"),
-        (["--model.adapter.method", "lora", "--model.adapter.initialization", "loftq"], "model.adapter.initialization"),
-        (["--model.quantization.bits", "4", "--model.adapter.method", "dora", "--model.adapter.initialization", "loftq"], "model.adapter.initialization"),
-        (["--model.quantization.bits", "4", "--model.adapter.method", "dora", "--model.adapter.initialization", "olora"], "model.adapter.initialization"),
+        (
+            ["--model.adapter.method", "lora", "--model.adapter.initialization", "loftq"],
+            "model.adapter.initialization",
+        ),
+        (
+            [
+                "--model.quantization.bits",
+                "4",
+                "--model.adapter.method",
+                "dora",
+                "--model.adapter.initialization",
+                "loftq",
+            ],
+            "model.adapter.initialization",
+        ),
+        (
+            [
+                "--model.quantization.bits",
+                "4",
+                "--model.adapter.method",
+                "dora",
+                "--model.adapter.initialization",
+                "olora",
+            ],
+            "model.adapter.initialization",
+        ),
         (["--model.frozen", "2", "--model.adapter.method", "lora"], "model.frozen"),
         (["--train.layer_decay", "0"], "train.layer_decay"),
     ],
-)  # fmt: skip
+)
 def test_a_setting_that_would_do_nothing_or_harm_is_named(flags, setting):
     assert f"--{setting}:" in told("--model.name", "m", *flags)
 

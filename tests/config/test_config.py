@@ -78,16 +78,26 @@ def test_two_alternatives_exclude_each_other(group: tuple[str, ...]) -> None:
 
 def test_every_part_is_asked_for_its_problems() -> None:
     config = RunConfig(
-        data=DataConfig(max_rows=0), model=ModelConfig(vocab_size=0), train=TrainConfig(epochs=-1),
-        eval=EvalConfig(batch_size=0), generation=GenerationSettings(num_beams=0),
-    )  # fmt: skip
+        data=DataConfig(max_rows=0),
+        model=ModelConfig(vocab_size=0),
+        train=TrainConfig(epochs=-1),
+        eval=EvalConfig(batch_size=0),
+        generation=GenerationSettings(num_beams=0),
+    )
     assert named(config) == [
-        "data.max_rows", "model.vocab_size", "train.epochs", "eval.batch_size", "generation.num_beams",
-    ]  # fmt: skip
+        "data.max_rows",
+        "model.vocab_size",
+        "train.epochs",
+        "eval.batch_size",
+        "generation.num_beams",
+    ]
 
 
 def test_problems_are_shown_together() -> None:
-    first, second = Problem(setting="train.epochs", message="no", fix="yes"), Problem(setting="", message="other")
+    first, second = (
+        Problem(setting="train.epochs", message="no", fix="yes"),
+        Problem(setting="", message="other"),
+    )
     error = InputError(first, second, "plain")
     assert str(error) == "--train.epochs: no\n    yes\nother\nplain"
     assert [problem.message for problem in error.problems] == ["no", "other", "plain"]

@@ -1,4 +1,5 @@
-"""The tables of names that people bring along, against the installed transformers and against the settings there are."""
+"""The tables of names that people bring along, against the installed transformers and against the settings
+there are."""
 
 from __future__ import annotations
 
@@ -32,8 +33,9 @@ def test_own_arguments_are_fields_of_the_installed_transformers() -> None:
 def test_renamed_settings_are_no_fields_of_the_installed_transformers() -> None:
     assert set(familiar_names.RENAMED) & set(training_arguments.argument_types()) == {
         "hub_token",  # refused as a secret
-        "lr_scheduler_type", "optim",  # settings of ours by another name; in train.extra they bring transformers' own
-    }  # fmt: skip
+        "lr_scheduler_type",
+        "optim",  # settings of ours by another name; in train.extra they bring transformers' own
+    }
 
 
 def test_renamed_settings_are_no_settings_of_hftk() -> None:
@@ -68,12 +70,20 @@ def test_nothing_is_read_for_an_empty_extra(monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("neftune_noise_alpha", 5), ("neftune_noise_alpha", 0.5), ("neftune_noise_alpha", None), ("run_name", "a"),
-        ("ddp_timeout", 2), ("tf32", True), ("report_to", "none"), ("report_to", ["wandb"]),
-        ("lr_scheduler_kwargs", {"power": 2}), ("fsdp_config", {}), ("hub_strategy", "end"),
+        ("neftune_noise_alpha", 5),
+        ("neftune_noise_alpha", 0.5),
+        ("neftune_noise_alpha", None),
+        ("run_name", "a"),
+        ("ddp_timeout", 2),
+        ("tf32", True),
+        ("report_to", "none"),
+        ("report_to", ["wandb"]),
+        ("lr_scheduler_kwargs", {"power": 2}),
+        ("fsdp_config", {}),
+        ("hub_strategy", "end"),
         ("trackio_static_space_id", False),
     ],
-)  # fmt: skip
+)
 def test_extra_takes_values_of_the_type_of_the_field(name: str, value: object) -> None:
     assert list(familiar_names.extra_problems({name: value}, KNOWN)) == []
 
@@ -122,7 +132,12 @@ def test_an_unknown_field_in_extra_gets_the_nearest_name(name: str, fix: str) ->
 
 @pytest.mark.parametrize(
     "extra",
-    [{"hub_token": "hf_S"}, {"api_key": "hf_S"}, {"wandb_api_key": "hf_S"}, {"fsdp_config": {"a": {"TOKEN": "hf_S"}}}],
+    [
+        {"hub_token": "hf_S"},
+        {"api_key": "hf_S"},
+        {"wandb_api_key": "hf_S"},
+        {"fsdp_config": {"a": {"TOKEN": "hf_S"}}},
+    ],
 )
 def test_extra_refuses_secrets_and_does_not_show_them(extra: dict[str, object]) -> None:
     (problem,) = familiar_names.extra_problems(extra, KNOWN)
@@ -137,20 +152,38 @@ def test_tokens_of_text_are_no_secrets() -> None:
 @pytest.mark.parametrize(
     ("old", "new"),
     [
-        ("evaluation_strategy", "eval_strategy"), ("group_by_length", "--train.group_by_length"),
-        ("warmup_ratio", "--train.warmup"), ("no_cuda", "use_cpu"), ("overwrite_output_dir", "--overwrite"),
-        ("logging_dir", "TENSORBOARD_LOGGING_DIR"), ("save_safetensors", "safetensors"),
-        ("include_inputs_for_metrics", "include_for_metrics"), ("per_device_train_batch_size", "--train.per_device_batch_size"),
-        ("gradient_accumulation_steps", "--train.global_batch_size"), ("num_train_epochs", "--train.epochs"),
-        ("output_dir", "--output"), ("model_name_or_path", "--model.name"), ("train_file", "--data.train"),
-        ("validation_file", "--data.validation"), ("test_file", "--data.test"), ("dataset_name", "--data.path"),
-        ("text_column", "--data.columns.text"), ("summary_column", "--data.columns.target"),
-        ("block_size", "--train.max_length"), ("max_seq_length", "--train.max_length"), ("bf16", "--train.precision bf16"),
-        ("fp16", "--train.precision fp16"), ("lr_scheduler_type", "--train.schedule"), ("load_in_8bit", "--model.quantization.bits"),
-        ("max_train_samples", "--data.max_rows"), ("lr", "--train.learning_rate"), ("hub_token", "HF_TOKEN"),
-        ("model", "--model.name"), ("n_layer", "--model.config.n_layer"),
+        ("evaluation_strategy", "eval_strategy"),
+        ("group_by_length", "--train.group_by_length"),
+        ("warmup_ratio", "--train.warmup"),
+        ("no_cuda", "use_cpu"),
+        ("overwrite_output_dir", "--overwrite"),
+        ("logging_dir", "TENSORBOARD_LOGGING_DIR"),
+        ("save_safetensors", "safetensors"),
+        ("include_inputs_for_metrics", "include_for_metrics"),
+        ("per_device_train_batch_size", "--train.per_device_batch_size"),
+        ("gradient_accumulation_steps", "--train.global_batch_size"),
+        ("num_train_epochs", "--train.epochs"),
+        ("output_dir", "--output"),
+        ("model_name_or_path", "--model.name"),
+        ("train_file", "--data.train"),
+        ("validation_file", "--data.validation"),
+        ("test_file", "--data.test"),
+        ("dataset_name", "--data.path"),
+        ("text_column", "--data.columns.text"),
+        ("summary_column", "--data.columns.target"),
+        ("block_size", "--train.max_length"),
+        ("max_seq_length", "--train.max_length"),
+        ("bf16", "--train.precision bf16"),
+        ("fp16", "--train.precision fp16"),
+        ("lr_scheduler_type", "--train.schedule"),
+        ("load_in_8bit", "--model.quantization.bits"),
+        ("max_train_samples", "--data.max_rows"),
+        ("lr", "--train.learning_rate"),
+        ("hub_token", "HF_TOKEN"),
+        ("model", "--model.name"),
+        ("n_layer", "--model.config.n_layer"),
     ],
-)  # fmt: skip
+)
 @pytest.mark.parametrize("prefix", ["", "train.", "model.", "training_args."])
 def test_a_renamed_setting_is_known_under_any_prefix(prefix: str, old: str, new: str) -> None:
     assert new in familiar_names.correct(prefix + old, KNOWN)
@@ -158,7 +191,10 @@ def test_a_renamed_setting_is_known_under_any_prefix(prefix: str, old: str, new:
 
 def test_a_setting_that_a_recipe_lacks_is_not_recommended() -> None:
     without = [name for name in KNOWN if name != "model.adapter.rank"]
-    assert familiar_names.advise("lora_r", without) == "its counterpart is --model.adapter.rank, which this recipe does not have"
+    assert (
+        familiar_names.advise("lora_r", without)
+        == "its counterpart is --model.adapter.rank, which this recipe does not have"
+    )
     assert familiar_names.advise("lora_r", KNOWN) == "use --model.adapter.rank"
 
 

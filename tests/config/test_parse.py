@@ -68,7 +68,7 @@ def yaml_file(tmp_path: Path) -> Any:
     return write
 
 
-# precedence -----------------------------------------------------------------------------------------------------------
+# --- precedence
 
 
 def test_without_arguments_the_config_is_the_recipe_s() -> None:
@@ -80,7 +80,10 @@ def test_flags_win_over_files_and_later_files_over_earlier_ones(yaml_file: Any) 
     one = yaml_file("train: {seed: 1, warmup: 1, weight_decay: 1}\n", "one.yaml")
     two = yaml_file("train:\n  seed: 2\n  warmup: 2\n", "two.yaml")
     config = Recipe(train=TrainConfig(seed=9, warmup=9, weight_decay=9, max_grad_norm=9))
-    for line in (f"--train.seed 3 --config {one} --config={two}", f"--config {one} --config {two} --train.seed 3"):
+    for line in (
+        f"--train.seed 3 --config {one} --config={two}",
+        f"--config {one} --config {two} --train.seed 3",
+    ):
         train = flags(line, config).train
         assert (train.seed, train.warmup, train.weight_decay, train.max_grad_norm) == (3, 2, 1, 9)
 
@@ -90,14 +93,24 @@ def test_of_a_repeated_flag_the_last_one_counts() -> None:
 
 
 def test_an_empty_file_and_empty_sections_change_nothing(yaml_file: Any) -> None:
-    for text in ("", "# nothing\n", "train:\n  # epochs: 3\ndata:\n  columns:\n", "---\n", b"\xef\xbb\xbf# BOM\n"):
+    for text in (
+        "",
+        "# nothing\n",
+        "train:\n  # epochs: 3\ndata:\n  columns:\n",
+        "---\n",
+        b"\xef\xbb\xbf# BOM\n",
+    ):
         assert flags(f"--config {yaml_file(text)}") == Recipe()
 
 
 def test_dotted_names_work_in_yaml(yaml_file: Any) -> None:
     path = yaml_file("train.seed: 3\ndata.columns.text: body\ntrain:\n  extra.run_name: x\n")
     config = flags(f"--config {path}")
-    assert (config.train.seed, config.data.columns, config.train.extra) == (3, {"text": "body"}, {"run_name": "x"})
+    assert (config.train.seed, config.data.columns, config.train.extra) == (
+        3,
+        {"text": "body"},
+        {"run_name": "x"},
+    )
 
 
 def test_yaml_anchors_and_merge_keys_work(yaml_file: Any) -> None:
@@ -106,25 +119,49 @@ def test_yaml_anchors_and_merge_keys_work(yaml_file: Any) -> None:
     assert (config.output, config.data.seed, config.eval.seed, config.eval.max_rows) == ("o", 5, 5, 2)
 
 
-# values ---------------------------------------------------------------------------------------------------------------
+# --- values
 
 
 @pytest.mark.parametrize(
     ("name", "text", "value"),
     [
-        ("train.learning_rate", "1e-3", 1e-3), ("train.learning_rate", "5e-5", 5e-5), ("train.epochs", "3", 3.0),
-        ("train.epochs", ".5", 0.5), ("train.max_steps", "1_000", 1000), ("train.max_steps", "1e3", 1000),
-        ("train.max_steps", "3.0", 3), ("train.max_steps", "none", None), ("train.epochs", "null", None),
-        ("train.max_grad_norm", "0", 0.0), ("data.seed", "-3", -3), ("data.path", "none", None),
-        ("data.path", "a b/ü.txt", "a b/ü.txt"), ("data.path", "5", "5"), ("data.path", "true", "true"),
-        ("data.path", "a: b", "a: b"), ("data.path", "# x", "# x"), ("output", "2024-01-01", "2024-01-01"),
-        ("data.unicode", "none", "none"), ("train.schedule", "cosine", "cosine"), ("overwrite", "true", True),
-        ("overwrite", "False", False), ("overwrite", "yes", True), ("maybe", "none", None), ("kind", "none", "none"), ("kind", "null", None), ("maybe", "no", False),
-        ("sizes", "[3, 4]", (3, 4)), ("adapter.bits", "4", 4), ("adapter.targets", "all", "all"),
-        ("adapter.targets", "[q, v]", ["q", "v"]), ("adapter.targets", "q", ["q"]),
+        ("train.learning_rate", "1e-3", 1e-3),
+        ("train.learning_rate", "5e-5", 5e-5),
+        ("train.epochs", "3", 3.0),
+        ("train.epochs", ".5", 0.5),
+        ("train.max_steps", "1_000", 1000),
+        ("train.max_steps", "1e3", 1000),
+        ("train.max_steps", "3.0", 3),
+        ("train.max_steps", "none", None),
+        ("train.epochs", "null", None),
+        ("train.max_grad_norm", "0", 0.0),
+        ("data.seed", "-3", -3),
+        ("data.path", "none", None),
+        ("data.path", "a b/ü.txt", "a b/ü.txt"),
+        ("data.path", "5", "5"),
+        ("data.path", "true", "true"),
+        ("data.path", "a: b", "a: b"),
+        ("data.path", "# x", "# x"),
+        ("output", "2024-01-01", "2024-01-01"),
+        ("data.unicode", "none", "none"),
+        ("train.schedule", "cosine", "cosine"),
+        ("overwrite", "true", True),
+        ("overwrite", "False", False),
+        ("overwrite", "yes", True),
+        ("maybe", "none", None),
+        ("kind", "none", "none"),
+        ("kind", "null", None),
+        ("maybe", "no", False),
+        ("sizes", "[3, 4]", (3, 4)),
+        ("adapter.bits", "4", 4),
+        ("adapter.targets", "all", "all"),
+        ("adapter.targets", "[q, v]", ["q", "v"]),
+        ("adapter.targets", "q", ["q"]),
     ],
-)  # fmt: skip
-def test_a_value_means_the_same_as_a_flag_and_in_yaml(yaml_file: Any, name: str, text: str, value: Any) -> None:
+)
+def test_a_value_means_the_same_as_a_flag_and_in_yaml(
+    yaml_file: Any, name: str, text: str, value: Any
+) -> None:
     quoted = "'" + text + "'" if text[0] == "#" or ": " in text else text
     path = yaml_file(f"{name}: {quoted}\n")
     for argv in ([f"--{name}", text], [f"--{name}={text}"], ["--config", str(path)]):
@@ -163,19 +200,33 @@ def test_negative_numbers_are_values() -> None:
         assert f"found {float(text)}" in mistake(f"--train.weight_decay {text}").message
 
 
-# dictionaries ---------------------------------------------------------------------------------------------------------
+# --- dictionaries
 
 
 def test_values_of_dictionaries_are_read_as_yaml() -> None:
     line = (
-        "--model.config.a 5 --model.config.b 1e-3 --model.config.c true --model.config.d '\"2\"' --model.config.e text"
+        "--model.config.a 5 --model.config.b 1e-3 --model.config.c true --model.config.d '\"2\"'"
+        " --model.config.e text"
     )
-    line += " --model.config.f none --model.config.g null --model.config.h '[1, {x: 2}]' --model.config.i 1_000"
+    line += (
+        " --model.config.f none --model.config.g null --model.config.h '[1, {x: 2}]' --model.config.i 1_000"
+    )
     line += " --model.config.j no --model.config.k 010 --model.config.l '' --model.config.m '[x'"
     assert flags(line).model.config == {
-        "a": 5, "b": 1e-3, "c": True, "d": "2", "e": "text", "f": "none", "g": None, "h": [1, {"x": 2}], "i": 1000,
-        "j": "no", "k": "010", "l": "", "m": "[x",
-    }  # fmt: skip
+        "a": 5,
+        "b": 1e-3,
+        "c": True,
+        "d": "2",
+        "e": "text",
+        "f": "none",
+        "g": None,
+        "h": [1, {"x": 2}],
+        "i": 1000,
+        "j": "no",
+        "k": "010",
+        "l": "",
+        "m": "[x",
+    }
 
 
 def test_values_of_a_dictionary_of_text_stay_text(yaml_file: Any) -> None:
@@ -189,20 +240,27 @@ def test_dictionaries_are_merged_key_by_key_over_all_levels(yaml_file: Any) -> N
         data=DataConfig(columns={"text": "a", "label": "b"}),
         train=TrainConfig(extra={"lr_scheduler_kwargs": {"power": 1, "x": 0}}),
     )
-    path = yaml_file("data: {columns: {label: c}}\ntrain: {extra: {lr_scheduler_kwargs: {power: 2}, run_name: r}}\n")
+    path = yaml_file(
+        "data: {columns: {label: c}}\ntrain: {extra: {lr_scheduler_kwargs: {power: 2}, run_name: r}}\n"
+    )
     config = flags(
         f"--train.extra.lr_scheduler_kwargs.y=3 --config {path} --train.extra.lr_scheduler_kwargs.z 4", recipe
     )
     assert config.data.columns == {"text": "a", "label": "c"}
-    assert config.train.extra == {"lr_scheduler_kwargs": {"power": 2, "x": 0, "y": 3, "z": 4}, "run_name": "r"}
+    assert config.train.extra == {
+        "lr_scheduler_kwargs": {"power": 2, "x": 0, "y": 3, "z": 4},
+        "run_name": "r",
+    }
     assert recipe.train.extra == {"lr_scheduler_kwargs": {"power": 1, "x": 0}}
 
 
-# alternatives ---------------------------------------------------------------------------------------------------------
+# --- alternatives
 
 
 def test_a_flag_unsets_what_excludes_it_in_lower_levels(yaml_file: Any) -> None:
-    recipe = Recipe(data=DataConfig(sample="s"), model=ModelConfig(size="tiny"), train=TrainConfig(epochs=1.0))
+    recipe = Recipe(
+        data=DataConfig(sample="s"), model=ModelConfig(size="tiny"), train=TrainConfig(epochs=1.0)
+    )
     config = flags("--data.path p --model.name n --train.max_steps 5", recipe)
     assert (config.data.sample, config.model.size, config.train.epochs) == (None, None, None)
     assert (config.data.path, config.model.name, config.train.max_steps) == ("p", "n", 5)
@@ -234,7 +292,9 @@ def test_setting_none_unsets_nothing_else() -> None:
 
 
 def test_what_belongs_to_a_model_made_on_the_spot_goes_with_it() -> None:
-    made = ModelConfig(size="tiny", tokenizer="characters", initialization="he", config={"n_layer": 2}, dropout=0.1)
+    made = ModelConfig(
+        size="tiny", tokenizer="characters", initialization="he", config={"n_layer": 2}, dropout=0.1
+    )
     recipe = Recipe(model=made)
     assert flags("--model.name gpt2", recipe).model == ModelConfig(name="gpt2", dropout=0.1)
     assert flags("--model.size mini", recipe).model == replace(made, size="mini")
@@ -252,21 +312,41 @@ def test_a_given_split_takes_the_place_of_its_fraction() -> None:
     assert flags("--data.validation_fraction 0", files).data.validation == "v"
 
 
-# mistakes -------------------------------------------------------------------------------------------------------------
+# --- mistakes
 
 
 @pytest.mark.parametrize(
     ("line", "setting", "message", "fix"),
     [
-        ("--train.learning_rat 1", "train.learning_rat", "there is no such setting", "did you mean --train.learning_rate?"),
-        ("--train.learning-rate 1", "train.learning-rate", "there is no such", "did you mean --train.learning_rate?"),
+        (
+            "--train.learning_rat 1",
+            "train.learning_rat",
+            "there is no such setting",
+            "did you mean --train.learning_rate?",
+        ),
+        (
+            "--train.learning-rate 1",
+            "train.learning-rate",
+            "there is no such",
+            "did you mean --train.learning_rate?",
+        ),
         ("--learning_rate=1", "learning_rate", "there is no such setting", "use --train.learning_rate"),
         ("--lr 1", "lr", "there is no such setting", "use --train.learning_rate"),
-        ("--temperatur 1", "temperatur", "there is no such setting", "did you mean --generation.temperature?"),
+        (
+            "--temperatur 1",
+            "temperatur",
+            "there is no such setting",
+            "did you mean --generation.temperature?",
+        ),
         ("--out x", "out", "there is no such setting", "use --output"),
         ("--conf x.yaml", "conf", "there is no such setting", "did you mean --config?"),
         ("--data.column.text b", "data.column.text", "no such setting", "did you mean --data.columns.text?"),
-        ("--neftune_noise_alpha 1", "neftune_noise_alpha", "no such", "did you mean --train.extra.neftune_noise_alpha?"),
+        (
+            "--neftune_noise_alpha 1",
+            "neftune_noise_alpha",
+            "no such",
+            "did you mean --train.extra.neftune_noise_alpha?",
+        ),
         ("--zzz 1 2 3", "zzz", "there is no such setting", "--help lists all settings"),
         ("--model gpt2", "model", "not the whole section", "use --model.name"),
         ("--generation 1", "generation", "not the whole section", "--generation.max_new_tokens"),
@@ -283,24 +363,46 @@ def test_a_given_split_takes_the_place_of_its_fraction() -> None:
         ("--train.seed true", "train.seed", "expected a whole number, found 'true'", ""),
         ("--overwrite maybe", "overwrite", "expected true or false, found 'maybe'", ""),
         ("--overwrite 1", "overwrite", "expected true or false, found '1'", ""),
-        ("--train.schedule cosin", "train.schedule", "expected one of linear, cosine, ", "did you mean cosine?"),
+        (
+            "--train.schedule cosin",
+            "train.schedule",
+            "expected one of linear, cosine, ",
+            "did you mean cosine?",
+        ),
         ("--train.schedule LINEAR", "train.schedule", "found 'LINEAR'", "did you mean linear?"),
         ("--adapter.bits 5", "adapter.bits", "expected one of 0, 4, 8, found '5'", ""),
         ("--sizes 1 x", "sizes", "expected a list, found ['1', 'x']", ""),
         ("--output", "output", "expected text, found no value", "--output VALUE"),
         ("--output --overwrite", "output", "expected text, found no value", "--output VALUE"),
-        ("--data.columns.text", "data.columns.text", "expected text, found no value", "--data.columns.text VALUE"),
-        ("--data.columns x", "data.columns", "expected a mapping, found 'x'", "use --data.columns.NAME VALUE"),
+        (
+            "--data.columns.text",
+            "data.columns.text",
+            "expected text, found no value",
+            "--data.columns.text VALUE",
+        ),
+        (
+            "--data.columns x",
+            "data.columns",
+            "expected a mapping, found 'x'",
+            "use --data.columns.NAME VALUE",
+        ),
         ("--data.columns.a.b x", "data.columns.a.b", "expected text, found {'b': 'x'}", ""),
         ("--config", "config", "expected a YAML file, found nothing", "--config FILE.yaml"),
-        ("--train.extra.learning_rate 1", "train.extra.learning_rate", "sets this field itself", "use --train.learning_rate"),
+        (
+            "--train.extra.learning_rate 1",
+            "train.extra.learning_rate",
+            "sets this field itself",
+            "use --train.learning_rate",
+        ),
         ("left over", "", "expected --NAME VALUE, found 'left' on its own", ""),
         ("train.seed=3", "", "found 'train.seed=3' on its own", "did you mean --train.seed?"),
         ("--", "", "found '--' on its own", ""),
         ("small.yaml", "", "on its own", "--config small.yaml"),
     ],
-)  # fmt: skip
-def test_a_mistake_says_what_was_expected_and_what_to_type(line: str, setting: str, message: str, fix: str) -> None:
+)
+def test_a_mistake_says_what_was_expected_and_what_to_type(
+    line: str, setting: str, message: str, fix: str
+) -> None:
     with pytest.raises(InputError) as caught:
         flags(line)
     problem = caught.value.problems[0]
@@ -310,16 +412,31 @@ def test_a_mistake_says_what_was_expected_and_what_to_type(line: str, setting: s
 
 
 def test_every_mistake_is_reported_at_once(yaml_file: Any, tmp_path: Path) -> None:
-    good = yaml_file("train:\n  epochs: x\n  trian: 1\nevaluation_strategy: steps\neval: {batch_size: 0}\nmodel: 5\n")
+    good = yaml_file(
+        "train:\n  epochs: x\n  trian: 1\nevaluation_strategy: steps\neval: {batch_size: 0}\nmodel: 5\n"
+    )
     bad = yaml_file("train: [1\n", "bad.yaml")
-    line = f"--lr 1 --config {good} --config {bad} --config {tmp_path / 'no.yaml'} --train.schedule x --train.warmup -1"
+    line = (
+        f"--lr 1 --config {good} --config {bad} --config {tmp_path / 'no.yaml'} --train.schedule x"
+        " --train.warmup -1"
+    )
     with pytest.raises(InputError) as caught:
         flags(f"{line} --train.extra.foo 1 stray")
     found = [(p.setting, p.message) for p in caught.value.problems]
     assert [name for name, _ in found] == [
-        "lr", "train.schedule", "", "train.epochs", "train.trian", "evaluation_strategy", "model", "config", "config",
-        "train.extra.foo", "train.warmup", "eval.batch_size",
-    ]  # fmt: skip
+        "lr",
+        "train.schedule",
+        "",
+        "train.epochs",
+        "train.trian",
+        "evaluation_strategy",
+        "model",
+        "config",
+        "config",
+        "train.extra.foo",
+        "train.warmup",
+        "eval.batch_size",
+    ]
     lines = {name: message for name, message in found if name != "config"}
     assert f"{good}, line 2" in lines["train.epochs"]
     assert f"{good}, line 3" in lines["train.trian"]
@@ -332,18 +449,26 @@ def test_a_setting_that_could_not_be_read_is_not_complained_about_twice() -> Non
     assert set(mistakes("--data.streaming --train.max_steps x")) == {"train.max_steps"}
     assert set(mistakes("--data.streaming --train.max_step 5")) == {"train.max_step"}
     assert set(
-        mistakes("--train.learning_rate x --train.min_learning_rate 1", Recipe(train=TrainConfig(learning_rate=0.1)))
+        mistakes(
+            "--train.learning_rate x --train.min_learning_rate 1",
+            Recipe(train=TrainConfig(learning_rate=0.1)),
+        )
     ) == {"train.learning_rate"}
 
 
 @pytest.mark.parametrize(
     "line",
     [
-        "--train.extra.hub_token hf_SECRETSECRETSECRETSECRETSECRETSECR", "--hub_token hf_SECRETSECRETSECRETSECRETSECRETSECR", "--token=hf_SECRETSECRETSECRETSECRETSECRETSECR",
-        "--train.extra '{hub_token: hf_SECRETSECRETSECRETSECRETSECRETSECR}'", "--train.extra.api_key = hf_SECRETSECRETSECRETSECRETSECRETSECR", "hf_SECRETSECRETSECRETSECRETSECRETSECR",
-        "hub_token=SECRETSECRET", "--train.seed hf_SECRETSECRETSECRETSECRETSECRETSECR",
+        "--train.extra.hub_token hf_SECRETSECRETSECRETSECRETSECRETSECR",
+        "--hub_token hf_SECRETSECRETSECRETSECRETSECRETSECR",
+        "--token=hf_SECRETSECRETSECRETSECRETSECRETSECR",
+        "--train.extra '{hub_token: hf_SECRETSECRETSECRETSECRETSECRETSECR}'",
+        "--train.extra.api_key = hf_SECRETSECRETSECRETSECRETSECRETSECR",
+        "hf_SECRETSECRETSECRETSECRETSECRETSECR",
+        "hub_token=SECRETSECRET",
+        "--train.seed hf_SECRETSECRETSECRETSECRETSECRETSECR",
     ],
-)  # fmt: skip
+)
 def test_a_secret_is_refused_and_never_shown(line: str) -> None:
     with pytest.raises(InputError) as caught:
         flags(line)

@@ -44,7 +44,10 @@ def test_help_shows_every_field_with_meaning_and_default(capsys: pytest.CaptureF
     recipe = Recipe(train=TrainConfig(learning_rate=0.00125, extra={"tf32": True}), output="out/100%")
     with pytest.raises(SystemExit) as caught:
         parse(
-            recipe, ["--train.seed", "x", "--help"], description="First line.\n\n    indented 5 %\n", prog="gpt2_clm.py"
+            recipe,
+            ["--train.seed", "x", "--help"],
+            description="First line.\n\n    indented 5 %\n",
+            prog="gpt2_clm.py",
         )
     assert caught.value.code == 0
     shown = capsys.readouterr().out
@@ -56,7 +59,11 @@ def test_help_shows_every_field_with_meaning_and_default(capsys: pytest.CaptureF
         assert item.meaning in flat(shown), name
     assert shown.startswith("usage: gpt2_clm.py [--config FILE.yaml]")
     assert "First line.\n\n    indented 5 %\n" in shown
-    assert "(default: 0.00125)" in shown and "(default: {'tf32': True})" in shown and "(default: out/100%)" in shown
+    assert (
+        "(default: 0.00125)" in shown
+        and "(default: {'tf32': True})" in shown
+        and "(default: out/100%)" in shown
+    )
     assert "adapter:\n  Small trained matrices beside frozen ones.\n" in shown
 
 
@@ -86,13 +93,16 @@ def test_an_optional_section_is_an_error_of_the_recipe_s_author() -> None:
 def test_help_is_there_in_a_blink_without_torch(tmp_path: Path) -> None:
     script = tmp_path / "recipe.py"
     script.write_text(
-        "import sys\nfrom hftk.config import RunConfig\nfrom hftk.config.parse import parse\n"
-        "try:\n    parse(RunConfig())\nfinally:\n    assert not {'torch', 'transformers', 'jsonargparse'} & set(sys.modules)\n"
+        "import sys\nfrom hftk.config import RunConfig\nfrom hftk.config.parse import parse\ntry:\n   "
+        " parse(RunConfig())\nfinally:\n    assert not {'torch', 'transformers', 'jsonargparse'} &"
+        " set(sys.modules)\n"
     )
     seconds = []
     while not seconds or (min(seconds) >= 1.5 and len(seconds) < 3):  # a neighbour may be busy
         start = time.perf_counter()
-        done = subprocess.run([sys.executable, str(script), "--help"], capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            [sys.executable, str(script), "--help"], capture_output=True, text=True, check=True
+        )
         seconds.append(time.perf_counter() - start)
     assert "usage: recipe.py" in done.stdout
     assert min(seconds) < 1.5

@@ -72,8 +72,16 @@ def yaml_file(tmp_path: Path) -> Any:
         ("train:\n\tseed: 1\n", "line 2: is not valid YAML", "indent with spaces"),
         ("- a\n", "line 1: expected lines of the form `name: value`, found a list", ""),
         ("\njust text\n", "line 2: expected lines of the form `name: value`, found the single value", ""),
-        ("data: {seed: 1}\n\ndata: {seed: 2}\n", "line 3: 'data' is given twice, first in line 1", "leave out one"),
-        ("model:\n  config:\n    a: 1\n    a: 2\n", "line 4: 'a' is given twice, first in line 3", "leave out one"),
+        (
+            "data: {seed: 1}\n\ndata: {seed: 2}\n",
+            "line 3: 'data' is given twice, first in line 1",
+            "leave out one",
+        ),
+        (
+            "model:\n  config:\n    a: 1\n    a: 2\n",
+            "line 4: 'a' is given twice, first in line 3",
+            "leave out one",
+        ),
         ("model: {config: {a: [{b: 1, b: 2}]}}\n", "line 1: 'b' is given twice", "leave out one"),
         ("output: x\n---\noutput: y\n", "is not valid YAML", ""),
         ("output: !!python/object:os.system x\n", "line 1: is not valid YAML", ""),
@@ -84,7 +92,9 @@ def yaml_file(tmp_path: Path) -> Any:
         ("[" * 1000, "is not valid YAML", ""),
     ],
 )
-def test_a_broken_file_is_named_with_its_line(yaml_file: Any, text: str | bytes, message: str, fix: str) -> None:
+def test_a_broken_file_is_named_with_its_line(
+    yaml_file: Any, text: str | bytes, message: str, fix: str
+) -> None:
     path = yaml_file(text)
     problem = mistake(path)
     assert problem.message.startswith(str(path))
@@ -138,7 +148,12 @@ def other_value(item: Setting) -> Any:
     by_type = {int: 7, float: 0.3, bool: not item.value, str: "none"}
     if item.is_list and item.name not in ("sizes", "adapter.targets"):
         return ["q", "5"]
-    choices = [choice for member in item.members for choice in getattr(member, "__args__", ()) if choice != item.value]
+    choices = [
+        choice
+        for member in item.members
+        for choice in getattr(member, "__args__", ())
+        if choice != item.value
+    ]
     return {"folder": Path("y"), "sizes": (7, 8), "adapter.targets": ["q", "5"]}.get(
         item.name, by_type.get(kind, choices[-1] if choices else None)
     )
@@ -146,7 +161,9 @@ def other_value(item: Setting) -> Any:
 
 @pytest.mark.parametrize("name", read_settings(Recipe()))
 def test_a_saved_field_is_read_again(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(RunConfig, "problems", lambda self: ())  # some fields contradict the rest when they stand alone
+    monkeypatch.setattr(
+        RunConfig, "problems", lambda self: ()
+    )  # some fields contradict the rest when they stand alone
     value = other_value(read_settings(Recipe())[name])
     for part in reversed(name.split(".")):
         value = {part: value}
@@ -158,12 +175,15 @@ def test_a_saved_field_is_read_again(name: str, tmp_path: Path, monkeypatch: pyt
 
 def test_a_saved_config_given_back_makes_an_equal_config(tmp_path: Path) -> None:
     line = (
-        "--data.train t --data.validation ü --data.columns.text 5 --model.name gpt2 --train.max_steps 5 --train.learning_rate 1e-5"
-        " --train.extra.lr_scheduler_kwargs '{power: 1e-4}' --data.unicode none --output 'a: b' --adapter.targets q v --sizes 9"
+        "--data.train t --data.validation ü --data.columns.text 5 --model.name gpt2 --train.max_steps 5"
+        " --train.learning_rate 1e-5 --train.extra.lr_scheduler_kwargs '{power: 1e-4}' --data.unicode none"
+        " --output 'a: b' --adapter.targets q v --sizes 9"
     )
     config = parse(Recipe(), shlex.split(line))
     save_config(config, tmp_path / "config.yaml")
-    recipe = Recipe(data=DataConfig(sample="s"), model=ModelConfig(size="tiny"), train=TrainConfig(epochs=3.0))
+    recipe = Recipe(
+        data=DataConfig(sample="s"), model=ModelConfig(size="tiny"), train=TrainConfig(epochs=3.0)
+    )
     assert parse(Recipe(), ["--config", str(tmp_path / "config.yaml")]) == config
     assert parse(recipe, ["--config", str(tmp_path / "config.yaml")]) == config
     assert load_config(recipe, tmp_path / "config.yaml") == config
@@ -190,7 +210,8 @@ def test_text_in_other_scripts_is_printed_as_it_is(capsys: pytest.CaptureFixture
 
 def test_a_terminal_without_the_characters_gets_escapes() -> None:
     script = (
-        "from hftk.config import RunConfig; from hftk.config.parse import print_config; print_config(RunConfig(output='数'))"
+        "from hftk.config import RunConfig; from hftk.config.parse import print_config;"
+        " print_config(RunConfig(output='数'))"
     )
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, env={"PYTHONIOENCODING": "ascii"}, check=True
@@ -199,23 +220,47 @@ def test_a_terminal_without_the_characters_gets_escapes() -> None:
 
 
 RECIPE = Recipe(
-    data=DataConfig(sample="toy", validation_fraction=0.1), train=TrainConfig(epochs=2, warmup=0.1), output="out/x"
+    data=DataConfig(sample="toy", validation_fraction=0.1),
+    train=TrainConfig(epochs=2, warmup=0.1),
+    output="out/x",
 )
 
 
 @pytest.mark.parametrize(
     ("line", "shown"),
     [
-        ("", {"data": {"sample": "toy", "validation_fraction": 0.1}, "train": {"epochs": 2, "warmup": 0.1}, "output": "out/x"}),
-        ("--data.path a.csv", {"data": {"path": "a.csv"}, "train": {"epochs": 2, "warmup": 0.1}, "output": "out/x"}),
+        (
+            "",
+            {
+                "data": {"sample": "toy", "validation_fraction": 0.1},
+                "train": {"epochs": 2, "warmup": 0.1},
+                "output": "out/x",
+            },
+        ),
+        (
+            "--data.path a.csv",
+            {"data": {"path": "a.csv"}, "train": {"epochs": 2, "warmup": 0.1}, "output": "out/x"},
+        ),
         # back to the default of the class, which the user gave
-        ("--train.warmup 0", {"data": {"sample": "toy", "validation_fraction": 0.1}, "train": {"epochs": 2, "warmup": 0.0}, "output": "out/x"}),
-        ("--output 数 --train.max_steps 3 --adapter.targets a b", {
-            "data": {"sample": "toy", "validation_fraction": 0.1}, "train": {"max_steps": 3, "warmup": 0.1}, "output": "数",
-            "adapter": {"targets": ["a", "b"]},
-        }),
+        (
+            "--train.warmup 0",
+            {
+                "data": {"sample": "toy", "validation_fraction": 0.1},
+                "train": {"epochs": 2, "warmup": 0.0},
+                "output": "out/x",
+            },
+        ),
+        (
+            "--output 数 --train.max_steps 3 --adapter.targets a b",
+            {
+                "data": {"sample": "toy", "validation_fraction": 0.1},
+                "train": {"max_steps": 3, "warmup": 0.1},
+                "output": "数",
+                "adapter": {"targets": ["a", "b"]},
+            },
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_run_shows_what_differs_from_the_defaults_or_the_recipe_in_a_line_or_two_each(
     line: str, shown: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -223,10 +268,14 @@ def test_a_run_shows_what_differs_from_the_defaults_or_the_recipe_in_a_line_or_t
     text = dump_changed(config, RECIPE)
     assert yaml.safe_load(text) == shown and len(text.splitlines()) <= 5
     (tmp_path / "shown.yaml").write_text(text, encoding="utf-8")
-    assert load_config(RECIPE, tmp_path / "shown.yaml") == config  # what is shown is enough to make the run again
+    assert (
+        load_config(RECIPE, tmp_path / "shown.yaml") == config
+    )  # what is shown is enough to make the run again
 
 
-def test_nothing_is_shown_where_nothing_differs_and_long_lines_are_broken(capsys: pytest.CaptureFixture[str]) -> None:
+def test_nothing_is_shown_where_nothing_differs_and_long_lines_are_broken(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     assert dump_changed(Recipe(), Recipe()) == ""
     print_changed(Recipe(train=TrainConfig(extra={f"field_{i}": "数据" for i in range(30)})), Recipe())
     lines = capsys.readouterr().out.splitlines()

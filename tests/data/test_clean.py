@@ -9,7 +9,18 @@ TEXT = {"text": Column(usual_names=("text",))}
 
 
 def test_each_step_counts_the_rows_it_changed_or_dropped():
-    rows = {"text": ["a\r\nb\rc", "nul\x00 and bell\x07, tab\t stays", "e\u0301", "  ", "", None, math.nan, "plain"]}
+    rows = {
+        "text": [
+            "a\r\nb\rc",
+            "nul\x00 and bell\x07, tab\t stays",
+            "e\u0301",
+            "  ",
+            "",
+            None,
+            math.nan,
+            "plain",
+        ]
+    }
     cleaned, counts = clean(rows, TEXT)
     assert cleaned == {"text": ["a\nb\nc", "nul and bell, tab\t stays", "é", "plain"]}
     assert counts == {
@@ -53,7 +64,10 @@ def test_only_text_columns_are_touched_and_rows_count_once():
     cleaned, counts = clean(rows, columns)
     assert cleaned == {"text": ["a\n", "b"], "text_pair": ["x\n", ""], "label": ["p\r", "q"]}
     assert counts["newlines"] == {"changed": 1}
-    assert counts["missing"] == {"dropped": 1, "changed": 1}  # the row without a label, and the pair that became ""
+    assert counts["missing"] == {
+        "dropped": 1,
+        "changed": 1,
+    }  # the row without a label, and the pair that became ""
 
 
 def test_counts_of_chunks_add_up():

@@ -50,9 +50,10 @@ def part_of(texts, labels=None, file="rows"):
 def test_conflicts_are_repeats_with_another_target():
     found = conflicts({"train": part_of(["a", "b", "A", "b"], [0, 1, 5, 1])}, COLUMNS)
     pair = {
-        "first": {"text": "a", "label": 0}, "other": {"text": "A", "label": 5},
+        "first": {"text": "a", "label": 0},
+        "other": {"text": "A", "label": 5},
         "places": [["train", "rows", 1], ["train", "rows", 3]],
-    }  # fmt: skip
+    }
     assert found == {"train": {"rows": 1, "examples": [pair]}}
 
 
@@ -64,8 +65,13 @@ def test_conflicts_between_splits_are_told_by_split_and_row():
     }
     found = conflicts(parts, COLUMNS)
     assert {where: pair["rows"] for where, pair in found.items()} == {
-        "train": 0, "validation": 0, "test": 1, "train and validation": 1, "train and test": 2, "validation and test": 1,
-    }  # fmt: skip
+        "train": 0,
+        "validation": 0,
+        "test": 1,
+        "train and validation": 1,
+        "train and test": 2,
+        "validation and test": 1,
+    }
     example = found["train and test"]["examples"][0]
     assert example["first"] == {"text": "b", "label": 1} and example["other"] == {"text": "B ", "label": 0}
     assert example["places"] == [["train", "train.csv", 2], ["test", "test.csv", 1]]
@@ -79,7 +85,9 @@ def test_two_splits_that_agree_are_not_listed():
 
 
 def test_the_order_of_several_labels_is_no_conflict():
-    found = conflicts({"train": part_of(["a", "a", "b", "b"], [["x", "y"], ["y", "x"], ["x"], ["x", "y"]])}, COLUMNS)
+    found = conflicts(
+        {"train": part_of(["a", "a", "b", "b"], [["x", "y"], ["y", "x"], ["x"], ["x", "y"]])}, COLUMNS
+    )
     assert found["train"]["rows"] == 1 and found["train"]["examples"][0]["places"][1][2] == 4
 
 

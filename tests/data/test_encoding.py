@@ -110,9 +110,9 @@ def test_an_unknown_encoding_is_corrected(tmp_path, refusal):
 def test_an_undecodable_json_line_is_reported_too(tmp_path, lm, refusal):
     path = tmp_path / "a.jsonl"
     path.write_bytes(
-        "".join(json.dumps({"text": t}, ensure_ascii=False) + "\n" for t in ("plain", CHINESE, CHINESE)).encode(
-            "gb18030"
-        )
+        "".join(
+            json.dumps({"text": t}, ensure_ascii=False) + "\n" for t in ("plain", CHINESE, CHINESE)
+        ).encode("gb18030")
     )
     assert "line 2" in refusal(read_rows, path, DataConfig(), lm)
     assert len(read_rows(path, DataConfig(encoding="gb18030"), lm)[0]) == 3

@@ -26,11 +26,21 @@ def names_by_split(folder: Path, pattern: str = "") -> dict[str, list[str]] | No
 @pytest.mark.parametrize(
     "name, split",
     [
-        ("train.txt", "train"), ("training-00001.jsonl", "train"), ("test_2016_flickr.jsonl", "test"), ("dialogsum.dev.jsonl.gz", "validation"),
-        ("val1.csv", "validation"), ("valid", "validation"), ("validation.json", "validation"), ("Test.TSV", "test"),
-        ("latest.txt", None), ("trainer.txt", None), ("evaluation.txt", None), ("all.jsonl", None), ("developer.txt", None),
+        ("train.txt", "train"),
+        ("training-00001.jsonl", "train"),
+        ("test_2016_flickr.jsonl", "test"),
+        ("dialogsum.dev.jsonl.gz", "validation"),
+        ("val1.csv", "validation"),
+        ("valid", "validation"),
+        ("validation.json", "validation"),
+        ("Test.TSV", "test"),
+        ("latest.txt", None),
+        ("trainer.txt", None),
+        ("evaluation.txt", None),
+        ("all.jsonl", None),
+        ("developer.txt", None),
     ],
-)  # fmt: skip
+)
 def test_a_split_is_a_word_of_its_own_in_the_name(name, split):
     assert split_of(name) == split
 
@@ -132,7 +142,12 @@ def test_facts_hold_the_sha256_and_one_entry_stands_for_many_files(tmp_path):
     found = find_files(str(tmp_path), "data.path", "auto")
     assert found is not None
     assert file_facts(found[0]) == [
-        {"path": str(tmp_path / "a.txt"), "bytes": 2, "sha256": hashlib.sha256(b"x\n").hexdigest(), "format": "txt"}
+        {
+            "path": str(tmp_path / "a.txt"),
+            "bytes": 2,
+            "sha256": hashlib.sha256(b"x\n").hexdigest(),
+            "format": "txt",
+        }
     ]
     touch(tmp_path, *(f"{i}.txt" for i in range(60)))
     found = find_files(str(tmp_path), "data.path", "auto")

@@ -39,8 +39,12 @@ def test_every_format_gives_the_same_rows(tmp_path):
         write(tmp_path / "list.json", json.dumps(records, indent=1)),
         write(tmp_path / "data.json", json.dumps({"version": 1, "data": records})),
         write(tmp_path / "lines.json", lines),
-        tmp_path / "a.csv", tmp_path / "a.tsv", tmp_path / "a.parquet", tmp_path / "a.parquet.gz", tmp_path / "semicolon.csv",
-    ]  # fmt: skip
+        tmp_path / "a.csv",
+        tmp_path / "a.tsv",
+        tmp_path / "a.parquet",
+        tmp_path / "a.parquet.gz",
+        tmp_path / "semicolon.csv",
+    ]
     frame.to_csv(paths[4], index=False)
     frame.to_csv(paths[5], index=False, sep="\t")
     frame.to_parquet(paths[6])
@@ -77,7 +81,14 @@ def test_chunks_join_without_a_seam(tmp_path):
 
 
 def test_broken_json_lines_are_named_and_counted(tmp_path, refusal):
-    lines = ['{"text": "a"}', '{"text": "b"', "[1]", '{"text": "c"}', *['{"text": oops}'] * 6, '{"text": "d"}']
+    lines = [
+        '{"text": "a"}',
+        '{"text": "b"',
+        "[1]",
+        '{"text": "c"}',
+        *['{"text": oops}'] * 6,
+        '{"text": "d"}',
+    ]
     path = write(tmp_path / "a.jsonl", "\n".join(lines))
     message = refusal(read, path)
     assert (
@@ -90,7 +101,9 @@ def test_broken_json_lines_are_named_and_counted(tmp_path, refusal):
 
 
 def test_broken_json_is_named_with_its_line(tmp_path, refusal):
-    assert "line 3: broken JSON" in refusal(read, write(tmp_path / "a.json", '[\n{"text": "a"},\n{"text": }\n]'))
+    assert "line 3: broken JSON" in refusal(
+        read, write(tmp_path / "a.json", '[\n{"text": "a"},\n{"text": }\n]')
+    )
     assert "with the keys version" in refusal(read, write(tmp_path / "b.json", '{"version": 1}'))
     assert "a number as entry 2" in refusal(read, write(tmp_path / "c.json", '[{"text": "a"}, 3]'))
 
@@ -119,7 +132,9 @@ def test_quotes_in_a_tsv_are_text_unless_they_enclose_fields(tmp_path):
 
 def test_fields_longer_than_the_csv_modules_limit_are_read_and_the_limit_stays(tmp_path):
     before = csv.field_size_limit(131_072)
-    assert [len(text) for text in read(write(tmp_path / "a.csv", "text\n" + "x" * 200_000 + "\n"))["text"]] == [200_000]
+    assert [
+        len(text) for text in read(write(tmp_path / "a.csv", "text\n" + "x" * 200_000 + "\n"))["text"]
+    ] == [200_000]
     assert csv.field_size_limit(before) == 131_072
 
 

@@ -38,10 +38,16 @@ def rows(*texts: str) -> datasets.Dataset:
 
 
 def test_splits_of_a_hub_set_are_kept_and_others_left_out_with_a_line(answers, lm):
-    calls = answers(datasets.DatasetDict({"train": rows("a", "b"), "test": rows("c"), "unsupervised": rows("d")}))
+    calls = answers(
+        datasets.DatasetDict({"train": rows("a", "b"), "test": rows("c"), "unsupervised": rows("d")})
+    )
     splits = load_splits(DataConfig(path="org/name", subset="small"), lm)
     assert calls == [{"path": "org/name", "name": "small", "streaming": False}]
-    assert list(splits.train["text"]) == ["a", "b"] and list(splits.test["text"]) == ["c"] and splits.validation is None
+    assert (
+        list(splits.train["text"]) == ["a", "b"]
+        and list(splits.test["text"]) == ["c"]
+        and splits.validation is None
+    )
     assert any("unsupervised is left out" in line for line in splits.facts["choices"])
     assert splits.facts["sources"][0] == {
         "split": "train",
@@ -55,7 +61,9 @@ def test_splits_of_a_hub_set_are_kept_and_others_left_out_with_a_line(answers, l
 
 def test_several_validation_splits_become_one(answers, lm):
     answers(
-        datasets.DatasetDict({"train": rows("a"), "validation_matched": rows("b"), "validation_mismatched": rows("c")})
+        datasets.DatasetDict(
+            {"train": rows("a"), "validation_matched": rows("b"), "validation_mismatched": rows("c")}
+        )
     )
     splits = load_splits(DataConfig(path="mnli"), lm)
     assert list(splits.validation["text"]) == ["b", "c"]
@@ -83,7 +91,9 @@ def test_a_streamed_hub_set_is_read_as_a_stream(answers, lm):
 def test_a_missing_subset_lists_those_there_are(answers, lm, refusal):
     answers(ValueError("Config name is missing.\nPlease pick one among the available configs: ['a', 'b']"))
     message = refusal(load_splits, DataConfig(path="org/name"), lm)
-    assert message.startswith("--data.subset: org/name: expected one of its subsets") and "['a', 'b']" in message
+    assert (
+        message.startswith("--data.subset: org/name: expected one of its subsets") and "['a', 'b']" in message
+    )
 
 
 @pytest.mark.parametrize(
@@ -92,7 +102,11 @@ def test_a_missing_subset_lists_those_there_are(answers, lm, refusal):
 def test_a_set_that_cannot_be_had_names_both_possibilities(answers, lm, refusal, error):
     answers(error)
     message = refusal(load_splits, DataConfig(path="org/name"), lm)
-    assert "found nothing at org/name" in message and "cannot be had from the Hub" in message and str(error) in message
+    assert (
+        "found nothing at org/name" in message
+        and "cannot be had from the Hub" in message
+        and str(error) in message
+    )
 
 
 def test_an_unreachable_hub_is_not_asked_again(answers, lm, refusal, monkeypatch):

@@ -16,7 +16,9 @@ PARAGRAPHS = [f"Paragraph number {i} says something of its own." for i in range(
 
 
 def write(path: Path, texts, label=None) -> str:
-    rows = [{"id": i, "text": text, **({"label": label(text)} if label else {})} for i, text in enumerate(texts)]
+    rows = [
+        {"id": i, "text": text, **({"label": label(text)} if label else {})} for i, text in enumerate(texts)
+    ]
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
     return str(path)
 
@@ -30,7 +32,8 @@ def test_one_unsplit_file_gets_disjoint_validation_and_test_splits(tmp_path, lm)
     facts = splits.facts
     assert facts["read"] == {"train": 350}
     assert (
-        sum(facts["rows"].values()) == 300 and sum(counts["dropped"] for counts in facts["duplicates"].values()) == 50
+        sum(facts["rows"].values()) == 300
+        and sum(counts["dropped"] for counts in facts["duplicates"].values()) == 50
     )
     assert facts["proof"]["overlap"] == 0 and facts["proof"]["keys"] == facts["rows"]
     assert facts["characters"]["train"] == sum(map(len, parts[0]))
@@ -67,7 +70,9 @@ def test_repeats_in_train_stay_when_asked_but_never_those_in_test(tmp_path, lm):
 def test_repeats_are_dropped_from_carved_splits_even_without_deduplicate(tmp_path, lm):
     path = write(tmp_path / "a.jsonl", PARAGRAPHS * 2)
     splits = load_splits(DataConfig(path=path, deduplicate=False, test_fraction=0.3), lm)
-    assert len(splits.train) == 2 * len(set(splits.train["text"])) and len(splits.test) == len(set(splits.test["text"]))
+    assert len(splits.train) == 2 * len(set(splits.train["text"])) and len(splits.test) == len(
+        set(splits.test["text"])
+    )
 
 
 def test_a_fraction_is_carved_from_given_training_files(tmp_path, lm):
@@ -100,7 +105,9 @@ def test_one_document_cannot_be_split_and_the_way_out_is_named(tmp_path, lm, ref
     path.write_text("one\ntwo\n")
     message = refusal(load_splits, DataConfig(path=str(path), documents="file"), lm)
     assert (
-        "has 1 document" in message and "--data.documents paragraph" in message and "--data.validation FILE" in message
+        "has 1 document" in message
+        and "--data.documents paragraph" in message
+        and "--data.validation FILE" in message
     )
     message = refusal(load_splits, DataConfig(path=str(path)), lm)
     assert "--data.documents line" in message and "paragraph" not in message
@@ -118,7 +125,10 @@ def test_twenty_text_files_are_documents_whole(tmp_path, lm):
     for i in range(40):
         (tmp_path / f"{i}.txt").write_text(f"a {i}\n\nb {i}\n")
     splits = load_splits(DataConfig(path=str(tmp_path), validation_fraction=0.3, test_fraction=0.3), lm)
-    assert sum(splits.facts["rows"].values()) == 40 and "because there are 40 files" in splits.facts["choices"][0]
+    assert (
+        sum(splits.facts["rows"].values()) == 40
+        and "because there are 40 files" in splits.facts["choices"][0]
+    )
 
 
 def test_the_same_rows_split_alike_from_every_source(tmp_path, lm):
@@ -142,9 +152,15 @@ def test_the_same_rows_split_alike_from_every_source(tmp_path, lm):
 def test_a_mapping_of_splits_from_python_is_taken_as_given(classification):
     import pandas
 
-    source = {"train": [{"text": "a", "label": 1}], "dev": pandas.DataFrame({"text": ["b", None], "label": [0, 1]})}
+    source = {
+        "train": [{"text": "a", "label": 1}],
+        "dev": pandas.DataFrame({"text": ["b", None], "label": [0, 1]}),
+    }
     splits = load_splits(DataConfig(), classification, source)
-    assert list(splits.validation["text"]) == ["b"] and splits.facts["cleaned"]["validation"]["missing"]["dropped"] == 1
+    assert (
+        list(splits.validation["text"]) == ["b"]
+        and splits.facts["cleaned"]["validation"]["missing"]["dropped"] == 1
+    )
     assert splits.test is None
 
 
@@ -161,7 +177,8 @@ def test_class_numbers_become_the_names_that_a_dataset_declares(classification):
     dataset = Dataset.from_dict({"text": ["a", "b", "c"], "label": [1, 0, -1]}, features=features)
     splits = load_splits(DataConfig(), classification, {"train": dataset})
     assert (
-        list(splits.train["label"]) == ["good", "bad"] and splits.facts["cleaned"]["train"]["missing"]["dropped"] == 1
+        list(splits.train["label"]) == ["good", "bad"]
+        and splits.facts["cleaned"]["train"]["missing"]["dropped"] == 1
     )
 
 
@@ -170,7 +187,8 @@ def test_conflicting_labels_are_counted(tmp_path, classification):
     write(tmp_path / "test.jsonl", ["z"], label=lambda text: text)
     facts = load_splits(DataConfig(path=str(tmp_path)), classification).facts
     assert (
-        facts["conflicts"]["train"]["rows"] == 1 and facts["conflicts"]["train"]["examples"][0]["other"]["label"] == "A"
+        facts["conflicts"]["train"]["rows"] == 1
+        and facts["conflicts"]["train"]["examples"][0]["other"]["label"] == "A"
     )
 
 
@@ -185,7 +203,10 @@ def test_incomplete_rows_of_all_splits_are_told_together(tmp_path, strict, refus
     write(tmp_path / "train.jsonl", ["a", " ", "b"], label=lambda text: None if text == "b" else 1)
     write(tmp_path / "test.jsonl", ["", "z"], label=lambda text: 1)
     message = refusal(load_splits, DataConfig(path=str(tmp_path)), strict)
-    assert "found 1 empty in column text (first: row 2 of" in message and "found 1 missing in column label" in message
+    assert (
+        "found 1 empty in column text (first: row 2 of" in message
+        and "found 1 missing in column label" in message
+    )
     assert f"row 1 of {tmp_path / 'test.jsonl'}" in message and message.count("--data.incomplete drop") == 3
 
 
@@ -209,9 +230,16 @@ def test_what_the_task_finds_is_told_with_what_is_incomplete(tmp_path, strict, r
     class Strict(type(strict)):
         def prepare(self, tables, places, columns):
             assert columns == {"text": "text", "label": "label"}
-            assert {split: [row for _, row in where] for split, where in places.items()} == {"train": [1, 3], "test": [1]}
-            assert all(Path(file).name == f"{split}.jsonl" for split, where in places.items() for file, _ in where)
-            return Prepared(tables=tables, problems=[Problem(setting="data.columns.label", message="odd labels")])
+            assert {split: [row for _, row in where] for split, where in places.items()} == {
+                "train": [1, 3],
+                "test": [1],
+            }
+            assert all(
+                Path(file).name == f"{split}.jsonl" for split, where in places.items() for file, _ in where
+            )
+            return Prepared(
+                tables=tables, problems=[Problem(setting="data.columns.label", message="odd labels")]
+            )
 
     write(tmp_path / "train.jsonl", ["a", "", "b"], label=len)
     write(tmp_path / "test.jsonl", ["z"], label=len)
@@ -224,8 +252,13 @@ def test_what_the_task_prepares_is_what_the_splits_hold(tmp_path, classification
 
     class Numbering(type(classification)):
         def prepare(self, tables, places, columns):
-            made = {split: {**table, "label": [int(v == "b") for v in table["label"]]} for split, table in tables.items()}
-            return Prepared(tables=made, features={"label": ClassLabel(names=["a", "b"])}, facts={"labels": 2})
+            made = {
+                split: {**table, "label": [int(v == "b") for v in table["label"]]}
+                for split, table in tables.items()
+            }
+            return Prepared(
+                tables=made, features={"label": ClassLabel(names=["a", "b"])}, facts={"labels": 2}
+            )
 
     write(tmp_path / "train.jsonl", ["a", "b"], label=str)
     write(tmp_path / "test.jsonl", ["z"], label=lambda _: "b")
@@ -244,7 +277,9 @@ def test_rows_keep_their_numbers_through_carving_repeats_and_cuts(tmp_path, lm):
 
     texts = [*PARAGRAPHS[:50], *PARAGRAPHS[:25], " ", *PARAGRAPHS[50:]]
     path = write(tmp_path / "a.jsonl", texts)
-    load_splits(DataConfig(path=path, max_rows=100, test_fraction=0.3, validation_fraction=0.2), Looking(lm.columns))
+    load_splits(
+        DataConfig(path=path, max_rows=100, test_fraction=0.3, validation_fraction=0.2), Looking(lm.columns)
+    )
     assert set(seen) == {"train", "validation", "test"}
     for found, places in seen.values():
         assert len(found) == len(places) and {file for file, _ in places} == {path}
@@ -256,7 +291,10 @@ def test_max_rows_takes_the_first_of_each_split_and_counts_the_rest(tmp_path, lm
     write(tmp_path / "test.jsonl", ["x", "y"])
     splits = load_splits(DataConfig(path=str(tmp_path), max_rows=5), lm)
     assert list(splits.train["text"]) == PARAGRAPHS[:5]
-    assert splits.facts["cut"] == {"train": 295, "test": 0} and splits.facts["rows"] == {"train": 5, "test": 2}
+    assert splits.facts["cut"] == {"train": 295, "test": 0} and splits.facts["rows"] == {
+        "train": 5,
+        "test": 2,
+    }
 
 
 def test_empty_sources_are_refused_and_named_together(tmp_path, lm, refusal):
@@ -265,7 +303,9 @@ def test_empty_sources_are_refused_and_named_together(tmp_path, lm, refusal):
     message = refusal(load_splits, DataConfig(path=str(tmp_path)), lm)
     assert "train.txt, found none" in message and "test.txt, found none" in message
     (tmp_path / "blank.txt").write_text("\n \n")
-    assert "all 1 were dropped (empty 1" in refusal(load_splits, DataConfig(train=str(tmp_path / "blank.txt")), lm)
+    assert "all 1 were dropped (empty 1" in refusal(
+        load_splits, DataConfig(train=str(tmp_path / "blank.txt")), lm
+    )
     assert "it is empty" in refusal(load_splits, DataConfig(), lm, [])
 
 
@@ -279,7 +319,9 @@ def test_missing_values_of_a_frame_are_dropped_whatever_their_kind(lm):
 
 def test_wrong_types_are_counted_over_the_whole_file(lm, refusal):
     rows = [{"text": "a" if i % 2 else 5} for i in range(25_000)]
-    assert "found int in 12,500 rows (first: row 1 of" in refusal(load_splits, DataConfig(), lm, {"train": rows})
+    assert "found int in 12,500 rows (first: row 1 of" in refusal(
+        load_splits, DataConfig(), lm, {"train": rows}
+    )
 
 
 def test_a_split_that_is_wholly_contained_in_another_is_refused(tmp_path, lm, refusal):
@@ -292,7 +334,9 @@ def test_a_split_that_is_wholly_contained_in_another_is_refused(tmp_path, lm, re
 
 def test_no_data_and_missing_files_are_named_all_at_once(tmp_path, lm, refusal):
     assert "--data.path FILE" in refusal(load_splits, DataConfig(), lm)
-    message = refusal(load_splits, DataConfig(train=str(tmp_path / "a.txt"), test=str(tmp_path / "b.txt")), lm)
+    message = refusal(
+        load_splits, DataConfig(train=str(tmp_path / "a.txt"), test=str(tmp_path / "b.txt")), lm
+    )
     assert "--data.train" in message and "--data.test" in message
 
 

@@ -13,7 +13,8 @@ import pytest
 import hftk
 from hftk.config import InputError
 from hftk.data import pairs
-from hftk.data.samples import load_sample, read_docstrings, stdlib_modules
+from hftk.data.samples import load_sample, read_docstrings
+from hftk.data.stdlib import stdlib_modules
 
 MONTHS = [
     "Januar",
@@ -42,7 +43,9 @@ def cldr(request: pytest.FixtureRequest) -> tuple[str, list[dict[str, Any]]]:
     return request.param, load_sample(f"cldr_en_{request.param}")
 
 
-def test_docstrings_and_their_first_lines_make_more_than_a_thousand_pairs(summaries: list[dict[str, Any]]) -> None:
+def test_docstrings_and_their_first_lines_make_more_than_a_thousand_pairs(
+    summaries: list[dict[str, Any]],
+) -> None:
     assert len(summaries) > 1000 and all(set(row) == {"source", "target"} for row in summaries)
     targets = [row["target"] for row in summaries]
     assert len(set(targets)) == len(targets), "a summary occurs once, so that none is in two splits"
@@ -103,12 +106,13 @@ def test_a_summary_is_not_the_beginning_of_its_source(summaries: list[dict[str, 
 def test_docstrings_come_from_the_packages_too_wherever_they_are_installed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Folders of tests are left out inside a package; the package itself may live in a folder of that name."""
+    """Folders of tests are left out inside a package; the package itself may live in a folder of that
+    name."""
     package = tmp_path / "tests" / "made_up"
     (package / "tests").mkdir(parents=True)
     body = (
-        "A body that says at length what the function does, with all of its arguments and what becomes of each of them, "
-        * 2
+        "A body that says at length what the function does, with all of its arguments and what becomes of"
+        " each of them, " * 2
     )
     for path, name in (
         (package / "good.py", "Say what good things are made of."),
@@ -147,7 +151,9 @@ def test_translations_are_the_same_each_time(cldr: tuple[str, list[dict[str, Any
     assert load_sample(f"cldr_en_{language}") == rows
 
 
-def test_summaries_are_the_same_each_time_and_in_an_order_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_summaries_are_the_same_each_time_and_in_an_order_of_their_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(pairs, "PACKAGES", ())
     modules = stdlib_modules()[:150]
     monkeypatch.setattr(pairs, "stdlib_modules", lambda: modules)

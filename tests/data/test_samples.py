@@ -35,7 +35,10 @@ def test_python_docs_is_about_a_megabyte_of_distinct_documents(rows):
 
 
 def test_python_docs_imports_no_module_it_reads(rows, imported):
-    assert {name for name in imported if not name.startswith("_sysconfigdata")} <= {"pydoc_data", "pydoc_data.topics"}
+    assert {name for name in imported if not name.startswith("_sysconfigdata")} <= {
+        "pydoc_data",
+        "pydoc_data.topics",
+    }
 
 
 def test_python_docs_is_the_same_each_time_and_loads_as_one_unsplit_source(lm, rows):
@@ -47,11 +50,18 @@ def test_python_docs_is_the_same_each_time_and_loads_as_one_unsplit_source(lm, r
 
 
 def test_docstrings_are_those_that_ast_finds(tmp_path):
-    source = '"""Module."""\nclass A:\n    """Class."""\n    def f(self):\n        """Method.\n\n        More."""\n\ndef g(): pass\n'
+    source = (
+        '"""Module."""\nclass A:\n    """Class."""\n    def f(self):\n        """Method.\n\n       '
+        ' More."""\n\ndef g(): pass\n'
+    )
     path = tmp_path / "m.py"
     path.write_text(source)
     found = [(d.name, d.kind, d.text) for d in read_docstrings("m", path)]
-    assert found == [("", "module", "Module."), ("A", "class", "Class."), ("A.f", "function", "Method.\n\nMore.")]
+    assert found == [
+        ("", "module", "Module."),
+        ("A", "class", "Class."),
+        ("A.f", "function", "Method.\n\nMore."),
+    ]
     assert [d.owner for d in read_docstrings("m", path)] == ["m", "m.A", "m.A"]
     assert [text for *_, text in found] == [
         text

@@ -12,7 +12,11 @@ COLUMNS = {"text": Column(usual_names=())}
 
 
 def part(*texts: str) -> Part:
-    return Part({"text": list(texts)}, keys_of({"text": list(texts)}, COLUMNS), [("rows", i) for i in range(1, len(texts) + 1)])
+    return Part(
+        {"text": list(texts)},
+        keys_of({"text": list(texts)}, COLUMNS),
+        [("rows", i) for i in range(1, len(texts) + 1)],
+    )
 
 
 KEYS = part(*(f"document {i}" for i in range(20_000))).keys
@@ -26,7 +30,10 @@ def test_the_shares_are_met():
 
 def test_a_row_stays_on_its_side_when_other_rows_come_and_go():
     where = dict(zip(KEYS, sides(KEYS, {"test": 0.3}, seed=0), strict=True))
-    assert all(where[key] == side for key, side in zip(KEYS[::7], sides(KEYS[::7], {"test": 0.3}, seed=0), strict=True))
+    assert all(
+        where[key] == side
+        for key, side in zip(KEYS[::7], sides(KEYS[::7], {"test": 0.3}, seed=0), strict=True)
+    )
 
 
 def test_the_test_rows_do_not_depend_on_the_validation_share():
@@ -54,7 +61,9 @@ def test_carving_keeps_the_order_and_loses_nothing():
 def test_defaults_hold_for_one_unsplit_source_only():
     assert fractions_for(DataConfig(), ["train"], whole=True) == {"validation": 0.05, "test": 0.05}
     assert fractions_for(DataConfig(), ["train", "test"], whole=False) == {}
-    assert fractions_for(DataConfig(validation_fraction=0.1), ["train", "test"], whole=False) == {"validation": 0.1}
+    assert fractions_for(DataConfig(validation_fraction=0.1), ["train", "test"], whole=False) == {
+        "validation": 0.1
+    }
     assert fractions_for(DataConfig(validation_fraction=0.0), ["train"], whole=True) == {"test": 0.05}
 
 

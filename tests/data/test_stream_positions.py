@@ -1,4 +1,5 @@
-"""A pass over a stream goes on where another one stood: the same rows, the same counts, and what stands before is not read again."""
+"""A pass over a stream goes on where another one stood: the same rows, the same counts, and what stands
+before is not read again."""
 
 from __future__ import annotations
 
@@ -28,7 +29,10 @@ def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def json_lines(path: Path, texts: list[str]) -> None:
-    path.write_text("".join(json.dumps({"text": text}, ensure_ascii=False) + "\n\n" for text in texts), encoding="utf-8-sig")
+    path.write_text(
+        "".join(json.dumps({"text": text}, ensure_ascii=False) + "\n\n" for text in texts),
+        encoding="utf-8-sig",
+    )
 
 
 def in_jsonl(folder: Path) -> Any:
@@ -64,7 +68,9 @@ def in_txt(folder: Path) -> Any:
 
 def in_csv(folder: Path) -> Any:
     with (folder / "a.csv").open("w", encoding="utf-8", newline="") as file:
-        csv.writer(file).writerows([["text", "n"], *([text + "\nsecond line", i] for i, text in enumerate(TEXTS))])
+        csv.writer(file).writerows(
+            [["text", "n"], *([text + "\nsecond line", i] for i, text in enumerate(TEXTS))]
+        )
     return folder / "a.csv"
 
 
@@ -81,9 +87,16 @@ def in_json(folder: Path) -> Any:
 
 
 PLACES: dict[str, Callable[[Path], Any]] = {
-    "jsonl": in_jsonl, "several files": in_several_files, "gzip": in_gzip, "zstd": in_zstd, "lines": in_txt, "paragraphs": in_txt, "csv": in_csv,
-    "parquet": in_parquet, "json": in_json,
-}  # fmt: skip
+    "jsonl": in_jsonl,
+    "several files": in_several_files,
+    "gzip": in_gzip,
+    "zstd": in_zstd,
+    "lines": in_txt,
+    "paragraphs": in_txt,
+    "csv": in_csv,
+    "parquet": in_parquet,
+    "json": in_json,
+}
 
 
 def splits_of(kind: str, folder: Path, lm: Any, **settings: Any) -> Any:
@@ -99,7 +112,9 @@ def texts(batches: Any) -> list[str]:
 
 
 @pytest.mark.parametrize("kind", PLACES)
-def test_a_pass_that_goes_on_anywhere_gives_the_rest_and_the_counts_of_a_whole_one(kind: str, tmp_path: Path, lm: Any) -> None:
+def test_a_pass_that_goes_on_anywhere_gives_the_rest_and_the_counts_of_a_whole_one(
+    kind: str, tmp_path: Path, lm: Any
+) -> None:
     splits = splits_of(kind, tmp_path, lm, validation_fraction=0.1, test_fraction=0.1)
     whole, keys = [], []
     for batch in splits.stream.batches(30):
@@ -127,7 +142,9 @@ def test_a_bound_on_the_rows_holds_for_all_of_the_pass(tmp_path: Path, lm: Any) 
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "lines", "paragraphs", "csv"])
-def test_what_stands_before_is_not_read_again(kind: str, tmp_path: Path, lm: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_stands_before_is_not_read_again(
+    kind: str, tmp_path: Path, lm: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     splits = splits_of(kind, tmp_path, lm)
     begins = [begin for begin, _ in splits.stream.batches(30)]
     read = [0]

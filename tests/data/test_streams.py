@@ -21,11 +21,13 @@ def path(tmp_path):
 
 
 def test_a_stream_has_the_rows_that_loading_has(path, lm):
-    whole, stream = (load_splits(DataConfig(path=path, streaming=streaming), lm) for streaming in (False, True))
-    assert [row["text"] for row in stream.train] == list(whole.train["text"])
-    assert list(stream.validation["text"]) == list(whole.validation["text"]) and list(stream.test["text"]) == list(
-        whole.test["text"]
+    whole, stream = (
+        load_splits(DataConfig(path=path, streaming=streaming), lm) for streaming in (False, True)
     )
+    assert [row["text"] for row in stream.train] == list(whole.train["text"])
+    assert list(stream.validation["text"]) == list(whole.validation["text"]) and list(
+        stream.test["text"]
+    ) == list(whole.test["text"])
     assert stream.facts["rows"] == whole.facts["rows"]
     assert stream.facts["cleaned"]["train"] == whole.facts["cleaned"]["train"]
     assert stream.facts["characters"] == whole.facts["characters"]

@@ -16,4 +16,7 @@ def test_records_become_columns_and_rows_are_taken_in_order():
 
 
 def test_the_nearest_name_is_found_whatever_its_capitals():
-    assert did_you_mean("txet", ["Text", "label"]) == " (did you mean Text?)" and did_you_mean("xyz", ["Text"]) == ""
+    assert (
+        did_you_mean("txet", ["Text", "label"]) == " (did you mean Text?)"
+        and did_you_mean("xyz", ["Text"]) == ""
+    )

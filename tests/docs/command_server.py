@@ -1,10 +1,12 @@
-"""Runs the commands of the pages without paying for their imports each time: imports once, then one fork for each command.
+"""Runs the commands of the pages without paying for their imports each time: imports once, then one fork for
+each command.
 
     python command_server.py SOCKET HUB
 
-A client (``shim.py``, under the names of the commands) sends its words, folder, environment and its three standard streams,
-and gets the exit code. Recipes read the very flags of the page; then the run is made short (``SHORT``), and nothing else changes.
-With ``HFTK_DOCS_CHECK`` in the environment the words are read by the parser that would read them, and nothing is run.
+A client (``shim.py``, under the names of the commands) sends its words, folder, environment and its three
+standard streams, and gets the exit code. Recipes read the very flags of the page; then the run is made short
+(``SHORT``), and nothing else changes. With ``HFTK_DOCS_CHECK`` in the environment the words are read by the
+parser that would read them, and nothing is run.
 """
 
 from __future__ import annotations
@@ -34,12 +36,29 @@ SHORT: dict[str, Any] = {
 SHORT_TEXTS = {"generation": {"max_new_tokens": 4}}
 MADE = {"model": {"vocab_size": 600}}
 WARM = (
-    "hftk.cli", "hftk.training.fit", "hftk.planning", "hftk.reports", "hftk.hub", "hftk.models.weights", "hftk.tasks.significance", "hftk.tasks.tfidf",
-    "transformers.models.gpt2.modeling_gpt2", "transformers.models.bert.modeling_bert", "transformers.models.t5.modeling_t5",
-    "transformers.models.marian.modeling_marian", "transformers.models.llama.modeling_llama",
-    "transformers.models.encoder_decoder.modeling_encoder_decoder", "transformers.trainer", "accelerate.commands.launch",
-    "datasets", "peft", "sklearn.linear_model", "sacrebleu", "bitsandbytes", "torch.distributed",
-)  # fmt: skip
+    "hftk.cli",
+    "hftk.training.fit",
+    "hftk.planning",
+    "hftk.reports",
+    "hftk.hub",
+    "hftk.models.weights",
+    "hftk.tasks.significance",
+    "hftk.tasks.tfidf",
+    "transformers.models.gpt2.modeling_gpt2",
+    "transformers.models.bert.modeling_bert",
+    "transformers.models.t5.modeling_t5",
+    "transformers.models.marian.modeling_marian",
+    "transformers.models.llama.modeling_llama",
+    "transformers.models.encoder_decoder.modeling_encoder_decoder",
+    "transformers.trainer",
+    "accelerate.commands.launch",
+    "datasets",
+    "peft",
+    "sklearn.linear_model",
+    "sacrebleu",
+    "bitsandbytes",
+    "torch.distributed",
+)
 
 
 def shorten(config: Any) -> Any:
@@ -76,7 +95,8 @@ def read_launch(words: list[str]) -> Any:
 
 
 def accelerate(words: list[str]) -> None:
-    """``accelerate launch``: as many processes as its flags and config file ask for, each a fork of this one."""
+    """``accelerate launch``: as many processes as its flags and config file ask for, each a fork of this
+    one."""
     import yaml
 
     assert words[0] == "launch", words
@@ -96,8 +116,15 @@ def accelerate(words: list[str]) -> None:
     for rank in range(count):
         child = os.fork()
         if child == 0:
-            os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(count), LOCAL_WORLD_SIZE=str(count),
-                              MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), ACCELERATE_USE_CPU="true")  # fmt: skip
+            os.environ.update(
+                RANK=str(rank),
+                LOCAL_RANK=str(rank),
+                WORLD_SIZE=str(count),
+                LOCAL_WORLD_SIZE=str(count),
+                MASTER_ADDR="127.0.0.1",
+                MASTER_PORT=str(port),
+                ACCELERATE_USE_CPU="true",
+            )
             finish(lambda: run_recipe(given.training_script, given.training_script_args))
         children.append(child)
     codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
@@ -251,7 +278,10 @@ def prepare(hub: Path) -> None:
     make_files(home, hub)
     os.chdir(home)
     before = set(sys.modules)
-    words = "--data.path reviews.csv --data.columns.label stars --model.name google-bert/bert-base-uncased --model.adapter.method lora"
+    words = (
+        "--data.path reviews.csv --data.columns.label stars --model.name google-bert/bert-base-uncased"
+        " --model.adapter.method lora"
+    )
     run_recipe("recipes/bert_classification.py", [*words.split(), "--output", "out"])
     (home / "modules.json").write_text(json.dumps(sorted(set(sys.modules) - before)))
 

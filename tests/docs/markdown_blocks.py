@@ -1,8 +1,8 @@
 """Blocks of code in the Markdown pages, and what the pages say about running them.
 
-A block is run unless the line above its fence is ``<!-- not run: REASON -->``; then its commands are only read by the parsers
-that would read them. ``<!-- exit: 2 -->`` above it: the block ends with that exit code. A ``text`` block below
-``<!-- shown -->`` quotes lines that the block above it prints.
+A block is run unless the line above its fence is ``<!-- not run: REASON -->``; then its commands are only
+read by the parsers that would read them. ``<!-- exit: 2 -->`` above it: the block ends with that exit code. A
+``text`` block below ``<!-- shown -->`` quotes lines that the block above it prints.
 """
 
 from __future__ import annotations
@@ -64,9 +64,15 @@ def read_blocks(page: Path) -> list[Block]:
     for found in FENCE.finditer(text):
         note = NOTE.search(text[: found.start()])
         kind, said = (note[1], note[2] or "") if note else ("", "")
-        blocks.append(Block(
-            page=page, line=text.count("\n", 0, found.start()) + 1, language=found["language"].strip(),
-            text=re.sub(rf"^{found['indent']}", "", found["text"], flags=re.MULTILINE),
-            not_run=said if kind == "not run" else "", exit_code=int(said) if kind == "exit" else 0, shown=kind == "shown",
-        ))  # fmt: skip
+        blocks.append(
+            Block(
+                page=page,
+                line=text.count("\n", 0, found.start()) + 1,
+                language=found["language"].strip(),
+                text=re.sub(rf"^{found['indent']}", "", found["text"], flags=re.MULTILINE),
+                not_run=said if kind == "not run" else "",
+                exit_code=int(said) if kind == "exit" else 0,
+                shown=kind == "shown",
+            )
+        )
     return blocks

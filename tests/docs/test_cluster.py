@@ -1,4 +1,5 @@
-"""The scripts in docs/cluster do what they say: run as they are, on CPUs, with a srun that plays the nodes."""
+"""The scripts in docs/cluster do what they say: run as they are, on CPUs, with a srun that plays the
+nodes."""
 
 import os
 import re
@@ -35,9 +36,15 @@ def environment(folder, **variables):
         (tools / name).write_text(text)
         (tools / name).chmod(0o755)
     return {
-        **os.environ, "PATH": f"{tools}:{Path(sys.executable).parent}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT),
-        "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "RECIPE": str(TOY), "OUTPUT": "out", **variables,
-    }  # fmt: skip
+        **os.environ,
+        "PATH": f"{tools}:{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "PYTHONPATH": str(ROOT),
+        "ACCELERATE_USE_CPU": "true",
+        "OMP_NUM_THREADS": "1",
+        "RECIPE": str(TOY),
+        "OUTPUT": "out",
+        **variables,
+    }
 
 
 def submit(folder, act, *, nodes=1, starts=0):
@@ -49,9 +56,12 @@ def submit(folder, act, *, nodes=1, starts=0):
     }
     with (folder / "said.txt").open("wb") as said:
         return subprocess.Popen(
-            ["bash", str(CLUSTER / "slurm.sbatch"), "--model.name", act], cwd=folder, stdout=said, stderr=said,
+            ["bash", str(CLUSTER / "slurm.sbatch"), "--model.name", act],
+            cwd=folder,
+            stdout=said,
+            stderr=said,
             env=environment(folder, **{name: str(value) for name, value in slurm.items()}),
-        )  # fmt: skip
+        )
 
 
 def said(folder):
@@ -115,7 +125,13 @@ def test_the_command_for_skypilot_is_one_that_accelerate_and_the_recipe_read(tmp
 
     task = yaml.safe_load((CLUSTER / "skypilot.yaml").read_text())
     assert task["num_nodes"] == 2 and task["file_mounts"]["/runs"]["mode"] == "MOUNT_CACHED"
-    variables = environment(tmp_path, SKYPILOT_NODE_IPS="10.0.0.7\n10.0.0.8", SKYPILOT_NODE_RANK="1", SKYPILOT_NUM_NODES="2", SKYPILOT_NUM_GPUS_PER_NODE="8")  # fmt: skip
+    variables = environment(
+        tmp_path,
+        SKYPILOT_NODE_IPS="10.0.0.7\n10.0.0.8",
+        SKYPILOT_NODE_RANK="1",
+        SKYPILOT_NUM_NODES="2",
+        SKYPILOT_NUM_GPUS_PER_NODE="8",
+    )
     (tmp_path / "bin" / "accelerate").write_text(ACCELERATE)
     (tmp_path / "bin" / "accelerate").chmod(0o755)
     subprocess.run(["bash", "-eu", "-c", task["run"]], cwd=tmp_path, env=variables, check=True)
@@ -124,7 +140,8 @@ def test_the_command_for_skypilot_is_one_that_accelerate_and_the_recipe_read(tmp
     assert launch == "launch" and (found.num_processes, found.num_machines, found.machine_rank) == (16, 2, 1)
     assert found.main_process_ip == "10.0.0.7" and (ROOT / found.training_script).exists()
     config = parse(
-        runpy.run_path(str(ROOT / found.training_script), run_name="recipe")["CONFIG"], found.training_script_args
+        runpy.run_path(str(ROOT / found.training_script), run_name="recipe")["CONFIG"],
+        found.training_script_args,
     )
     assert (config.output, config.resume) == ("/runs/gpt2_clm", "auto")
 

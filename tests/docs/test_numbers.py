@@ -43,6 +43,8 @@ def test_a_recipe_says_what_to_expect_in_numbers_of_its_stored_run(result):
     assert expected, "the docstring ends with what to expect"
     after = next(s for s in record["scores"] if s["when"] == "after")
     assert f"{after['name']} of {after['value']:.3g}" in expected[1]
-    baselines = [s for s in record["scores"] if s["when"].startswith("baseline:") and s["name"] == after["name"]]
+    baselines = [
+        s for s in record["scores"] if s["when"].startswith("baseline:") and s["name"] == after["name"]
+    ]
     best = (max if after["higher_is_better"] else min)(baselines, key=lambda s: s["value"])
     assert f"{best['value']:.3g}" in expected[1]

@@ -1,7 +1,9 @@
-"""Every block of code in the README, CONTRIBUTING and docs/ runs as it stands there, or says why it is not run.
+"""Every block of code in the README, CONTRIBUTING and docs/ runs as it stands there, or says why it is not
+run.
 
-The blocks of a page run in order, each by bash or Python, in a folder that holds the files which the pages name. Commands are the
-page's to the letter; a server with everything imported forks for each (``command_server.py``), and makes runs short.
+The blocks of a page run in order, each by bash or Python, in a folder that holds the files which the pages
+name. Commands are the page's to the letter; a server with everything imported forks for each
+(``command_server.py``), and makes runs short.
 """
 
 from __future__ import annotations
@@ -44,14 +46,22 @@ class Shell:
             else [f"{environment['PATH']}/python"]
         )
         return subprocess.run(
-            command, input=None if block.language == "bash" else block.text, cwd=self.home, env=environment, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=900, encoding="utf-8",
-        )  # fmt: skip
+            command,
+            input=None if block.language == "bash" else block.text,
+            cwd=self.home,
+            env=environment,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            timeout=900,
+            encoding="utf-8",
+        )
 
 
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """The environment of the commands: they, and nothing else, are in PATH, and the Hub is a folder of tiny models."""
+    """The environment of the commands: they, and nothing else, are in PATH, and the Hub is a folder of tiny
+    models."""
     folder = tmp_path_factory.mktemp("commands")
     tools = folder / "bin"
     tools.mkdir()
@@ -61,13 +71,23 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, 
         (tools / name).write_text(f"#!{sys.executable} -ISE\n{(HERE / 'shim.py').read_text()}")
         (tools / name).chmod(0o755)
     found = {
-        "PATH": str(tools), "HOME": str(folder), "HF_HOME": str(folder / "hf"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1",
-        "TOKENIZERS_PARALLELISM": "false", "HFTK_DOCS_SERVER": str(folder / "socket"), "LANG": "C.UTF-8", "TMPDIR": str(folder),
-    }  # fmt: skip
+        "PATH": str(tools),
+        "HOME": str(folder),
+        "HF_HOME": str(folder / "hf"),
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "HFTK_DOCS_SERVER": str(folder / "socket"),
+        "LANG": "C.UTF-8",
+        "TMPDIR": str(folder),
+    }
     server = subprocess.Popen(
         [sys.executable, HERE / "command_server.py", found["HFTK_DOCS_SERVER"], folder / "hf/hub"],
-        env={**found, "PATH": os.environ["PATH"]}, stdout=subprocess.PIPE, text=True, start_new_session=True,
-    )  # fmt: skip
+        env={**found, "PATH": os.environ["PATH"]},
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
     assert server.stdout is not None and server.stdout.readline() == "ready\n"
     yield found
     os.killpg(server.pid, signal.SIGKILL)
@@ -84,7 +104,9 @@ def test_blocks_run(page: Path, environment: dict[str, str], tmp_path: Path) -> 
     for block in blocks:
         if block.shown:
             for line in filter(str.strip, block.text.splitlines()):
-                assert line in printed, f"{block.name}: {line!r} is not in what the block above prints:\n{printed}"
+                assert line in printed, (
+                    f"{block.name}: {line!r} is not in what the block above prints:\n{printed}"
+                )
         if block.language in ("bash", "python"):
             result = shell.run(block)
             printed = result.stdout
@@ -118,7 +140,9 @@ def test_a_wrong_command_is_found_out_though_it_is_not_run(
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_blocks_say_what_they_are(page: Path) -> None:
     for block in read_blocks(page):
-        assert block.language in LANGUAGES or block.language.startswith("{"), f"{block.name}: {block.language!r}"
+        assert block.language in LANGUAGES or block.language.startswith("{"), (
+            f"{block.name}: {block.language!r}"
+        )
         assert not (block.not_run or block.exit_code) or block.language in ("bash", "python"), block.name
 
 

@@ -42,7 +42,8 @@ def test_a_page_loads_nothing_from_elsewhere(site):
         text = page.read_text(encoding="utf-8")
         loaded = re.findall(r"<(?:script|img|iframe|source)\b[^>]*\bsrc=[\"']([^\"']+)", text)
         loaded += re.findall(
-            r"<link\b(?![^>]*rel=[\"'](?:canonical|next|prev|search|index|author))[^>]*\bhref=[\"']([^\"']+)", text
+            r"<link\b(?![^>]*rel=[\"'](?:canonical|next|prev|search|index|author))[^>]*\bhref=[\"']([^\"']+)",
+            text,
         )
         assert [url for url in loaded if re.match(r"(https?:)?//", url)] == [], page.name
     for style in site.rglob("*.css"):
@@ -55,7 +56,9 @@ def test_every_promised_name_is_in_the_reference(site):
     import hftk
 
     text = "".join(page.read_text(encoding="utf-8") for page in (site / "api").glob("*.html"))
-    homes = {name: f"{getattr(hftk, name).__module__}.{name}" for name in hftk.__all__ if name != "__version__"}
+    homes = {
+        name: f"{getattr(hftk, name).__module__}.{name}" for name in hftk.__all__ if name != "__version__"
+    }
     assert [name for name, full in homes.items() if f'id="{full}"' not in text] == []
 
 
@@ -63,4 +66,6 @@ def test_the_page_of_settings_is_up_to_date():
     sys.path.insert(0, str(ROOT / "docs"))
     import settings_page
 
-    assert settings_page.PAGE.read_text(encoding="utf-8") == settings_page.render(), "run: python docs/settings_page.py"
+    assert settings_page.PAGE.read_text(encoding="utf-8") == settings_page.render(), (
+        "run: python docs/settings_page.py"
+    )

@@ -11,7 +11,10 @@ from markdown_blocks import ROOT
 
 PAGES = [ROOT / "docs/troubleshooting.md", ROOT / "docs/zh/troubleshooting.md"]
 GAP = "…"
-OTHERS = {"docs/troubleshooting.md": "## Messages of other programs", "docs/zh/troubleshooting.md": "## 其他程序的消息"}
+OTHERS = {
+    "docs/troubleshooting.md": "## Messages of other programs",
+    "docs/zh/troubleshooting.md": "## 其他程序的消息",
+}
 
 
 def template(node: ast.AST) -> str | None:
@@ -27,7 +30,10 @@ def template(node: ast.AST) -> str | None:
 def templates() -> list[str]:
     trees = (ast.parse(path.read_text(encoding="utf-8")) for path in sorted((ROOT / "hftk").rglob("*.py")))
     return [
-        text for tree in trees for node in ast.walk(tree) if (text := template(node)) is not None and len(text) > 10
+        text
+        for tree in trees
+        for node in ast.walk(tree)
+        if (text := template(node)) is not None and len(text) > 10
     ]
 
 

@@ -29,7 +29,8 @@ CHECKPOINT = "checkpoint"
 
 @dataclass(frozen=True)
 class Aim:
-    """When to kill: a share of the usual time (of a checkpoint: of its file operations) after something has begun for the n-th time."""
+    """When to kill: a share of the usual time (of a checkpoint: of its file operations) after something has
+    begun for the n-th time."""
 
     recipe: str
     processes: int
@@ -37,7 +38,8 @@ class Aim:
     occurrence: int
     share: float
     again: float | None = None
-    """After which share of the usual time of a whole run the second start is killed too, whatever it does; None: not at all."""
+    """After which share of the usual time of a whole run the second start is killed too, whatever it does;
+    None: not at all."""
 
 
 @dataclass
@@ -63,18 +65,26 @@ class Reference:
         return self.shared["saves" if at == CHECKPOINT else f"times {at}"]
 
     def operations_before(self, aim: Aim) -> float:
-        """How many operations are done when a checkpoint is to be cut short; 0 where it is not what is aimed at."""
+        """How many operations are done when a checkpoint is to be cut short; 0 where it is not what is aimed
+        at."""
         if aim.at != CHECKPOINT:
             return 0.0
         first, last = self.window(aim.occurrence)
         return first + aim.share * (last - first - 1)
 
     def window(self, occurrence: int) -> tuple[int, int]:
-        """Numbers of the operations, from 1, that write the first byte of the n-th checkpoint and rename it into place."""
+        """Numbers of the operations, from 1, that write the first byte of the n-th checkpoint and rename it
+        into place."""
         numbered = list(enumerate(self.operations, 1))
-        renamed = [n for n, done in numbered if done.kind == "rename" and done.second.startswith("checkpoints/checkpoint-")]
+        renamed = [
+            n
+            for n, done in numbered
+            if done.kind == "rename" and done.second.startswith("checkpoints/checkpoint-")
+        ]
         before = renamed[occurrence - 2] if occurrence > 1 else 0
-        written = (n for n, done in numbered if n > before and done.kind == "write" and place(done.path) == "staged")
+        written = (
+            n for n, done in numbered if n > before and done.kind == "write" and place(done.path) == "staged"
+        )
         return next(written), renamed[occurrence - 1]
 
     @property
@@ -112,13 +122,21 @@ class Range:
     def _reference(self, recipe: str, processes: int) -> Reference:
         place = self.folder / f"{recipe}_{processes}"
         place.mkdir()
-        command, modules, trace = small_recipes.ALL[recipe].prepare(place), place / "modules.json", place / "trace"
+        command, modules, trace = (
+            small_recipes.ALL[recipe].prepare(place),
+            place / "modules.json",
+            place / "trace",
+        )
         command += ["--output", str(place / "out")]
-        run = killing.finish(self.server, command, place / "out", processes=processes, modules=modules, trace=trace)
+        run = killing.finish(
+            self.server, command, place / "out", processes=processes, modules=modules, trace=trace
+        )
         self.server.ask(imports=json.loads(modules.read_text()))  # so that the next child need not
         operations = list(read_trace(trace))
         if processes == 1:
-            assert read_tree(place / "out") == replay(operations), "an operation on the output folder was missed"
+            assert read_tree(place / "out") == replay(operations), (
+                "an operation on the output folder was missed"
+            )
         files = left_behind(place / "out")
         shutil.rmtree(place / "out")
         return Reference(command, files, run.main.shared.all(), operations)
@@ -152,7 +170,8 @@ class Range:
 
 
 def _begun(run: Run, aim: Aim, operations: float) -> bool:
-    """Whether what is aimed at has begun, after the first step; where it is a checkpoint, whether so many operations are done."""
+    """Whether what is aimed at has begun, after the first step; where it is a checkpoint, whether so many
+    operations are done."""
     shared = run.main.shared
     if not shared["steps done"]:
         return False
@@ -173,7 +192,11 @@ def resumed_elsewhere(printed: str, step: int | None) -> list[str]:
     went_on = [line for line in printed.splitlines() if "continuing from" in line]
     if step is None:
         return [f"nothing was whole, but: {line}" for line in went_on]
-    return [] if any(f"checkpoint-{step} " in line for line in went_on) else [f"checkpoint-{step} was whole and not used"]
+    return (
+        []
+        if any(f"checkpoint-{step} " in line for line in went_on)
+        else [f"checkpoint-{step} was whole and not used"]
+    )
 
 
 def draw(rng: random.Random, reference: Reference, recipe: str, processes: int, at: str) -> Aim:
@@ -183,7 +206,8 @@ def draw(rng: random.Random, reference: Reference, recipe: str, processes: int, 
 
 
 def shoot_all(range_: Range, wanted: Iterable[tuple[str, int, str]], seed: int) -> Iterator[Outcome]:
-    """One kill for each (recipe, processes, aim) that is wanted; where the run was over before, another is drawn."""
+    """One kill for each (recipe, processes, aim) that is wanted; where the run was over before, another is
+    drawn."""
     for number, (recipe, processes, at) in enumerate(wanted):
         rng = random.Random(f"{seed} {number}")
         reference = range_.reference(recipe, processes)
@@ -201,10 +225,13 @@ def summary(outcomes: list[Outcome]) -> dict[str, Any]:
         name = f"{outcome.aim.recipe} on {outcome.aim.processes}"
         runs[name] = runs.get(name, 0) + 1
     return {
-        "kills": len(outcomes), "wrong": [asdict(outcome) for outcome in outcomes if outcome.wrong], "hits": hits, "runs": runs,
+        "kills": len(outcomes),
+        "wrong": [asdict(outcome) for outcome in outcomes if outcome.wrong],
+        "hits": hits,
+        "runs": runs,
         "killed_twice": sum(outcome.aim.again is not None for outcome in outcomes),
         "resumed_from_a_checkpoint": sum(outcome.resumed_from is not None for outcome in outcomes),
-    }  # fmt: skip
+    }
 
 
 OTHERS = {
@@ -217,8 +244,13 @@ OTHERS = {
 
 
 def long_list() -> Iterator[tuple[str, int, str]]:
-    """Ever more kills to want: two of five at a checkpoint, every fourth on two processes, the recipes in turn."""
+    """Ever more kills to want: two of five at a checkpoint, every fourth on two processes, the recipes in
+    turn."""
     for turn in itertools.count():
         for recipe, others in OTHERS.items():
-            at = CHECKPOINT if turn % 5 in (0, 2) else others[(turn // 5 * 3 + (1, 3, 4).index(turn % 5)) % len(others)]
+            at = (
+                CHECKPOINT
+                if turn % 5 in (0, 2)
+                else others[(turn // 5 * 3 + (1, 3, 4).index(turn % 5)) % len(others)]
+            )
             yield recipe, 2 if turn % 4 == 3 else 1, at

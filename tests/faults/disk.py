@@ -1,10 +1,10 @@
 """The disks that a power cut may leave, made from a trace of file operations.
 
-SIGKILL loses nothing that was written: the system still has it. A power cut may lose all that was not synced, and keep later
-things while earlier ones are lost. What is taken for granted here is what POSIX and Linux's file systems promise (Pillai et al.
-2014, "All File Systems Are Not Created Equal", OSDI): the bytes of a file are on the disk once the file was synced; a name is
-there, gone or changed once its folder was synced; a rename happens as a whole or not at all. Before that each of them may or
-may not have happened, in any order.
+SIGKILL loses nothing that was written: the system still has it. A power cut may lose all that was not synced,
+and keep later things while earlier ones are lost. What is taken for granted here is what POSIX and Linux's
+file systems promise (Pillai et al. 2014, "All File Systems Are Not Created Equal", OSDI): the bytes of a file
+are on the disk once the file was synced; a name is there, gone or changed once its folder was synced; a
+rename happens as a whole or not at all. Before that each of them may or may not have happened, in any order.
 """
 
 from __future__ import annotations
@@ -44,7 +44,8 @@ class Change:
 
 
 Fates = dict[Change, str]
-"""What became of changes: lost; zeros, where only the size of a file changed; half, where half of the bytes were written."""
+"""What became of changes: lost; zeros, where only the size of a file changed; half, where half of the bytes
+were written."""
 
 
 class Disk:
@@ -94,7 +95,11 @@ class Disk:
 
     def _sync(self, node: Node) -> None:
         # A rename is one entry of the journal: with either folder it is on the disk.
-        done = [change for change, file in self.open.items() if file is node or any(folder is node for folder, _, _ in change.names)]
+        done = [
+            change
+            for change, file in self.open.items()
+            if file is node or any(folder is node for folder, _, _ in change.names)
+        ]
         for change in done:
             del self.open[change]
 
@@ -121,7 +126,9 @@ class Disk:
         return dict(_walk("", self.root, names, fates))
 
 
-def _walk(path: str, node: Node, names: dict[Node, dict[str, Node]], fates: Fates) -> Iterator[tuple[str, bytes | None]]:
+def _walk(
+    path: str, node: Node, names: dict[Node, dict[str, Node]], fates: Fates
+) -> Iterator[tuple[str, bytes | None]]:
     for name, held in sorted(names.get(node, {}).items()):
         place = f"{path}/{name}" if path else name
         yield place, None if held.folder else _bytes(held, fates)
@@ -166,21 +173,31 @@ def disks_after(disk: Disk, rng: random.Random, draws: int = 3) -> Iterator[tupl
     yield "all bytes that were not synced, the sizes kept", without(data, "zeros")
     yield "all names that were not synced", without(change for change in every if not change.data)
     for number, end in enumerate(ends):
-        what = (end[0].data.path if end[0].data else " and ".join(name for _, name, _ in end[0].names)) or "the folder"
+        what = (
+            end[0].data.path if end[0].data else " and ".join(name for _, name, _ in end[0].names)
+        ) or "the folder"
         yield f"{what} (change {number})", without(end)
-        yield f"all but {what} (change {number})", without(change for other in ends if other is not end for change in other)
+        yield (
+            f"all but {what} (change {number})",
+            without(change for other in ends if other is not end for change in other),
+        )
         if end[0].data:
             yield f"half of the last write of {what}", without(end[-1:], "half")
             yield f"the last write of {what}", without(end[-1:])
     for _ in range(draws if len(every) > 1 else 0):
-        fates = {change: rng.choice(("lost", "zeros", "half")[: 3 if change.data else 1]) for change in every if rng.random() < 0.6}
+        fates = {
+            change: rng.choice(("lost", "zeros", "half")[: 3 if change.data else 1])
+            for change in every
+            if rng.random() < 0.6
+        }
         yield "a random part", disk.tree(fates)
 
 
 def read_tree(folder: Path) -> Tree:
     """What is in ``folder``."""
     return {
-        path.relative_to(folder).as_posix(): None if path.is_dir() else path.read_bytes() for path in sorted(folder.rglob("*"))
+        path.relative_to(folder).as_posix(): None if path.is_dir() else path.read_bytes()
+        for path in sorted(folder.rglob("*"))
     }
 
 
@@ -196,7 +213,11 @@ def write_tree(tree: Tree, folder: Path) -> None:
 
 def below(tree: Tree, folder: str) -> Tree:
     """The part of ``tree`` in ``folder``, by paths from there."""
-    return {path.removeprefix(f"{folder}/"): content for path, content in tree.items() if path.startswith(f"{folder}/")}
+    return {
+        path.removeprefix(f"{folder}/"): content
+        for path, content in tree.items()
+        if path.startswith(f"{folder}/")
+    }
 
 
 def replay(operations: Sequence[Operation]) -> Tree:

@@ -1,8 +1,10 @@
-"""Runs recipes and commands in forked children: the imports, which take longer than a small run, are done once.
+"""Runs recipes and commands in forked children: the imports, which take longer than a small run, are done
+once.
 
     python fork_server.py          reads requests from stdin, one JSON object a line, and answers on stdout
 
-The server itself only imports: it runs nothing and has no threads, so that a child is what a new process would be.
+The server itself only imports: it runs nothing and has no threads, so that a child is what a new process
+would be.
 """
 
 from __future__ import annotations
@@ -22,7 +24,16 @@ from typing import Any
 from phases import NAMES, show_phases
 
 HERE = Path(__file__).parent
-IMPORTS = ("hftk", "hftk.training.fit", "hftk.evaluation.evaluate", "hftk.reports.record", "hftk.reports", "hftk.hub", "hftk.cli", "hftk.tasks")
+IMPORTS = (
+    "hftk",
+    "hftk.training.fit",
+    "hftk.evaluation.evaluate",
+    "hftk.reports.record",
+    "hftk.reports",
+    "hftk.hub",
+    "hftk.cli",
+    "hftk.tasks",
+)
 
 
 def serve() -> None:

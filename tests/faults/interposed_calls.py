@@ -1,4 +1,5 @@
-"""System calls that change or sync files, as the kernel numbers them, and what each of them does to which file."""
+"""System calls that change or sync files, as the kernel numbers them, and what each of them does to which
+file."""
 
 from __future__ import annotations
 
@@ -12,21 +13,76 @@ SECCOMP = {"x86_64": 317, "aarch64": 277}
 AT_FDCWD, AT_REMOVEDIR, RENAME_NOREPLACE = -100, 0x200, 1
 
 _X86_64 = {
-    "write": 1, "open": 2, "pwrite64": 18, "writev": 20, "sendfile": 40, "fsync": 74, "fdatasync": 75, "truncate": 76, "ftruncate": 77,
-    "rename": 82, "mkdir": 83, "rmdir": 84, "creat": 85, "link": 86, "unlink": 87, "symlink": 88, "openat": 257, "mkdirat": 258,
-    "unlinkat": 263, "renameat": 264, "linkat": 265, "symlinkat": 266, "fallocate": 285, "pwritev": 296, "renameat2": 316,
-    "copy_file_range": 326, "pwritev2": 328, "openat2": 437,
-}  # fmt: skip
+    "write": 1,
+    "open": 2,
+    "pwrite64": 18,
+    "writev": 20,
+    "sendfile": 40,
+    "fsync": 74,
+    "fdatasync": 75,
+    "truncate": 76,
+    "ftruncate": 77,
+    "rename": 82,
+    "mkdir": 83,
+    "rmdir": 84,
+    "creat": 85,
+    "link": 86,
+    "unlink": 87,
+    "symlink": 88,
+    "openat": 257,
+    "mkdirat": 258,
+    "unlinkat": 263,
+    "renameat": 264,
+    "linkat": 265,
+    "symlinkat": 266,
+    "fallocate": 285,
+    "pwritev": 296,
+    "renameat2": 316,
+    "copy_file_range": 326,
+    "pwritev2": 328,
+    "openat2": 437,
+}
 _AARCH64 = {
-    "mkdirat": 34, "unlinkat": 35, "symlinkat": 36, "linkat": 37, "renameat": 38, "truncate": 45, "ftruncate": 46, "fallocate": 47,
-    "openat": 56, "write": 64, "writev": 66, "pwrite64": 68, "pwritev": 70, "sendfile": 71, "fsync": 82, "fdatasync": 83,
-    "renameat2": 276, "copy_file_range": 285, "pwritev2": 287, "openat2": 437,
-}  # fmt: skip
+    "mkdirat": 34,
+    "unlinkat": 35,
+    "symlinkat": 36,
+    "linkat": 37,
+    "renameat": 38,
+    "truncate": 45,
+    "ftruncate": 46,
+    "fallocate": 47,
+    "openat": 56,
+    "write": 64,
+    "writev": 66,
+    "pwrite64": 68,
+    "pwritev": 70,
+    "sendfile": 71,
+    "fsync": 82,
+    "fdatasync": 83,
+    "renameat2": 276,
+    "copy_file_range": 285,
+    "pwritev2": 287,
+    "openat2": 437,
+}
 _PATHS = {
-    "open": (0,), "creat": (0,), "truncate": (0,), "rename": (0, 1), "mkdir": (0,), "rmdir": (0,), "link": (0, 1), "unlink": (0,),
-    "symlink": (1,), "openat": (1,), "openat2": (1,), "mkdirat": (1,), "unlinkat": (1,), "renameat": (1, 3), "renameat2": (1, 3),
-    "linkat": (1, 3), "symlinkat": (2,),
-}  # fmt: skip
+    "open": (0,),
+    "creat": (0,),
+    "truncate": (0,),
+    "rename": (0, 1),
+    "mkdir": (0,),
+    "rmdir": (0,),
+    "link": (0, 1),
+    "unlink": (0,),
+    "symlink": (1,),
+    "openat": (1,),
+    "openat2": (1,),
+    "mkdirat": (1,),
+    "unlinkat": (1,),
+    "renameat": (1, 3),
+    "renameat2": (1, 3),
+    "linkat": (1, 3),
+    "symlinkat": (2,),
+}
 """Which arguments are paths; with ``at`` in its name, a call has the folder before each."""
 CALLS = {
     machine: {number: (name, _PATHS.get(name, ())) for name, number in table.items()}
@@ -52,7 +108,9 @@ class Caller:
         paths = [below(path) for path in full]
         if paths[-1] is None:
             if paths[0] is not None:
-                raise NotImplementedError(f"{self.name} of {full[0]} to {full[-1]}, out of the watched folder")
+                raise NotImplementedError(
+                    f"{self.name} of {full[0]} to {full[-1]}, out of the watched folder"
+                )
             return None
         if paths[0] is None:
             raise NotImplementedError(f"{self.name} of {full[0]} to {full[-1]}, into the watched folder")
@@ -82,7 +140,9 @@ class Caller:
         if name in ("link", "linkat"):
             return None if os.path.lexists(full[1]) else ("link", path, second, 0, b"")
         if name == "renameat2" and self.arguments[4] & ~RENAME_NOREPLACE:
-            raise NotImplementedError(f"renameat2 of {full[0]} to {full[1]} with the flags {self.arguments[4]}")
+            raise NotImplementedError(
+                f"renameat2 of {full[0]} to {full[1]} with the flags {self.arguments[4]}"
+            )
         keeps = name == "renameat2" and bool(self.arguments[4]) and os.path.lexists(full[1])
         if keeps or (os.path.isdir(full[1]) and os.listdir(full[1])):
             return None
@@ -116,7 +176,7 @@ class Caller:
         os.pwrite(file, *self.half)
         os.close(file)
 
-    # What the caller's memory and open files say --------------------------------------------------------------------------
+    # --- What the caller's memory and open files say
 
     def _memory(self, address: int, size: int) -> bytes:
         with open(f"/proc/{self.thread}/mem", "rb", buffering=0) as memory:
@@ -126,7 +186,9 @@ class Caller:
     def _text(self, address: int) -> str:
         text = b""
         while b"\0" not in text:
-            text += self._memory(address + len(text), 4096 - (address + len(text)) % 4096)  # no page that may not be there
+            text += self._memory(
+                address + len(text), 4096 - (address + len(text)) % 4096
+            )  # no page that may not be there
         return text.split(b"\0")[0].decode()
 
     def _link(self, name: str) -> str:
@@ -134,7 +196,11 @@ class Caller:
 
     def _path(self, place: int) -> str:
         path = self._text(self.arguments[place])
-        folder = struct.unpack("<i", struct.pack("<I", self.arguments[place - 1] & 0xFFFFFFFF))[0] if "at" in self.name and place else AT_FDCWD
+        folder = (
+            struct.unpack("<i", struct.pack("<I", self.arguments[place - 1] & 0xFFFFFFFF))[0]
+            if "at" in self.name and place
+            else AT_FDCWD
+        )
         if not path.startswith("/"):
             path = os.path.join(self._link("cwd" if folder == AT_FDCWD else f"fd/{folder}"), path)
         head, tail = os.path.split(path.rstrip("/"))

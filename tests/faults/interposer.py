@@ -1,9 +1,11 @@
-"""The file operations of a process, counted, recorded and cut short: each waits until its watcher has seen it.
+"""The file operations of a process, counted, recorded and cut short: each waits until its watcher has seen
+it.
 
-The kernel (Linux 5.5 or newer) holds every system call that can change or sync a file until another process, which forked the
-watched one, lets it go on (seccomp's user notification). Nothing is missed, whatever library makes the call: safetensors, for
-one, renames without the C library. Only writes through memory maps are not seen, nor chmod, utime and the like. Whether a call
-was missed shows in the trace: replayed as a whole (disk.py), it must give the folder as it is.
+The kernel (Linux 5.5 or newer) holds every system call that can change or sync a file until another process,
+which forked the watched one, lets it go on (seccomp's user notification). Nothing is missed, whatever library
+makes the call: safetensors, for one, renames without the C library. Only writes through memory maps are not
+seen, nor chmod, utime and the like. Whether a call was missed shows in the trace: replayed as a whole
+(disk.py), it must give the folder as it is.
 """
 
 from __future__ import annotations
@@ -26,10 +28,21 @@ from pathlib import Path
 
 from interposed_calls import AUDIT, CALLS, SECCOMP, Caller
 
-FIELDS = ("pid", "operations", "kill_at", "torn", "saving", "saves", "sealed", "nanoseconds saving a checkpoint", "began")
-"""What the watcher shares, eight bytes each: the watched process; operations so far; the one, from 1, before which the process is
-killed (0: none), or, if torn, after half of its bytes; whether a checkpoint is between its first byte and its rename; checkpoints
-begun and renamed into place; the time spent on them, and when the one in the making was begun."""
+FIELDS = (
+    "pid",
+    "operations",
+    "kill_at",
+    "torn",
+    "saving",
+    "saves",
+    "sealed",
+    "nanoseconds saving a checkpoint",
+    "began",
+)
+"""What the watcher shares, eight bytes each: the watched process; operations so far; the one, from 1, before
+which the process is killed (0: none), or, if torn, after half of its bytes; whether a checkpoint is between
+its first byte and its rename; checkpoints begun and renamed into place; the time spent on them, and when the
+one in the making was begun."""
 _RECEIVE, _SEND = 0xC0502100, 0xC0182101  # SECCOMP_IOCTL_NOTIF_RECV and _SEND of <linux/seccomp.h>
 _NOTICE, _REPLY = struct.Struct("<QIIiIQ6Q"), struct.Struct("<QqiI")
 _LOAD, _EQUAL, _ABOVE, _ANY_BIT, _RETURN = 0x20, 0x15, 0x25, 0x45, 0x06  # <linux/bpf_common.h>
@@ -79,7 +92,8 @@ class Operation:
     """One on one file; paths are relative to the watched folder, ``""`` is the folder itself."""
 
     kind: str
-    """create, write, truncate, sync, rename, unlink, mkdir, rmdir, symlink, link, or mark: a word of the watched process."""
+    """create, write, truncate, sync, rename, unlink, mkdir, rmdir, symlink, link, or mark: a word of the
+    watched process."""
     path: str
     second: str = ""
     """What a rename or link makes, what a symbolic link points to, or the word."""
@@ -101,14 +115,17 @@ def read_trace(path: Path) -> Iterator[Operation]:
 
 
 def fork_watched(folder: Path, shared: Shared, trace: Path | None) -> bool:
-    """Fork: True in the new process, whose operations below ``folder`` are watched; the caller becomes its watcher, and ends as it ends."""
+    """Fork: True in the new process, whose operations below ``folder`` are watched; the caller becomes its
+    watcher, and ends as it ends."""
     folder.mkdir(parents=True, exist_ok=True)
     here, there = socket.socketpair()
     watcher = os.getpid()
     pid = os.fork()
     if not pid:
         here.close()
-        ctypes.CDLL(None).prctl(1, int(signal.SIGKILL), 0, 0, 0)  # PR_SET_PDEATHSIG: never without its watcher
+        ctypes.CDLL(None).prctl(
+            1, int(signal.SIGKILL), 0, 0, 0
+        )  # PR_SET_PDEATHSIG: never without its watcher
         if os.getppid() != watcher:
             os._exit(1)
         listener = _listen()
@@ -130,25 +147,45 @@ def fork_watched(folder: Path, shared: Shared, trace: Path | None) -> bool:
 
 
 def _listen() -> int:
-    """Have every call that may change a file wait for its watcher; the file descriptor by which it is told."""
+    """Have every call that may change a file wait for its watcher; the file descriptor by which it is
+    told."""
     library, machine = ctypes.CDLL(None, use_errno=True), platform.machine()
-    steps: list[tuple[int, int, int, int]] = [(_LOAD, 0, 0, 4), (_EQUAL, 1, 0, AUDIT[machine]), (_RETURN, 0, 0, _ALLOW), (_LOAD, 0, 0, 0)]
+    steps: list[tuple[int, int, int, int]] = [
+        (_LOAD, 0, 0, 4),
+        (_EQUAL, 1, 0, AUDIT[machine]),
+        (_RETURN, 0, 0, _ALLOW),
+        (_LOAD, 0, 0, 0),
+    ]
     for number, (name, _) in CALLS[machine].items():
         if name in ("open", "openat"):  # only those that make or empty a file
             flags = 16 + 8 * (name == "openat") + 8
-            steps += [(_EQUAL, 0, 5, number), (_LOAD, 0, 0, flags), (_ANY_BIT, 0, 1, os.O_CREAT | os.O_TRUNC), (_RETURN, 0, 0, _NOTIFY)]
+            steps += [
+                (_EQUAL, 0, 5, number),
+                (_LOAD, 0, 0, flags),
+                (_ANY_BIT, 0, 1, os.O_CREAT | os.O_TRUNC),
+                (_RETURN, 0, 0, _NOTIFY),
+            ]
             steps += [(_RETURN, 0, 0, _ALLOW), (_RETURN, 0, 0, _ALLOW)]
         elif name in ("write", "writev"):  # not those to the terminal
-            steps += [(_EQUAL, 0, 4, number), (_LOAD, 0, 0, 16), (_ABOVE, 0, 1, 2), (_RETURN, 0, 0, _NOTIFY), (_RETURN, 0, 0, _ALLOW)]
+            steps += [
+                (_EQUAL, 0, 4, number),
+                (_LOAD, 0, 0, 16),
+                (_ABOVE, 0, 1, 2),
+                (_RETURN, 0, 0, _NOTIFY),
+                (_RETURN, 0, 0, _ALLOW),
+            ]
         else:
             steps += [(_EQUAL, 0, 1, number), (_RETURN, 0, 0, _NOTIFY)]
     steps.append((_RETURN, 0, 0, _ALLOW))
     program = ctypes.create_string_buffer(b"".join(struct.pack("<HBBI", *step) for step in steps))
     head = struct.pack("@HP", len(steps), ctypes.addressof(program))
     library.prctl(38, 1, 0, 0, 0)  # PR_SET_NO_NEW_PRIVS
-    # SECCOMP_SET_MODE_FILTER with NEW_LISTENER and, from Linux 5.19 on, WAIT_KILLABLE_RECV: else a signal, such as that of a
-    # child's end, makes a call wait, and be seen, twice.
-    asked = (library.syscall(SECCOMP[machine], 1, flags, ctypes.create_string_buffer(head)) for flags in (0b101000, 0b001000))
+    # SECCOMP_SET_MODE_FILTER with NEW_LISTENER and, from Linux 5.19 on, WAIT_KILLABLE_RECV: else a signal,
+    # such as that of a child's end, makes a call wait, and be seen, twice.
+    asked = (
+        library.syscall(SECCOMP[machine], 1, flags, ctypes.create_string_buffer(head))
+        for flags in (0b101000, 0b001000)
+    )
     listener = next((found for found in asked if found >= 0), -1)
     if listener < 0:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
@@ -176,7 +213,12 @@ class Watcher:
             shared["saving"] = 1
         if shared["operations"] == shared["kill_at"]:
             return True
-        if done.kind == "rename" and shared["saving"] and place(done.second) == "checkpoint" and done.second.count("/") == 1:
+        if (
+            done.kind == "rename"
+            and shared["saving"]
+            and place(done.second) == "checkpoint"
+            and done.second.count("/") == 1
+        ):
             shared["nanoseconds saving a checkpoint"] += time.monotonic_ns() - shared["began"]
             shared["saving"], shared["sealed"] = 0, shared["sealed"] + 1
         if self.trace is not None:
@@ -193,7 +235,9 @@ def place(path: str) -> str:
         return ""
     if parts[1].startswith("checkpoint-"):
         return "checkpoint"
-    return "staged" if parts[1].startswith(".") and len(parts) > 3 and parts[2].startswith("checkpoint-") else ""
+    return (
+        "staged" if parts[1].startswith(".") and len(parts) > 3 and parts[2].startswith("checkpoint-") else ""
+    )
 
 
 def _watch(pid: int, listener: int, watcher: Watcher) -> None:

@@ -1,4 +1,5 @@
-"""Kill a run, start it again by the same command, and hold what it leaves against a run that was left alone."""
+"""Kill a run, start it again by the same command, and hold what it leaves against a run that was left
+alone."""
 
 from __future__ import annotations
 
@@ -23,9 +24,13 @@ from phases import NAMES, PHASES
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 ENVIRONMENT = {
-    "PYTHONPATH": os.pathsep.join([str(ROOT), str(HERE), str(HERE.parent)]), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1",
-    "TOKENIZERS_PARALLELISM": "false", "ARROW_DEFAULT_MEMORY_POOL": "system", "ACCELERATE_USE_CPU": "true",
-}  # fmt: skip
+    "PYTHONPATH": os.pathsep.join([str(ROOT), str(HERE), str(HERE.parent)]),
+    "HF_HUB_OFFLINE": "1",
+    "OMP_NUM_THREADS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "ARROW_DEFAULT_MEMORY_POOL": "system",
+    "ACCELERATE_USE_CPU": "true",
+}
 """One thread, so that the bits are the same; no thread of a library's own where processes are forked."""
 LONGEST = 300.0
 """Seconds that no run of a small recipe takes."""
@@ -37,7 +42,11 @@ class Server:
 
     def __init__(self) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, str(HERE / "fork_server.py")], env={**os.environ, **ENVIRONMENT}, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [sys.executable, str(HERE / "fork_server.py")],
+            env={**os.environ, **ENVIRONMENT},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
         )
         self.folder = Path(tempfile.mkdtemp(prefix="kills"))
 
@@ -126,13 +135,22 @@ class Run:
             process.kill()
 
     def printed(self) -> str:
-        return "".join(process.log.read_text(encoding="utf-8", errors="replace") for process in self.processes)
+        return "".join(
+            process.log.read_text(encoding="utf-8", errors="replace") for process in self.processes
+        )
 
 
 def start(
-    server: Server, command: list[str], folder: Path, *, processes: int = 1, kill_at: int = 0, torn: bool = False,
-    trace: Path | None = None, modules: Path | None = None,
-) -> Run:  # fmt: skip
+    server: Server,
+    command: list[str],
+    folder: Path,
+    *,
+    processes: int = 1,
+    kill_at: int = 0,
+    torn: bool = False,
+    trace: Path | None = None,
+    modules: Path | None = None,
+) -> Run:
     """Start ``command`` on so many processes and watch what they do to ``folder``."""
     started = []
     port = _free_port()
@@ -141,12 +159,25 @@ def start(
         shared = Shared(place / "shared", NAMES)
         if rank == 0:
             shared["kill_at"], shared["torn"] = kill_at, int(torn)
-        group = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        group = {
+            "RANK": rank,
+            "LOCAL_RANK": rank,
+            "WORLD_SIZE": processes,
+            "LOCAL_WORLD_SIZE": processes,
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": port,
+        }
         environment = {name: str(value) for name, value in group.items()} if processes > 1 else {}
         watcher = server.ask(
-            argv=command, env=environment, cwd=str(server.folder), log=str(place / "log"), shared=str(place / "shared"), folder=str(folder),
-            trace=str(trace) if trace and rank == 0 else None, modules=str(modules) if modules and rank == 0 else None,
-        )  # fmt: skip
+            argv=command,
+            env=environment,
+            cwd=str(server.folder),
+            log=str(place / "log"),
+            shared=str(place / "shared"),
+            folder=str(folder),
+            trace=str(trace) if trace and rank == 0 else None,
+            modules=str(modules) if modules and rank == 0 else None,
+        )
         started.append(Process(server, watcher, shared, place / "log"))
     return Run(started, folder)
 

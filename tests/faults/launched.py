@@ -1,4 +1,5 @@
-"""The same kills where a run is started as people start it: ``accelerate launch``, in a process group of its own."""
+"""The same kills where a run is started as people start it: ``accelerate launch``, in a process group of its
+own."""
 
 from __future__ import annotations
 
@@ -20,13 +21,18 @@ from left_behind import differences, left_behind
 LONGEST = 600.0
 """Seconds; most of them go into imports."""
 WANTED = (
-    ("gpt2", 1, CHECKPOINT), ("gpt2", 2, CHECKPOINT), ("bert", 1, "training"), ("bert", 2, CHECKPOINT), ("marian", 1, "final generation"),
+    ("gpt2", 1, CHECKPOINT),
+    ("gpt2", 2, CHECKPOINT),
+    ("bert", 1, "training"),
+    ("bert", 2, CHECKPOINT),
+    ("marian", 1, "final generation"),
     ("t5", 2, "training"),
-)  # fmt: skip
+)
 
 
 def shoot_launched(range_: Range, seed: int) -> Iterator[Outcome]:
-    """One kill for each that is wanted, as :func:`aimed.shoot_all`; what is being done is read off the output folder."""
+    """One kill for each that is wanted, as :func:`aimed.shoot_all`; what is being done is read off the output
+    folder."""
     for number, (recipe, processes, at) in enumerate(WANTED):
         rng = random.Random(f"{seed} launched {number}")
         aim = Aim(recipe, processes, at, rng.randint(1, 2), rng.random())
@@ -55,13 +61,24 @@ def _shoot(reference: Reference, aim: Aim) -> Outcome | None:
 
 
 def _start(command: list[str], processes: int) -> subprocess.Popen[bytes]:
-    settings = ROOT / "recipes" / "accelerate" / f"{'two_processes' if processes == 2 else 'one_process_cpu'}.yaml"
+    settings = (
+        ROOT / "recipes" / "accelerate" / f"{'two_processes' if processes == 2 else 'one_process_cpu'}.yaml"
+    )
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(settings), *command]
     folder = Path(command[-1]).parent
-    elsewhere = folder / "elsewhere"  # a record says where the data are, seen from here, and what git knows of it
+    elsewhere = (
+        folder / "elsewhere"
+    )  # a record says where the data are, seen from here, and what git knows of it
     elsewhere.mkdir(exist_ok=True)
     with open(folder / "launched.log", "wb") as log:
-        return subprocess.Popen(launch, env={**os.environ, **ENVIRONMENT}, cwd=elsewhere, start_new_session=True, stdout=log, stderr=log)
+        return subprocess.Popen(
+            launch,
+            env={**os.environ, **ENVIRONMENT},
+            cwd=elsewhere,
+            start_new_session=True,
+            stdout=log,
+            stderr=log,
+        )
 
 
 def _printed(run: subprocess.Popen[bytes]) -> str:
@@ -79,14 +96,22 @@ def _kill(run: subprocess.Popen[bytes]) -> None:
 
 
 def _staged(output: Path) -> list[Path]:
-    return [path for path in output.glob("checkpoints/.*/checkpoint-*/*") if path.is_file() and path.stat().st_size]
+    return [
+        path
+        for path in output.glob("checkpoints/.*/checkpoint-*/*")
+        if path.is_file() and path.stat().st_size
+    ]
 
 
 def _begun(output: Path, aim: Aim) -> Callable[[], bool]:
-    """Whether what is aimed at has begun: the n-th checkpoint has its first byte, or the n-th is there and training goes on."""
+    """Whether what is aimed at has begun: the n-th checkpoint has its first byte, or the n-th is there and
+    training goes on."""
     if aim.at == CHECKPOINT:
         folder = f"checkpoint-{2 * aim.occurrence}"
-        return lambda: any(path.parent.name == folder for path in _staged(output)) or (output / "checkpoints" / folder).exists()
+        return lambda: (
+            any(path.parent.name == folder for path in _staged(output))
+            or (output / "checkpoints" / folder).exists()
+        )
     if aim.at == "training":
         return lambda: (output / "checkpoints" / f"checkpoint-{2 * aim.occurrence}").exists()
     return lambda: (output / ".generated.jsonl0").exists()

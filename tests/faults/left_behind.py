@@ -6,14 +6,26 @@ import json
 from pathlib import Path
 from typing import Any
 
-TIMES = {"seconds", "started", "finished", "updated", "pid", "tokens_per_second", "peak_memory_bytes", "plan", "command", "since"}
+TIMES = {
+    "seconds",
+    "started",
+    "finished",
+    "updated",
+    "pid",
+    "tokens_per_second",
+    "peak_memory_bytes",
+    "plan",
+    "command",
+    "since",
+}
 """Keys under which stands how long something took, when, or by which process."""
 PAGES = ("report.html", "report.md")
 """Made of the record, and full of its times."""
 
 
 def left_behind(folder: Path) -> dict[str, Any]:
-    """Path to what the file holds: tensors, JSON without its times, or bytes; of the pages only that they are there."""
+    """Path to what the file holds: tensors, JSON without its times, or bytes; of the pages only that they are
+    there."""
     files = sorted(path for path in folder.rglob("*") if path.is_file() or not any(path.iterdir()))
     return {path.relative_to(folder).as_posix(): _content(path, folder) for path in files}
 
@@ -21,7 +33,11 @@ def left_behind(folder: Path) -> dict[str, Any]:
 def differences(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
     """The files that are not the same; [] if all are."""
     missing = [f"{name} is only in one" for name in sorted(one.keys() ^ other.keys())]
-    return missing + [f"{name}{at}" for name in sorted(one.keys() & other.keys()) if (at := _apart(one[name], other[name])) is not None]
+    return missing + [
+        f"{name}{at}"
+        for name in sorted(one.keys() & other.keys())
+        if (at := _apart(one[name], other[name])) is not None
+    ]
 
 
 def _content(path: Path, folder: Path) -> Any:
@@ -33,7 +49,11 @@ def _content(path: Path, folder: Path) -> Any:
         return torch.load(path, weights_only=False)
     if path.name == "manifest.json":
         found = json.loads(path.read_text(encoding="utf-8"))
-        return {**found, "files": sorted(found["files"]), "sha256": None}  # which are of files with times in them
+        return {
+            **found,
+            "files": sorted(found["files"]),
+            "sha256": None,
+        }  # which are of files with times in them
     if path.suffix == ".json" and path.name != "tokenizer.json":
         return _timeless(json.loads(path.read_text(encoding="utf-8")), str(folder))
     return path.read_bytes().replace(str(folder).encode(), b"OUTPUT")
@@ -63,11 +83,26 @@ def _apart(one: Any, other: Any) -> str | None:
     if isinstance(one, (list, tuple)):
         if len(one) != len(other):
             return f": {len(one)} or {len(other)} entries"
-        return next((f"[{i}]{at}" for i, pair in enumerate(zip(one, other, strict=True)) if (at := _apart(*pair)) is not None), None)
+        return next(
+            (
+                f"[{i}]{at}"
+                for i, pair in enumerate(zip(one, other, strict=True))
+                if (at := _apart(*pair)) is not None
+            ),
+            None,
+        )
     if hasattr(one, "tobytes"):
-        return None if one.dtype == other.dtype and one.shape == other.shape and one.tobytes() == other.tobytes() else ": an array"
+        return (
+            None
+            if one.dtype == other.dtype and one.shape == other.shape and one.tobytes() == other.tobytes()
+            else ": an array"
+        )
     if hasattr(one, "untyped_storage"):
-        return None if one.dtype == other.dtype and one.shape == other.shape and _bytes(one) == _bytes(other) else ": a tensor"
+        return (
+            None
+            if one.dtype == other.dtype and one.shape == other.shape and _bytes(one) == _bytes(other)
+            else ": a tensor"
+        )
     return None if one == other else f": {one!r:.60} or {other!r:.60}"
 
 

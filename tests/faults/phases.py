@@ -1,4 +1,5 @@
-"""What a run is doing, written where the process that watches it can read it, also after the run was killed."""
+"""What a run is doing, written where the process that watches it can read it, also after the run was
+killed."""
 
 from __future__ import annotations
 
@@ -10,13 +11,27 @@ from typing import Any
 
 from interposer import Shared
 
-PHASES = ("start", "training", "evaluation", "generation", "saving", "end", "final save", "final evaluation", "final generation", "report")
+PHASES = (
+    "start",
+    "training",
+    "evaluation",
+    "generation",
+    "saving",
+    "end",
+    "final save",
+    "final evaluation",
+    "final generation",
+    "report",
+)
 NAMES = (
-    "phase", "step", "steps done",
+    "phase",
+    "step",
+    "steps done",
     *(f"{what} {phase}" for phase in PHASES for what in ("times", "nanoseconds")),
-)  # fmt: skip
-"""What follows the C file's numbers: the phase's number, the optimizer steps done, in this process and in all; then, for each
-phase, how often it was begun and the time spent in it (without the phases inside of it)."""
+)
+"""What follows the C file's numbers: the phase's number, the optimizer steps done, in this process and in
+all; then, for each phase, how often it was begun and the time spent in it (without the phases inside of
+it)."""
 
 
 class Clock:

@@ -16,7 +16,15 @@ from left_behind import differences, left_behind
 
 from hftk.training import checkpoints
 
-FINAL = ("model.safetensors", "config.json", "tokenizer.json", "predictions.jsonl", "record.json", "report.html", "config.yaml")
+FINAL = (
+    "model.safetensors",
+    "config.json",
+    "tokenizer.json",
+    "predictions.jsonl",
+    "record.json",
+    "report.html",
+    "config.yaml",
+)
 
 
 Save = tuple[int, int, Tree]
@@ -33,11 +41,15 @@ def saves_of(operations: list[Operation]) -> Iterator[Save]:
 
 
 def promised(operations: list[Operation], saves: list[Save]) -> Iterator[int | None]:
-    """For each number of operations done, the step of the checkpoint that must not be lost any more: when the next save begins,
-    or the last one, of the trained model, the one before is over."""
+    """For each number of operations done, the step of the checkpoint that must not be lost any more: when the
+    next save begins, or the last one, of the trained model, the one before is over."""
     step = None
     for number, done in enumerate([None, *operations]):
-        if done is not None and done.kind in ("mkdir", "create") and done.path.startswith((".saving.tmp", "checkpoints/.partial")):
+        if (
+            done is not None
+            and done.kind in ("mkdir", "create")
+            and done.path.startswith((".saving.tmp", "checkpoints/.partial"))
+        ):
             step = max((s for n, s, _ in saves if n <= number), default=None)
         yield step
 
@@ -46,20 +58,33 @@ def what_is_wrong(tree: Tree, promise: int | None, saves: list[Save], final: Tre
     """What the run that goes on from this disk would lose or take for whole, in words."""
     shutil.rmtree(folder, ignore_errors=True)
     write_tree({path: held for path, held in tree.items() if f"{path}/".startswith("checkpoints/")}, folder)
-    wrong = [f"{found.name}: {problem}" for found in checkpoints.checkpoints(folder) if (problem := checkpoints.damage(found))]
+    wrong = [
+        f"{found.name}: {problem}"
+        for found in checkpoints.checkpoints(folder)
+        if (problem := checkpoints.damage(found))
+    ]
     chosen, _ = checkpoints.newest_whole(folder)
     step = checkpoints.step_of(chosen) if chosen else None
     if (step or 0) < (promise or 0):
         wrong.append(f"goes on from {step} though {promise} counted")
-    if step is not None and below(tree, f"checkpoints/checkpoint-{step}") != next(files for _, s, files in saves if s == step):
+    if step is not None and below(tree, f"checkpoints/checkpoint-{step}") != next(
+        files for _, s, files in saves if s == step
+    ):
         wrong.append(f"checkpoint-{step} is taken for whole")
     if b'"state": "done"' in (tree.get("status.json") or b""):
-        wrong += [f"done, but {name} is not there as it was written" for name in FINAL if tree.get(name) != final[name]]
+        wrong += [
+            f"done, but {name} is not there as it was written"
+            for name in FINAL
+            if tree.get(name) != final[name]
+        ]
     return wrong
 
 
-def disks(operations: list[Operation], first: int, last: int | None, rng: random.Random) -> Iterator[tuple[int, str, Tree]]:
-    """(operations done, what was lost, tree) of each disk that a power cut between two operations may leave."""
+def disks(
+    operations: list[Operation], first: int, last: int | None, rng: random.Random
+) -> Iterator[tuple[int, str, Tree]]:
+    """(operations done, what was lost, tree) of each disk that a power cut between two operations may
+    leave."""
     disk = Disk()
     for number, done in enumerate([None, *operations[:last]]):
         if done is not None:
@@ -90,7 +115,10 @@ def cut_everywhere(
         if key not in seen:
             seen[key] = what_is_wrong(tree, promises[number], saves, final, folder / "disk")
         if found := seen[key]:
-            wrong[f"after {number} operations ({operations[number - 1].kind} {operations[number - 1].path}), without {lost}"] = found
+            wrong[
+                f"after {number} operations ({operations[number - 1].kind} {operations[number - 1].path}),"
+                f" without {lost}"
+            ] = found
     return count, wrong
 
 
@@ -99,7 +127,9 @@ def go_on_from(firing_range: Range, tree: Tree) -> list[str]:
     reference = firing_range.reference("gpt2", 1)
     output = reference.output()
     write_tree(tree, output)
-    if (output / "run.lock").exists():  # a machine takes longer to start again than a lock takes to be written
+    if (
+        output / "run.lock"
+    ).exists():  # a machine takes longer to start again than a lock takes to be written
         os.utime(output / "run.lock", (0, 0))
     killing.finish(firing_range.server, reference.command, output)
     return differences(reference.files, left_behind(output))
@@ -107,6 +137,10 @@ def go_on_from(firing_range: Range, tree: Tree) -> list[str]:
 
 def drawn_disks(operations: list[Operation], count: int) -> list[tuple[int, str, Tree]]:
     """Disks of power cuts after the first step."""
-    after = next(n for n, done in enumerate(operations) if done.kind == "mkdir" and done.path.startswith("checkpoints/.partial/"))
+    after = next(
+        n
+        for n, done in enumerate(operations)
+        if done.kind == "mkdir" and done.path.startswith("checkpoints/.partial/")
+    )
     found = list(disks(operations, after, None, random.Random(0)))
     return random.Random(1).sample(found, min(count, len(found)))

@@ -9,12 +9,18 @@ from left_behind import differences, left_behind
 
 
 def points_of(operations: list[Operation]) -> list[tuple[int, bool]]:
-    """Where to kill: (number from 1, torn) for the operations of the last save of a run, which nothing after it can make good, and
-    of the removal of what it replaces, up to the first of saving the trained model."""
-    begun = [n for n, done in enumerate(operations, 1) if done.kind == "mkdir" and done.path.startswith("checkpoints/.partial/")]
+    """Where to kill: (number from 1, torn) for the operations of the last save of a run, which nothing after
+    it can make good, and of the removal of what it replaces, up to the first of saving the trained model."""
+    begun = [
+        n
+        for n, done in enumerate(operations, 1)
+        if done.kind == "mkdir" and done.path.startswith("checkpoints/.partial/")
+    ]
     ended = next(n for n, done in enumerate(operations, 1) if done.path.startswith(".saving.tmp"))
     numbers = range(begun[-1], ended + 1)
-    return [(n, torn) for n in numbers for torn in (False, True) if not torn or operations[n - 1].kind == "write"]
+    return [
+        (n, torn) for n in numbers for torn in (False, True) if not torn or operations[n - 1].kind == "write"
+    ]
 
 
 def kill_at(firing_range: aimed.Range, recipe: str, number: int, torn: bool) -> list[str]:
@@ -26,7 +32,11 @@ def kill_at(firing_range: aimed.Range, recipe: str, number: int, torn: bool) -> 
     assert run.main.code == -9 and run.main.shared["operations"] == number, run.printed()[-4000:]
     whole, wrong = aimed.whole_checkpoints(output)
     again = killing.finish(firing_range.server, reference.command, output)
-    return wrong + differences(reference.files, left_behind(output)) + aimed.resumed_elsewhere(again.printed(), whole)
+    return (
+        wrong
+        + differences(reference.files, left_behind(output))
+        + aimed.resumed_elsewhere(again.printed(), whole)
+    )
 
 
 def killed_at(firing_range: aimed.Range, recipe: str, points: list[tuple[int, bool]]) -> dict[str, list[str]]:

@@ -1,5 +1,5 @@
-"""Damage to any one file of the newest checkpoint of a real run is found and named; the run goes on from the one before, to the
-same weights."""
+"""Damage to any one file of the newest checkpoint of a real run is found and named; the run goes on from the
+one before, to the same weights."""
 
 from __future__ import annotations
 
@@ -28,7 +28,17 @@ RUNS: dict[str, tuple[str, dict[str, Any]]] = {
     "t5": ("t5", {}),
     "lora": ("gpt2", {"adapter": {"method": "lora", "rank": 2}}),
 }
-EXPECTED = {"model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json", "hftk.json", "config.json", "tokenizer.json", "manifest.json"}  # fmt: skip
+EXPECTED = {
+    "model.safetensors",
+    "optimizer.pt",
+    "scheduler.pt",
+    "rng_state.pth",
+    "trainer_state.json",
+    "hftk.json",
+    "config.json",
+    "tokenizer.json",
+    "manifest.json",
+}
 
 
 def flip_a_bit(path: Path) -> None:
@@ -51,17 +61,28 @@ HARM: dict[str, Callable[[Path], Any]] = {
     "deleted": Path.unlink,
     "a folder": replace_by_folder,
 }
-REASONS = ("bytes instead of", "SHA-256 differs", "is missing", "is no file", "cannot be read", "has no manifest")
+REASONS = (
+    "bytes instead of",
+    "SHA-256 differs",
+    "is missing",
+    "is no file",
+    "cannot be read",
+    "has no manifest",
+)
 
 
 @pytest.fixture(scope="module", params=RUNS)
-def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Any, dict[str, torch.Tensor]]:
+def run(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[str, Any, dict[str, torch.Tensor]]:
     """A finished run with checkpoints of steps 2 and 4: kind of model, settings, trained weights."""
     kind, model = RUNS[request.param]
     if model:
         pytest.importorskip("peft")
     train = {"max_steps": 4, "save_steps": 2, "eval_steps": 2}
-    config = adapted_runs.make_config(kind, tmp_path_factory.mktemp(request.param), None, model=model, train=train)
+    config = adapted_runs.make_config(
+        kind, tmp_path_factory.mktemp(request.param), None, model=model, train=train
+    )
     return kind, config, adapted_runs.trained_weights(adapted_runs.fit(kind, config)[1].model)
 
 
@@ -72,13 +93,17 @@ def test_damage_to_any_file_is_found_and_the_checkpoint_before_is_chosen(run: An
     files = [path for path in newest.rglob("*") if path.is_file()]
     names = {path.name for path in files}
     adapter = "adapter_model.safetensors" in names
-    assert names >= (EXPECTED - {"model.safetensors", "config.json"} | {"adapter_config.json"} if adapter else EXPECTED)
+    assert names >= (
+        EXPECTED - {"model.safetensors", "config.json"} | {"adapter_config.json"} if adapter else EXPECTED
+    )
     for path in files:
         name, whole = path.relative_to(newest).as_posix(), path.read_bytes()
         HARM[harm](path)
         chosen, (told,) = checkpoints.choose("auto", config.output)
         assert chosen == before
-        assert str(newest) in told and (name in told or (path.name == checkpoints.MANIFEST and "manifest" in told))
+        assert str(newest) in told and (
+            name in told or (path.name == checkpoints.MANIFEST and "manifest" in told)
+        )
         assert any(reason in told for reason in REASONS), told
         with pytest.raises(InputError, match=f"use --resume {before}"):
             checkpoints.choose(str(newest), config.output)
@@ -88,7 +113,9 @@ def test_damage_to_any_file_is_found_and_the_checkpoint_before_is_chosen(run: An
     assert checkpoints.choose("auto", config.output) == (newest, [])
 
 
-def test_the_run_goes_on_from_the_one_before_to_the_same_weights(run: Any, tmp_path: Path, capsys: Any) -> None:
+def test_the_run_goes_on_from_the_one_before_to_the_same_weights(
+    run: Any, tmp_path: Path, capsys: Any
+) -> None:
     kind, config, weights = run
     shutil.copytree(config.output, tmp_path / "run")
     config = override(config, {"output": str(tmp_path / "run"), "resume": "auto"})
@@ -97,7 +124,10 @@ def test_the_run_goes_on_from_the_one_before_to_the_same_weights(run: Any, tmp_p
     harmed = (newest / "optimizer.pt").read_bytes()
     again = adapted_runs.trained_weights(adapted_runs.fit(kind, config)[1].model)
     told = capsys.readouterr().out
-    assert "checkpoint-4 is damaged: optimizer.pt is not what was written" in told and "(2 of 4 steps done)" in told
+    assert (
+        "checkpoint-4 is damaged: optimizer.pt is not what was written" in told
+        and "(2 of 4 steps done)" in told
+    )
     assert weights.keys() == again.keys() and all(torch.equal(weights[name], again[name]) for name in weights)
     kept = newest.with_name(f"damaged-{newest.name}")
     assert (kept / "optimizer.pt").read_bytes() == harmed, "left to its owner"

@@ -1,4 +1,5 @@
-"""A disk that is full, or read-only, at any stage of a run: a clear end, nothing whole lost, and the run goes on afterwards."""
+"""A disk that is full, or read-only, at any stage of a run: a clear end, nothing whole lost, and the run goes
+on afterwards."""
 
 from __future__ import annotations
 
@@ -28,7 +29,10 @@ from hftk.reports.record import RECORD
 from hftk.training import checkpoints, fit
 from hftk.training.trainer import ExactTrainer
 
-pytestmark = [pytest.mark.usefixtures("tiny_runs"), pytest.mark.skipif(os.name == "nt", reason="no mount, no limit")]
+pytestmark = [
+    pytest.mark.usefixtures("tiny_runs"),
+    pytest.mark.skipif(os.name == "nt", reason="no mount, no limit"),
+]
 SPLITS = small_runs.splits_of(small_runs.many_to_a_block(100), small_runs.many_to_a_block(20, seed=1))
 FAR_MORE = 64 * 2**20
 
@@ -127,8 +131,11 @@ def assert_ended_clearly(code: int, status: dict[str, Any], errors: str, reason:
 
 
 @pytest.mark.parametrize("share", [0.05, 0.3, 0.6, 0.9])
-def test_a_disk_that_gets_full_during_a_save_loses_nothing(disk: Disk, straight: Path, capsys: Any, share: float) -> None:
-    """The second checkpoint finds room for a share of itself: it fails among Trainer's files or among ours."""
+def test_a_disk_that_gets_full_during_a_save_loses_nothing(
+    disk: Disk, straight: Path, capsys: Any, share: float
+) -> None:
+    """The second checkpoint finds room for a share of itself: it fails among Trainer's files or among
+    ours."""
     output = disk.folder / "run"
     one = checkpoints.checkpoints(straight)[-1]
     room = int(size_of(one) * share)
@@ -142,7 +149,9 @@ def test_a_disk_that_gets_full_during_a_save_loses_nothing(disk: Disk, straight:
     with mock.patch.object(fit, "ExactTrainer", Filling):
         code, status = run(config_of(output))
     assert_ended_clearly(code, status, capsys.readouterr().err, "a checkpoint could not be written")
-    assert "checkpoint-2 and older ones are as they were" in status["message"] and "MB free" in status["message"]
+    assert (
+        "checkpoint-2 and older ones are as they were" in status["message"] and "MB free" in status["message"]
+    )
     assert [c.name for c in checkpoints.checkpoints(output)] == ["checkpoint-2"]
     rescued = status["message"].split("--resume ")[-1]
     assert Path(rescued).is_dir() and not checkpoints.damage(Path(rescued))
@@ -162,7 +171,9 @@ STAGES = {
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_disk_that_gets_full_after_the_training_loses_nothing(disk: Disk, straight: Path, capsys: Any, stage: str) -> None:
+def test_a_disk_that_gets_full_after_the_training_loses_nothing(
+    disk: Disk, straight: Path, capsys: Any, stage: str
+) -> None:
     output = disk.folder / "run"
     module, name, leave = STAGES[stage]
     stage_itself = getattr(module, name)
@@ -205,7 +216,9 @@ def test_a_disk_that_becomes_read_only_loses_nothing(disk: Disk, straight: Path,
     assert_finished_as(output, straight)
 
 
-def test_files_that_may_not_get_so_large_end_the_run_clearly(tmp_path: Path, straight: Path, capsys: Any, monkeypatch: Any) -> None:
+def test_files_that_may_not_get_so_large_end_the_run_clearly(
+    tmp_path: Path, straight: Path, capsys: Any, monkeypatch: Any
+) -> None:
     """A limit such as ``ulimit -f`` (or a quota), which needs no root."""
     import resource
 
@@ -226,6 +239,10 @@ def test_files_that_may_not_get_so_large_end_the_run_clearly(tmp_path: Path, str
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, kept)
     said = capsys.readouterr().err
-    assert code == 1 and "a checkpoint could not be written" in said and "no other place with room" in status["message"]
+    assert (
+        code == 1
+        and "a checkpoint could not be written" in said
+        and "no other place with room" in status["message"]
+    )
     assert run(config_of(output), "--resume", "auto")[0] == 0
     assert_finished_as(output, straight)

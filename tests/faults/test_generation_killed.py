@@ -17,15 +17,22 @@ def content(folder):
 
 
 def undisturbed(server, command, folder, processes=1):
-    """What the command leaves when nobody kills it, and the numbers of the operations at which something can be lost."""
+    """What the command leaves when nobody kills it, and the numbers of the operations at which something can
+    be lost."""
     trace = folder.with_name(f"{folder.name}.trace")
     killing.finish(server, command, folder, processes=processes, trace=trace)
     operations = list(read_trace(trace))
-    return content(folder), [(n, torn) for n, done in enumerate(operations, 1) for torn in (False, True) if not torn or done.kind == "write"]
+    return content(folder), [
+        (n, torn)
+        for n, done in enumerate(operations, 1)
+        for torn in (False, True)
+        if not torn or done.kind == "write"
+    ]
 
 
 def killed_at(server, command, folder, points, processes=1):
-    """Kill the main process at these of its operations, one start after the other, then let it finish; what it leaves."""
+    """Kill the main process at these of its operations, one start after the other, then let it finish; what
+    it leaves."""
     for number, torn in points:
         run = killing.start(server, command, folder, processes=processes, kill_at=number, torn=torn)
         run.wait()
@@ -40,14 +47,26 @@ def judge(kind, folder):
 
 @pytest.mark.parametrize(
     ("kind", "processes"),
-    [("t5", 1), ("marian", 2), *(pytest.param(*some, marks=pytest.mark.slow) for some in (("marian", 1), ("t5", 2), ("bart", 1), ("bart", 2)))],
+    [
+        ("t5", 1),
+        ("marian", 2),
+        *(
+            pytest.param(*some, marks=pytest.mark.slow)
+            for some in (("marian", 1), ("t5", 2), ("bart", 1), ("bart", 2))
+        ),
+    ],
 )
-def test_a_judged_model_that_was_killed_while_it_wrote_leaves_the_same_predictions(server, tmp_path, kind, processes):
+def test_a_judged_model_that_was_killed_while_it_wrote_leaves_the_same_predictions(
+    server, tmp_path, kind, processes
+):
     whole, points = undisturbed(server, judge(kind, tmp_path / "whole"), tmp_path / "whole", processes)
     lines = [json.loads(line) for line in whole["predictions.jsonl"].splitlines()]
     assert whole.keys() == {"predictions.jsonl"} and [line["index"] for line in lines] == list(range(24))
     assert len({line["prediction"] for line in lines}) > 4, "else every row is the same"
-    middle, late = (random.Random(f"{kind}{processes}").choice(half) for half in (points[2 : len(points) // 2], points[-4:]))
+    middle, late = (
+        random.Random(f"{kind}{processes}").choice(half)
+        for half in (points[2 : len(points) // 2], points[-4:])
+    )
     for number, some in enumerate([[middle], [late]]):
         place = tmp_path / str(number)
         assert killed_at(server, judge(kind, place), place, some, processes) == whole, some
@@ -56,7 +75,8 @@ def test_a_judged_model_that_was_killed_while_it_wrote_leaves_the_same_predictio
 def test_killed_again_and_again_generation_still_comes_to_its_end(server, tmp_path):
     """Each start writes one batch more than the one before and dies in the middle of the next."""
     whole, _ = undisturbed(server, judge("marian", tmp_path / "whole"), tmp_path / "whole")
-    # The first start makes the file, writes its head and a batch; a later one has only to cut it where the line is torn.
+    # The first start makes the file, writes its head and a batch; a later one has only to cut it where the
+    # line is torn.
     points = [(4, True), (3, True), (3, True)]
     assert killed_at(server, judge("marian", tmp_path / "again"), tmp_path / "again", points) == whole
 
@@ -77,9 +97,25 @@ def test_a_peer_that_is_killed_alone_ends_the_other_and_the_next_start_goes_on(s
 def predict(model, folder):
     """The command, and the prompts that it reads."""
     prompts = folder.parent / "prompts.txt"
-    prompts.write_text("".join(f"{word} {n}\n" for n in range(5) for word in ("Hund", "自行车", "бежит", "12")), encoding="utf-8")
-    return ["hftk", "predict", str(model), "--file", str(prompts), "--output", str(folder / "predictions.jsonl"),
-            "--batch_size", "4", "--max_new_tokens", "8", "--num_beams", "2"]  # fmt: skip
+    prompts.write_text(
+        "".join(f"{word} {n}\n" for n in range(5) for word in ("Hund", "自行车", "бежит", "12")),
+        encoding="utf-8",
+    )
+    return [
+        "hftk",
+        "predict",
+        str(model),
+        "--file",
+        str(prompts),
+        "--output",
+        str(folder / "predictions.jsonl"),
+        "--batch_size",
+        "4",
+        "--max_new_tokens",
+        "8",
+        "--num_beams",
+        "2",
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -90,9 +126,15 @@ def language_model(server, tmp_path_factory):
 
 
 @pytest.mark.parametrize("most", [2, pytest.param(1000, marks=pytest.mark.slow)])
-def test_hftk_predict_killed_at_any_operation_goes_on_by_the_same_command(server, language_model, tmp_path, most):
+def test_hftk_predict_killed_at_any_operation_goes_on_by_the_same_command(
+    server, language_model, tmp_path, most
+):
     whole, points = undisturbed(server, predict(language_model, tmp_path / "whole"), tmp_path / "whole")
-    assert whole.keys() == {"predictions.jsonl"} and whole["predictions.jsonl"].count(b"\n") == 20 and len(points) > 15
+    assert (
+        whole.keys() == {"predictions.jsonl"}
+        and whole["predictions.jsonl"].count(b"\n") == 20
+        and len(points) > 15
+    )
     for number, point in enumerate(random.Random(2).sample(points, min(most, len(points)))):
         place = tmp_path / str(number)
         assert killed_at(server, predict(language_model, place), place, [point]) == whole, point

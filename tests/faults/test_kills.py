@@ -1,4 +1,5 @@
-"""Invariant 4 under SIGKILL: whatever a run was doing, the same command goes on to the very files of a run left alone."""
+"""Invariant 4 under SIGKILL: whatever a run was doing, the same command goes on to the very files of a run
+left alone."""
 
 import itertools
 
@@ -7,9 +8,15 @@ import pytest
 from aimed import CHECKPOINT
 
 SHORT = (
-    ("gpt2", 1, CHECKPOINT), ("bert", 1, CHECKPOINT), ("marian", 1, CHECKPOINT), ("gpt2", 2, CHECKPOINT), ("gpt2", 1, "training"),
-    ("bert", 1, "evaluation"), ("marian", 1, "generation"), ("marian", 1, "final generation"),
-)  # fmt: skip
+    ("gpt2", 1, CHECKPOINT),
+    ("bert", 1, CHECKPOINT),
+    ("marian", 1, CHECKPOINT),
+    ("gpt2", 2, CHECKPOINT),
+    ("gpt2", 1, "training"),
+    ("bert", 1, "evaluation"),
+    ("marian", 1, "generation"),
+    ("marian", 1, "final generation"),
+)
 
 
 def test_a_run_killed_at_anything_ends_in_the_files_of_a_run_left_alone(firing_range):

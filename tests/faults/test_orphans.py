@@ -17,15 +17,30 @@ TOY = ROOT / "tests" / "launch" / "toy_recipe.py"
 TWO = ROOT / "recipes" / "accelerate" / "two_processes.yaml"
 ACCELERATE = [sys.executable, "-m", "accelerate.commands.launch"]
 LAUNCHERS = {
-    "accelerate, one process": [*ACCELERATE, "--num_processes", "1", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"],
+    "accelerate, one process": [
+        *ACCELERATE,
+        "--num_processes",
+        "1",
+        "--num_machines",
+        "1",
+        "--mixed_precision",
+        "no",
+        "--dynamo_backend",
+        "no",
+    ],
     "accelerate, two processes": [*ACCELERATE, "--config_file", str(TWO)],
     "torchrun": [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"],
-}  # fmt: skip
+}
 pytestmark = [pytest.mark.launch, pytest.mark.skipif(os.name == "nt", reason="SIGKILL")]
 
 
 def started(command, folder, act):
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "ACCELERATE_USE_CPU": "true",
+        "OMP_NUM_THREADS": "1",
+    }
     with (folder / "said.txt").open("wb") as said:
         return subprocess.Popen(
             [*command, str(TOY), "--model.name", act], cwd=folder, env=environment, stdout=said, stderr=said
@@ -65,7 +80,9 @@ def test_nothing_is_left_when_the_launcher_is_killed(tmp_path, command):
 def test_nothing_is_left_when_it_is_killed_while_its_processes_begin(tmp_path, command, after):
     process = started(command, tmp_path, "wait")
     mine = psutil.Process(process.pid)
-    wait_until(lambda: any(str(TOY) in child.cmdline() for child in mine.children(recursive=True)), 120, tmp_path)
+    wait_until(
+        lambda: any(str(TOY) in child.cmdline() for child in mine.children(recursive=True)), 120, tmp_path
+    )
     time.sleep(after)
     children = mine.children(recursive=True)
     process.kill()
@@ -93,7 +110,9 @@ class Parent:
         (1, "bash", "SOMETHING_ELSE", False),
     ],
 )
-def test_a_process_whose_launcher_is_gone_before_it_looks_is_an_orphan(monkeypatch, pid, name, variable, orphan):
+def test_a_process_whose_launcher_is_gone_before_it_looks_is_an_orphan(
+    monkeypatch, pid, name, variable, orphan
+):
     for known in launcher._SET_BY_LAUNCHERS:
         monkeypatch.delenv(known, raising=False)
     monkeypatch.setenv(variable, "1")

@@ -40,7 +40,11 @@ def content(folder):
 
 def lock(folder, **owner):
     folder.mkdir(parents=True, exist_ok=True)
-    mine = {"pid": os.getpid(), "process_started": psutil.Process().create_time(), "host": socket.gethostname()}
+    mine = {
+        "pid": os.getpid(),
+        "process_started": psutil.Process().create_time(),
+        "host": socket.gethostname(),
+    }
     (folder / "run.lock").write_text(json.dumps({**mine, "since": "then", **owner}))
 
 
@@ -138,7 +142,9 @@ def test_overwrite_brings_the_earlier_run_back_if_the_new_input_is_wrong(tmp_pat
     release_output(folder)
     after = content(folder)
     assert read_status(folder)["state"] == "wrong input"
-    assert {k: v for k, v in after.items() if k != "status.json"} == {k: v for k, v in before.items() if k != "status.json"}
+    assert {k: v for k, v in after.items() if k != "status.json"} == {
+        k: v for k, v in before.items() if k != "status.json"
+    }
 
 
 def test_an_overwrite_that_was_killed_is_finished_by_the_next(tmp_path):
@@ -192,7 +198,9 @@ def test_overwrite_removes_a_link_and_not_what_it_points_to(tmp_path):
 
 
 def test_an_interrupted_overwrite_still_knows_whose_folder_it_is(tmp_path, monkeypatch):
-    folder = earlier_run(tmp_path / "out", "model.safetensors", "report.html", "record.json", "zzz.safetensors")
+    folder = earlier_run(
+        tmp_path / "out", "model.safetensors", "report.html", "record.json", "zzz.safetensors"
+    )
     moved = []
     replace = os.replace
 
@@ -202,7 +210,11 @@ def test_an_interrupted_overwrite_still_knows_whose_folder_it_is(tmp_path, monke
 
     monkeypatch.setattr(os, "replace", note)
     release_output(prepare_output(config(folder, overwrite=True)))
-    named = [name for name in moved if name in ("model.safetensors", "record.json", "zzz.safetensors", "status.json")]
+    named = [
+        name
+        for name in moved
+        if name in ("model.safetensors", "record.json", "zzz.safetensors", "status.json")
+    ]
     assert named[-2:] == ["record.json", "status.json"]
 
 
@@ -259,6 +271,36 @@ def test_a_folder_that_another_run_writes_to_is_refused(tmp_path):
         process.kill()
         process.wait()
     release_output(prepare_output(config(folder, resume="auto")))
+
+
+HOLDER = """
+import sys, time
+from hftk.config import RunConfig
+from hftk.launch.output_folder import prepare_output
+prepare_output(RunConfig(output=sys.argv[1]))
+print("ready", flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_live_run_is_seen_whatever_its_process_number_and_the_clock_say(tmp_path):
+    """As between two PID namespaces with one host name, and after a clock step: the lock file names a process
+    that is not there."""
+    folder = tmp_path / "out"
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(folder)],
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    try:
+        assert process.stdout.readline() == b"ready\n"
+        lock(folder, pid=2**22 + 1)
+        with pytest.raises(InputError, match="another run"):
+            prepare_output(config(folder))
+    finally:
+        process.kill()
+        process.wait()
+    release_output(prepare_output(config(folder)))
 
 
 def test_the_lock_of_a_number_that_another_process_has_now_is_stale(tmp_path):
@@ -344,10 +386,12 @@ def test_of_several_runs_that_find_one_stale_lock_one_alone_gets_it(tmp_path):
     racers = [
         subprocess.Popen(
             [sys.executable, "-c", RACE, str(start), *map(str, folders)],
-            stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)},
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
         )
         for _ in range(3)
-    ]  # fmt: skip
+    ]
     won = [line for racer in racers for line in racer.communicate(timeout=30)[0].split()]
     assert sorted(won) == sorted(map(str, folders))
 
@@ -369,7 +413,9 @@ def test_a_status_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
 
 
 def test_a_status_holds_no_token(tmp_path):
-    write_status(tmp_path, {**STATUS, "message": "401 for hf_abcdefghijklmnopqrstuvwx at https://me:pw123@host/x"})
+    write_status(
+        tmp_path, {**STATUS, "message": "401 for hf_abcdefghijklmnopqrstuvwx at https://me:pw123@host/x"}
+    )
     text = (tmp_path / "status.json").read_text()
     assert "hf_abc" not in text and "pw123" not in text
 
@@ -390,7 +436,9 @@ def test_an_output_folder_with_an_input_of_the_run_is_refused_whatever_the_flags
     for name in ("texts", "texts/a.txt"):
         for flags in ({}, {"resume": "auto"}, {"overwrite": True}):
             with pytest.raises(InputError, match="without inputs of the run"):
-                prepare_output(config(tmp_path / "texts", data=DataConfig(path=str(tmp_path / name)), **flags))
+                prepare_output(
+                    config(tmp_path / "texts", data=DataConfig(path=str(tmp_path / name)), **flags)
+                )
     model = earlier_run(tmp_path / "model", "model.safetensors")
     with pytest.raises(InputError, match=r"--model\.name"):
         prepare_output(config(model, model=ModelConfig(name=str(model)), overwrite=True))

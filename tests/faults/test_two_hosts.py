@@ -1,4 +1,5 @@
-"""A recipe on two hosts, played by network namespaces: it works, and the end of one host ends the other soon, in plain words."""
+"""A recipe on two hosts, played by network namespaces: it works, and the end of one host ends the other soon,
+in plain words."""
 
 import importlib.util
 import json

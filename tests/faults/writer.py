@@ -1,7 +1,7 @@
 """A small random model that writes, started and killed by a test.
 
-    python writer.py save KIND FOLDER             saves it, with its tokenizer
-    python writer.py judge KIND FOLDER            judges it, as a recipe does at its end, with predictions in FOLDER
+python writer.py save KIND FOLDER             saves it, with its tokenizer python writer.py judge KIND FOLDER
+judges it, as a recipe does at its end, with predictions in FOLDER
 """
 
 import sys
@@ -29,7 +29,9 @@ def main(act: str, kind: str, folder: str) -> None:
         return
     launched()
     generate.LOGITS_BYTES = 4 * len(tokenizer) * 2 * 4  # four rows of two beams at a time
-    task = hftk.Summarization(hftk.SummarizationConfig(generation=GenerationSettings(max_new_tokens=8, num_beams=2)))
+    task = hftk.Summarization(
+        hftk.SummarizationConfig(generation=GenerationSettings(max_new_tokens=8, num_beams=2))
+    )
     rows = Dataset.from_dict({"source": TEXTS, "target": [text[::-1] for text in TEXTS]})
     hftk.evaluate(task, model, tokenizer, ("test", rows), EvalConfig(resamples=0), output=folder)
 

@@ -1,4 +1,5 @@
-"""Started by torchrun with two processes: each notes what it encoded itself, and whether it got the same as the others."""
+"""Started by torchrun with two processes: each notes what it encoded itself, and whether it got the same as
+the others."""
 
 import json
 import sys
@@ -42,7 +43,13 @@ def main(config):
         encode("large", large, 0),
         encode("large again", large, 0),
     ]
-    found = {"encoded": encoded, "cache": cache, "equal": all(toys.equal(made[n], made[n, "plain"]) for n in ("slow", "small", "large", "large again"))}  # fmt: skip
+    found = {
+        "encoded": encoded,
+        "cache": cache,
+        "equal": all(
+            toys.equal(made[n], made[n, "plain"]) for n in ("slow", "small", "large", "large again")
+        ),
+    }
     Path(f"rank{launched().rank}.json").write_text(json.dumps(found))
 
 

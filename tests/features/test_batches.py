@@ -51,7 +51,7 @@ def padding(batches: list[np.ndarray], lengths: np.ndarray) -> float:
     return 1 - sum(int(lengths[b].sum()) for b in batches) / places
 
 
-# Steps ---------------------------------------------------------------------------------------------------------------
+# --- Steps
 
 
 @pytest.mark.parametrize("group", [True, False])
@@ -126,7 +126,7 @@ def test_rows_of_one_length_are_only_shuffled() -> None:
 
 
 SPLITS = list(product((1, 2, 3, 8), (1, 4, 16), (None, 120)))
-# Two sides -----------------------------------------------------------------------------------------------------------
+# --- Two sides
 
 
 def two_sides(rows: int, ratio: float, spread: float, seed: int = 0) -> np.ndarray:
@@ -143,9 +143,16 @@ def test_source_and_target_both_have_little_padding(ratio: float, spread: float,
     """Alike in length, or one far longer than the other: better than by the sum of both."""
     sides = two_sides(20_000, ratio, spread)
     shares = [
-        padding([m for s in plan_epoch(by, BatchSize(rows=128), seed=0, epoch=0) for m in split_step(s, by, processes=1, max_rows=32)[0]], sides)
+        padding(
+            [
+                m
+                for s in plan_epoch(by, BatchSize(rows=128), seed=0, epoch=0)
+                for m in split_step(s, by, processes=1, max_rows=32)[0]
+            ],
+            sides,
+        )
         for by in (sides, sides.sum(1))
-    ]  # fmt: skip
+    ]
     assert shares[0] < most and shares[0] < 0.75 * shares[1]
 
 
@@ -193,7 +200,7 @@ def test_sorting_two_sides_of_nothing_and_of_one_length() -> None:
     assert sorted(sort_rows(np.arange(9), np.full((9, 2), 3), 4).tolist()) == list(range(9))
 
 
-# Micro-batches -------------------------------------------------------------------------------------------------------
+# --- Micro-batches
 
 
 @pytest.mark.parametrize("rows", [1, 2, 5, 16, 61])
@@ -234,9 +241,13 @@ def loader(
     max_tokens: int | None = None,
 ) -> StepLoader:
     return StepLoader(
-        plan, lambda rows: {"numbers": [r["number"] for r in rows]}, process=process, processes=processes, max_rows=max_rows,
+        plan,
+        lambda rows: {"numbers": [r["number"] for r in rows]},
+        process=process,
+        processes=processes,
+        max_rows=max_rows,
         max_tokens=max_tokens,
-    )  # fmt: skip
+    )
 
 
 def rows_of_steps(
@@ -280,7 +291,7 @@ def test_the_loader_counts_the_tokens_of_all_processes_and_starts_where_it_is_to
     assert list(later) == everything[5:]
 
 
-# The plan of a run ---------------------------------------------------------------------------------------------------
+# --- The plan of a run
 
 
 @pytest.mark.parametrize(
@@ -335,7 +346,7 @@ def test_a_global_batch_larger_than_the_data_is_said() -> None:
     ]
 
 
-# Streams -------------------------------------------------------------------------------------------------------------
+# --- Streams
 
 
 class Stream:
@@ -405,7 +416,7 @@ def test_a_stream_without_rows_ends_in_an_error_and_not_in_a_loop(stream: Stream
         list(stream_plan(stream, 12).steps())
 
 
-# Packing -------------------------------------------------------------------------------------------------------------
+# --- Packing
 
 
 def best_fit(lengths: list[int], capacity: int) -> list[list[int]]:
@@ -422,7 +433,8 @@ def best_fit(lengths: list[int], capacity: int) -> list[list[int]]:
 
 
 def fillings(blocks: list[list[int]], lengths: list[int]) -> list[int]:
-    """Tokens in each block: what the rule settles, whichever of several blocks with the same room it takes."""
+    """Tokens in each block: what the rule settles, whichever of several blocks with the same room it
+    takes."""
     return sorted(sum(lengths[i] for i in block) for block in blocks)
 
 

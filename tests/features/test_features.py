@@ -311,13 +311,17 @@ def test_writers_at_the_same_time_leave_one_whole_file(tmp_path, tokenizer):
             errors.append(error)
 
     program = (
-        "import sys; sys.path.insert(0, sys.argv[1]); import test_features as t; t.features.LEAST_BYTES = 0\n"
-        "for _ in range(20):\n"
-        "    made = t.features.encode(t.task_of(sys.argv[2]), t.rows_of(), t.train_byte_bpe(t.TEXTS, 280), **t.CALL)\n"
-        "print(len(made))"
+        "import sys; sys.path.insert(0, sys.argv[1]); import test_features as t; t.features.LEAST_BYTES ="
+        " 0\nfor _ in range(20):\n    made = t.features.encode(t.task_of(sys.argv[2]), t.rows_of(),"
+        " t.train_byte_bpe(t.TEXTS, 280), **t.CALL)\nprint(len(made))"
     )
     command = [sys.executable, "-c", program, str(Path(__file__).parent), str(tmp_path)]
-    others = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}) for _ in range(2)]  # fmt: skip
+    others = [
+        subprocess.Popen(
+            command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}
+        )
+        for _ in range(2)
+    ]
     said = [process.communicate(timeout=300)[0].split()[-1] for process in others]
     threads = [threading.Thread(target=work) for _ in range(4)]
     for thread in threads:
@@ -334,7 +338,11 @@ def test_files_that_no_run_has_read_for_a_month_are_removed(tmp_path, tokenizer)
     lengths = (4, 5)
     for length in lengths:
         features.encode(task_of(tmp_path), rows_of(), tokenizer, max_length=length, training=True)
-    old, young = (tmp_path / f"{make_key(task_of(tmp_path), rows_of(), tokenizer, max_length=n, training=True)}.safetensors" for n in lengths)  # fmt: skip
+    old, young = (
+        tmp_path
+        / f"{make_key(task_of(tmp_path), rows_of(), tokenizer, max_length=n, training=True)}.safetensors"
+        for n in lengths
+    )
     (tmp_path / ".partial-killed").mkdir()
     for path in (old, tmp_path / ".partial-killed"):
         os.utime(path, (0, 0))
@@ -355,10 +363,20 @@ def test_facts_that_no_file_can_hold_are_not_kept(tmp_path, tokenizer):
 def test_two_processes_encode_once_and_wait_for_longer_than_the_time_out(tmp_path):
     """``ddp_timeout`` is 8 s, and the main process takes 11 s over the first set."""
     command = [
-        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
-        str(Path(__file__).with_name("in_two_processes.py")), "--output", str(tmp_path / "out"), "--data.cache", str(tmp_path / "cache"),
-        "--train.extra.ddp_timeout", "8",
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        str(Path(__file__).with_name("in_two_processes.py")),
+        "--output",
+        str(tmp_path / "out"),
+        "--data.cache",
+        str(tmp_path / "cache"),
+        "--train.extra.ddp_timeout",
+        "8",
+    ]
     environment = {
         **os.environ,
         "PYTHONPATH": str(ROOT),

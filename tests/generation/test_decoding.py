@@ -19,10 +19,12 @@ from hftk.generation.logits_processors import RowSampling
 from hftk.models.tokenizers import train_byte_bpe
 
 ENDS = [END, 9, 17, 23, 31, 38, 44, 52]
-"""Many tokens that end a text: a random model hits one after some eight tokens, at a different step in each row."""
+"""Many tokens that end a text: a random model hits one after some eight tokens, at a different step in each
+row."""
 BEAMS = {"num_beams": 4}
 TIE = 1e-5
-"""Two candidates whose scores differ by less than this, in nats, are tied: rounding may take either. Such rows are warned about."""
+"""Two candidates whose scores differ by less than this, in nats, are tied: rounding may take either. Such
+rows are warned about."""
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -210,16 +212,42 @@ MOE = dict(
 )
 UNPROVED: dict[str, dict[str, Any]] = {
     "switch_transformers": dict(
-        MOE, vocab_size=VOCABULARY, d_model=32, d_kv=8, d_ff=48, num_heads=4, eos_token_id=END, pad_token_id=PAD,
+        MOE,
+        vocab_size=VOCABULARY,
+        d_model=32,
+        d_kv=8,
+        d_ff=48,
+        num_heads=4,
+        eos_token_id=END,
+        pad_token_id=PAD,
         decoder_start_token_id=START,
     ),
     "nllb-moe": dict(
-        vocab_size=VOCABULARY, d_model=32, encoder_layers=2, decoder_layers=2, encoder_attention_heads=4, decoder_attention_heads=4,
-        encoder_ffn_dim=48, decoder_ffn_dim=48, num_experts=2, encoder_sparse_step=2, decoder_sparse_step=2, eos_token_id=END,
-        pad_token_id=PAD, decoder_start_token_id=START, max_position_embeddings=48,
+        vocab_size=VOCABULARY,
+        d_model=32,
+        encoder_layers=2,
+        decoder_layers=2,
+        encoder_attention_heads=4,
+        decoder_attention_heads=4,
+        encoder_ffn_dim=48,
+        decoder_ffn_dim=48,
+        num_experts=2,
+        encoder_sparse_step=2,
+        decoder_sparse_step=2,
+        eos_token_id=END,
+        pad_token_id=PAD,
+        decoder_start_token_id=START,
+        max_position_embeddings=48,
     ),
-    "mamba": dict(vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=2, state_size=8, eos_token_id=END, pad_token_id=PAD),
-}  # fmt: skip
+    "mamba": dict(
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        num_hidden_layers=2,
+        state_size=8,
+        eos_token_id=END,
+        pad_token_id=PAD,
+    ),
+}
 
 
 @pytest.mark.parametrize("more", [{}, BEAMS], ids=["greedy", "beams"])
@@ -261,9 +289,16 @@ def test_an_adapter_is_part_of_the_model(more: dict[str, Any]) -> None:
 
 
 TEXTS = [
-    "A man rides a bike.", "Ein Hund läuft über die grüne Wiese.", "一个男人骑着自行车。", "犬が走る", "كلب يركض على العشب", "Собака бежит.",
-    "कुत्ता दौड़ता है", "สุนัขวิ่ง", "🐕‍🦺",
-]  # fmt: skip
+    "A man rides a bike.",
+    "Ein Hund läuft über die grüne Wiese.",
+    "一个男人骑着自行车。",
+    "犬が走る",
+    "كلب يركض على العشب",
+    "Собака бежит.",
+    "कुत्ता दौड़ता है",
+    "สุนัขวิ่ง",
+    "🐕‍🦺",
+]
 
 
 @pytest.mark.parametrize("beams", [1, 4])

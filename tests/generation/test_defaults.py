@@ -1,4 +1,5 @@
-"""What a base model's generation config carries is replaced by the settings that the run was evaluated with."""
+"""What a base model's generation config carries is replaced by the settings that the run was evaluated
+with."""
 
 from __future__ import annotations
 

@@ -51,7 +51,8 @@ def one_thread() -> Iterator[None]:
 
 
 def letters(*, spaces: bool = False, frame: str | None = None, **tokens: str) -> PreTrainedTokenizerFast:
-    """A token per letter; id 0 is the end of text. ``spaces``: sentencepiece-like, the space belongs to the next letter."""
+    """A token per letter; id 0 is the end of text. ``spaces``: sentencepiece-like, the space belongs to the
+    next letter."""
     known = [
         "</s>",
         "<s>",
@@ -71,11 +72,18 @@ def letters(*, spaces: bool = False, frame: str | None = None, **tokens: str) ->
 
 
 def successor(vocabulary: int = 19, context: int = 32) -> GPT2LMHeadModel:
-    """A GPT-2 that follows every letter by the next one, and the last one by the end of text: no attention, no positions."""
+    """A GPT-2 that follows every letter by the next one, and the last one by the end of text: no attention,
+    no positions."""
     config = GPT2Config(
-        vocab_size=vocabulary, n_positions=context, n_embd=vocabulary, n_layer=1, n_head=1, tie_word_embeddings=False,
-        bos_token_id=None, eos_token_id=None,
-    )  # fmt: skip
+        vocab_size=vocabulary,
+        n_positions=context,
+        n_embd=vocabulary,
+        n_layer=1,
+        n_head=1,
+        tie_word_embeddings=False,
+        bos_token_id=None,
+        eos_token_id=None,
+    )
     model = GPT2LMHeadModel(config).eval()
     with torch.no_grad():
         for name, weight in model.named_parameters():
@@ -100,28 +108,56 @@ def gpt2(dtype: torch.dtype = torch.float32) -> GPT2LMHeadModel:
 def llama() -> LlamaForCausalLM:
     torch.manual_seed(1)
     config = LlamaConfig(
-        vocab_size=19, max_position_embeddings=32, hidden_size=16, intermediate_size=32, num_hidden_layers=2,
-        num_attention_heads=2, initializer_range=0.6, eos_token_id=2, bos_token_id=1,
-    )  # fmt: skip
+        vocab_size=19,
+        max_position_embeddings=32,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        initializer_range=0.6,
+        eos_token_id=2,
+        bos_token_id=1,
+    )
     return LlamaForCausalLM(config).eval()
 
 
 def t5() -> T5ForConditionalGeneration:
     torch.manual_seed(2)
     config = T5Config(
-        vocab_size=19, d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2, eos_token_id=0, pad_token_id=2,
-        decoder_start_token_id=2, tie_word_embeddings=False, initializer_factor=6.0,
-    )  # fmt: skip
+        vocab_size=19,
+        d_model=16,
+        d_kv=8,
+        d_ff=32,
+        num_layers=2,
+        num_heads=2,
+        eos_token_id=0,
+        pad_token_id=2,
+        decoder_start_token_id=2,
+        tie_word_embeddings=False,
+        initializer_factor=6.0,
+    )
     return T5ForConditionalGeneration(config).eval()
 
 
 def bart() -> BartForConditionalGeneration:
     torch.manual_seed(3)
     config = BartConfig(
-        vocab_size=19, d_model=16, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2, max_position_embeddings=32,
-        decoder_attention_heads=2, encoder_ffn_dim=32, decoder_ffn_dim=32, init_std=0.6, eos_token_id=0, pad_token_id=2,
-        decoder_start_token_id=0, bos_token_id=1, forced_eos_token_id=0,
-    )  # fmt: skip
+        vocab_size=19,
+        d_model=16,
+        encoder_layers=1,
+        decoder_layers=1,
+        encoder_attention_heads=2,
+        max_position_embeddings=32,
+        decoder_attention_heads=2,
+        encoder_ffn_dim=32,
+        decoder_ffn_dim=32,
+        init_std=0.6,
+        eos_token_id=0,
+        pad_token_id=2,
+        decoder_start_token_id=0,
+        bos_token_id=1,
+        forced_eos_token_id=0,
+    )
     return BartForConditionalGeneration(config).eval()
 
 
@@ -176,7 +212,7 @@ def test_the_end_of_text_ends_a_row_and_is_not_part_of_it() -> None:
         (["n", "o", "p"], 3, True),
         (["d", "e", "f", "g", "h"], 5, False),
         ([], 0, True),
-    ]  # fmt: skip
+    ]
 
 
 def test_padding_that_is_the_end_of_text_does_not_stop_a_row() -> None:
@@ -312,9 +348,16 @@ def test_defaults_of_the_checkpoint_are_not_inherited_and_are_left_as_they_were(
     tokenizer = CASES["gpt2, pad = eos"][1]
     plain, odd = gpt2().eval(), gpt2().eval()
     odd.generation_config.update(
-        do_sample=True, temperature=9.0, min_length=30, repetition_penalty=3.0, num_beams=2, length_penalty=4.0,
-        suppress_tokens=[4, 5], no_repeat_ngram_size=1, max_length=12,
-    )  # fmt: skip
+        do_sample=True,
+        temperature=9.0,
+        min_length=30,
+        repetition_penalty=3.0,
+        num_beams=2,
+        length_penalty=4.0,
+        suppress_tokens=[4, 5],
+        no_repeat_ngram_size=1,
+        max_length=12,
+    )
     before, same = odd.generation_config.to_dict(), odd.generation_config
     assert generate(odd, tokenizer, PROMPTS, KINDS[kind]) == generate(plain, tokenizer, PROMPTS, KINDS[kind])
     assert odd.generation_config is same and same.to_dict() == before
@@ -424,7 +467,7 @@ def test_wrong_input_is_refused_at_once(
         call(*CASES["gpt2, pad = eos"], prompts, settings)
 
 
-# Files ------------------------------------------------------------------------------------------------------------------
+# --- Files
 
 
 def lines(path: Path) -> list[dict[str, Any]]:

@@ -1,7 +1,9 @@
-"""A process that talks to the Hub on loopback: ``HF_ENDPOINT`` and ``HF_HUB_OFFLINE`` are read when huggingface_hub is imported.
+"""A process that talks to the Hub on loopback: ``HF_ENDPOINT`` and ``HF_HUB_OFFLINE`` are read when
+huggingface_hub is imported.
 
-Reads one JSON object a line from standard input, ``{"argv": [...], "env": {...}}`` for a command of hftk or ``{"code": "..."}``
-for Python, and answers ``{"code", "out", "err", "slept"}``. Nobody waits here: sleeping is cut short and written down.
+Reads one JSON object a line from standard input, ``{"argv": [...], "env": {...}}`` for a command of hftk or
+``{"code": "..."}`` for Python, and answers ``{"code", "out", "err", "slept"}``. Nobody waits here: sleeping
+is cut short and written down.
 """
 
 import contextlib
@@ -31,7 +33,9 @@ def main() -> None:
             except BaseException:
                 traceback.print_exc()
                 code = 1
-        answers.write(json.dumps({"code": code, "out": out.getvalue(), "err": err.getvalue(), "slept": slept}) + "\n")
+        answers.write(
+            json.dumps({"code": code, "out": out.getvalue(), "err": err.getvalue(), "slept": slept}) + "\n"
+        )
         answers.flush()
 
 

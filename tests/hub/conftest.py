@@ -47,7 +47,8 @@ def hub(server: Hub) -> Hub:
 
 @pytest.fixture(scope="session")
 def client(server: Hub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., SimpleNamespace]]:
-    """A function that runs a command of hftk (words) or Python (``code=``) in the client process, logged in unless told otherwise."""
+    """A function that runs a command of hftk (words) or Python (``code=``) in the client process, logged in
+    unless told otherwise."""
     from hub_server import TOKEN
 
     home = tmp_path_factory.mktemp("client")
@@ -62,9 +63,15 @@ def client(server: Hub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ca
     log = home / "stderr.txt"
     with log.open("w") as stderr:
         process = subprocess.Popen(
-            [sys.executable, str(Path(__file__).with_name("client.py"))], cwd=home, env=environment, text=True, encoding="utf-8",
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr,
-        )  # fmt: skip
+            [sys.executable, str(Path(__file__).with_name("client.py"))],
+            cwd=home,
+            env=environment,
+            text=True,
+            encoding="utf-8",
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+        )
     assert process.stdin is not None and process.stdout is not None
 
     def call(*words: Any, code: str | None = None, token: str | None = TOKEN) -> SimpleNamespace:
@@ -93,7 +100,13 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     end = tokenizer.eos_token_id
     config = GPT2Config(
-        vocab_size=len(tokenizer), n_positions=64, n_embd=16, n_layer=2, n_head=2, bos_token_id=end, eos_token_id=end
+        vocab_size=len(tokenizer),
+        n_positions=64,
+        n_embd=16,
+        n_layer=2,
+        n_head=2,
+        bos_token_id=end,
+        eos_token_id=end,
     )
     GPT2LMHeadModel(config).save_pretrained(folder, max_shard_size="30KB")
     tokenizer.save_pretrained(folder)

@@ -1,4 +1,5 @@
-"""Two processes publish together: the first sends, both hear how it ended. Argument: the folder of a finished run."""
+"""Two processes publish together: the first sends, both hear how it ended. Argument: the folder of a finished
+run."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,5 @@
-"""Checkpoints pushed while training goes on: what arrives, that nothing waits for it, and what is said where it fails."""
+"""Checkpoints pushed while training goes on: what arrives, that nothing waits for it, and what is said where
+it fails."""
 
 from __future__ import annotations
 
@@ -58,7 +59,9 @@ def network(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
     def send(files: Any, settings: Any, branch: str, message: str) -> None:
         made.begun.set()
         assert made.open.wait(60)
-        content = {f.name: f.content if isinstance(f.content, bytes) else f.content.read_bytes() for f in files}
+        content = {
+            f.name: f.content if isinstance(f.content, bytes) else f.content.read_bytes() for f in files
+        }
         if made.fails is not None:
             raise made.fails
         made.sent.append((message, content))
@@ -74,7 +77,9 @@ def test_training_does_not_wait_and_may_delete_what_is_on_its_way(network: Any, 
     pusher(first)  # returns while the network is closed
     assert network.begun.wait(60) and not network.sent
     shutil.rmtree(first)
-    assert checkpoints.checkpoints(first.parent.parent) == [], "what is on its way is no checkpoint to resume from"
+    assert checkpoints.checkpoints(first.parent.parent) == [], (
+        "what is on its way is no checkpoint to resume from"
+    )
     network.open.set()
     assert pusher.finish() == [f"checkpoints pushed: steps 5; the newest is revision checkpoints of {REPO}"]
     ((message, files),) = network.sent
@@ -115,7 +120,9 @@ def test_a_failure_is_told_once_and_again_at_the_end(
     assert TOKEN not in told.out + told.err + "".join(lines)
 
 
-def test_after_a_refusal_no_other_is_tried(network: Any, checkpoint: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_after_a_refusal_no_other_is_tried(
+    network: Any, checkpoint: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
     network.fails = InputError("the repository is public")
     network.open.set()
     pusher = CheckpointPusher(SETTINGS, "")
@@ -135,7 +142,11 @@ def test_where_there_are_no_hard_links_the_checkpoint_itself_is_sent(
     pusher, made = CheckpointPusher(SETTINGS, ""), checkpoint(3)
     network.open.set()
     pusher(made)
-    assert pusher.finish()[0].startswith("checkpoints pushed: steps 3") and made.is_dir() and len(network.sent) == 1
+    assert (
+        pusher.finish()[0].startswith("checkpoints pushed: steps 3")
+        and made.is_dir()
+        and len(network.sent) == 1
+    )
 
 
 def test_weights_leave_without_the_optimizer_and_without_folders_of_this_machine(
@@ -163,7 +174,9 @@ def test_a_whole_checkpoint_is_whole_where_it_arrives(checkpoint: Any, tmp_path:
     made, there = checkpoint(5), tmp_path / "elsewhere/checkpoint-5"
     there.mkdir(parents=True)
     for file in checkpoint_files(made, replace(SETTINGS, checkpoints="whole"), ""):
-        (there / file.name).write_bytes(file.content if isinstance(file.content, bytes) else file.content.read_bytes())
+        (there / file.name).write_bytes(
+            file.content if isinstance(file.content, bytes) else file.content.read_bytes()
+        )
     assert (there / "optimizer.pt").read_bytes() == b"moments" and checkpoints.damage(there) == ""
     assert b"secret_folder" not in b"".join(path.read_bytes() for path in there.iterdir())
     for name in (".gitattributes", ".cache/huggingface/trees/x.json"):  # what a download leaves
@@ -181,32 +194,69 @@ def test_checkpoints_need_a_repository() -> None:
 
 def words(texts: Path, output: Path, *more: str) -> list[str]:
     return [
-        "--data.path", str(texts), "--model.vocab_size", "300", "--model.config.n_layer", "1", "--model.config.n_embd", "16", "--model.config.n_head", "2",
-        "--train.max_steps", "4", "--train.save_steps", "2", "--train.precision", "fp32", "--eval.resamples", "0", "--output", str(output), *more,
-    ]  # fmt: skip
+        "--data.path",
+        str(texts),
+        "--model.vocab_size",
+        "300",
+        "--model.config.n_layer",
+        "1",
+        "--model.config.n_embd",
+        "16",
+        "--model.config.n_head",
+        "2",
+        "--train.max_steps",
+        "4",
+        "--train.save_steps",
+        "2",
+        "--train.precision",
+        "fp32",
+        "--eval.resamples",
+        "0",
+        "--output",
+        str(output),
+        *more,
+    ]
 
 
 def test_a_run_is_continued_elsewhere_from_what_it_pushed_to_the_same_weights(
     hub: Hub, client: Any, tmp_path: Path
 ) -> None:
     texts, here, there = tmp_path / "texts.txt", tmp_path / "here", tmp_path / "there"
-    texts.write_text("\n\n".join(f"The river number {n} is wide and slow." for n in range(60)), encoding="utf-8")
+    texts.write_text(
+        "\n\n".join(f"The river number {n} is wide and slow." for n in range(60)), encoding="utf-8"
+    )
     hub.fail("GET /api/models/.*", 500, times=1)
-    done = client(code=recipe("gpt2_clm", words(texts, here, "--publish.repo", REPO, "--publish.checkpoints", "whole")))
+    done = client(
+        code=recipe("gpt2_clm", words(texts, here, "--publish.repo", REPO, "--publish.checkpoints", "whole"))
+    )
     assert "exit code 0" in done.out, done.err
-    assert "checkpoints pushed: steps" in done.out and "the newest is revision checkpoints" in done.out, done.out
+    assert "checkpoints pushed: steps" in done.out and "the newest is revision checkpoints" in done.out, (
+        done.out
+    )
     repo = hub.repos[REPO]
     branch = repo.others["checkpoints"]
-    assert set(repo.others) == {"checkpoints"} and "optimizer.pt" in branch and "optimizer.pt" not in repo.files
-    assert "Checkpoint of step 4" in repo.commits and "report.html" in repo.files and "report.html" not in branch
+    assert (
+        set(repo.others) == {"checkpoints"} and "optimizer.pt" in branch and "optimizer.pt" not in repo.files
+    )
+    assert (
+        "Checkpoint of step 4" in repo.commits and "report.html" in repo.files and "report.html" not in branch
+    )
     used = client(
-        code=f"from transformers import AutoModelForCausalLM; AutoModelForCausalLM.from_pretrained({REPO!r}, revision='checkpoints')"
+        code=(
+            f"from transformers import AutoModelForCausalLM; AutoModelForCausalLM.from_pretrained({REPO!r},"
+            " revision='checkpoints')"
+        )
     )
     assert used.code == 0, used.err
-    early = next(sha for sha, files in repo.history.items() if b'"step": 2' in files.get("manifest.json", b""))
+    early = next(
+        sha for sha, files in repo.history.items() if b'"step": 2' in files.get("manifest.json", b"")
+    )
     kept = tmp_path / "checkpoint-2"
     got = client(
-        code=f"from huggingface_hub import snapshot_download; snapshot_download({REPO!r}, revision={early!r}, local_dir={str(kept)!r})"
+        code=(
+            f"from huggingface_hub import snapshot_download; snapshot_download({REPO!r}, revision={early!r},"
+            f" local_dir={str(kept)!r})"
+        )
     )
     assert got.code == 0, got.err
     again = client(code=recipe("gpt2_clm", words(texts, there, "--resume", str(kept))))
@@ -216,16 +266,21 @@ def test_a_run_is_continued_elsewhere_from_what_it_pushed_to_the_same_weights(
 
 def test_a_hub_that_fails_does_not_fail_the_training(hub: Hub, client: Any, tmp_path: Path) -> None:
     texts = tmp_path / "texts.txt"
-    texts.write_text("\n\n".join(f"The river number {n} is wide and slow." for n in range(60)), encoding="utf-8")
+    texts.write_text(
+        "\n\n".join(f"The river number {n} is wide and slow." for n in range(60)), encoding="utf-8"
+    )
     hub.fail("commit/checkpoints", 500)
     done = client(
         code=recipe(
-            "gpt2_clm", words(texts, tmp_path / "out", "--publish.repo", REPO, "--publish.checkpoints", "weights")
+            "gpt2_clm",
+            words(texts, tmp_path / "out", "--publish.repo", REPO, "--publish.checkpoints", "weights"),
         )
     )
     assert "exit code 0" in done.out and "Published:" in done.out, done.err
     told = done.out + done.err
     assert (
-        told.count("was not pushed") == 1 and "checkpoints that did not arrive" in done.out and "Traceback" not in told
+        told.count("was not pushed") == 1
+        and "checkpoints that did not arrive" in done.out
+        and "Traceback" not in told
     )
     assert (tmp_path / "out/model.safetensors").read_bytes() == hub.repos[REPO].files["model.safetensors"]

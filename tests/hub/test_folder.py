@@ -82,10 +82,18 @@ def test_only_listed_files_are_sent(run: Path) -> None:
         (run / name).write_text("x")
     made = plan(run)
     names = {file.name for file in made.files}
-    assert names >= {"README.md", "record.json", "report.html", "config.yaml", "tokenizer.json"} and len(names) == 11
-    assert {"checkpoints/", "predictions.jsonl", "status.json", ".env", "training_args.bin", "train.csv"} <= set(
-        made.left_out
+    assert (
+        names >= {"README.md", "record.json", "report.html", "config.yaml", "tokenizer.json"}
+        and len(names) == 11
     )
+    assert {
+        "checkpoints/",
+        "predictions.jsonl",
+        "status.json",
+        ".env",
+        "training_args.bin",
+        "train.csv",
+    } <= set(made.left_out)
     assert names.isdisjoint(made.left_out)
 
 
@@ -97,7 +105,13 @@ def test_no_link_and_no_weights_but_the_runs_own_are_sent(run: Path, tmp_path: P
         (run / name).write_bytes(b"mine")
     made = plan(run)
     sent = {file.name for file in made.files}
-    stray = {"vocab.txt", "optimizer.safetensors", "private.safetensors", "model-copy.safetensors", "mine.spm"}
+    stray = {
+        "vocab.txt",
+        "optimizer.safetensors",
+        "private.safetensors",
+        "model-copy.safetensors",
+        "mine.spm",
+    }
     assert sent.isdisjoint(stray) and stray <= set(made.left_out)
     assert b"x:0:0:root" not in b"".join(content(made, name) for name in sent)
     weights = next(run.glob("model-00001-of-*.safetensors"))
@@ -107,7 +121,9 @@ def test_no_link_and_no_weights_but_the_runs_own_are_sent(run: Path, tmp_path: P
         plan(run)
 
 
-@pytest.mark.parametrize("part", ("../passwd", "/etc/passwd", "a/model-00001-of-00002.safetensors", "notes.txt", 3))
+@pytest.mark.parametrize(
+    "part", ("../passwd", "/etc/passwd", "a/model-00001-of-00002.safetensors", "notes.txt", 3)
+)
 def test_an_index_of_weights_names_parts_in_its_folder_alone(run: Path, part: Any) -> None:
     (run / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"x": part}}))
     with pytest.raises(InputError, match=r"index\.json"):
@@ -117,7 +133,12 @@ def test_an_index_of_weights_names_parts_in_its_folder_alone(run: Path, part: An
 def test_no_json_file_is_sent_with_a_token(run: Path) -> None:
     secret = "glpat-" + "aB3-x_" * 4
     for name in ("tokenizer_config.json", "config.json", "generation_config.json"):
-        given = {"token": "plain", "use_auth_token": True, "eos_token": "<end>", "note": {"x": [secret], "api_key": "plain"}}
+        given = {
+            "token": "plain",
+            "use_auth_token": True,
+            "eos_token": "<end>",
+            "note": {"x": [secret], "api_key": "plain"},
+        }
         (run / name).write_text(json.dumps({**json.loads((run / name).read_text()), **given}))
     made = plan(run)
     for name in ("tokenizer_config.json", "config.json", "generation_config.json"):
@@ -129,31 +150,60 @@ def test_no_json_file_is_sent_with_a_token(run: Path) -> None:
 def test_paths_and_tokens_of_the_record_are_left_at_home(run: Path) -> None:
     secret = "hf_" + "a" * 30
     record = replace(
-        load_record(run), command=f"python {run}/x.py --hub_token {secret} --output /srv/me/out",
-        config={"data": {"path": "/srv/me/data/texts.csv"}, "output": "/srv/me/out", "train": {"extra": {"hub_token": secret}}},
-        data={"sources": [{"path": "/srv/me/data/texts.csv"}]}, model={"origin": "/srv/me/bert"}, choices=["columns of /srv/me/data/texts.csv"],
+        load_record(run),
+        command=f"python {run}/x.py --hub_token {secret} --output /srv/me/out",
+        config={
+            "data": {"path": "/srv/me/data/texts.csv"},
+            "output": "/srv/me/out",
+            "train": {"extra": {"hub_token": secret}},
+        },
+        data={"sources": [{"path": "/srv/me/data/texts.csv"}]},
+        model={"origin": "/srv/me/bert"},
+        choices=["columns of /srv/me/data/texts.csv"],
         extra={"later": {"cache": "/srv/me/cache"}},
-        analysis=[{"title": "Conflicts", "kind": "table", "columns": [{"key": "place", "title": "where"}], "rows": [{"place": "train: row 7 of /srv/me/data/texts.csv"}]}],
-    )  # fmt: skip
+        analysis=[
+            {
+                "title": "Conflicts",
+                "kind": "table",
+                "columns": [{"key": "place", "title": "where"}],
+                "rows": [{"place": "train: row 7 of /srv/me/data/texts.csv"}],
+            }
+        ],
+    )
     (run / "config.json").write_text(
         json.dumps({**json.loads((run / "config.json").read_text()), "_name_or_path": "/srv/me/bert"})
     )
-    (run / "tokenizer_config.json").write_text(json.dumps({"name_or_path": "/srv/me/bert", "model_max_length": 64}))
+    (run / "tokenizer_config.json").write_text(
+        json.dumps({"name_or_path": "/srv/me/bert", "model_max_length": 64})
+    )
     made = plan_push(record, run, SETTINGS)
     everything = b"".join(content(made, file.name) for file in made.files)
-    assert b"/srv" not in everything and secret.encode() not in everything and str(run).encode() not in everything
+    assert (
+        b"/srv" not in everything
+        and secret.encode() not in everything
+        and str(run).encode() not in everything
+    )
     assert b"texts.csv" in content(made, "README.md") and b"texts.csv" in content(made, "config.yaml")
 
 
 def test_without_samples_no_row_of_the_data_leaves(run: Path) -> None:
     row = "a row that must not leak"
     record = replace(
-        gpt2_run(5), samples=[{"prompt": row, "prediction": row}], data={"conflicts": {"train": {"rows": 1, "examples": [row]}}, "rows": {"train": 4}},
+        gpt2_run(5),
+        samples=[{"prompt": row, "prediction": row}],
+        data={"conflicts": {"train": {"rows": 1, "examples": [row]}}, "rows": {"train": 4}},
         analysis=[
-            {"title": "Mistakes", "kind": "examples", "samples": [{"text": row}]}, {"title": "Duplicates", "kind": "table", "columns": ["text"], "rows": [[row]]},
-            {"title": "Confusion", "kind": "matrix", "labels": ["a", "b"], "counts": [[1, 2], [3, 4]], "examples": [row]},
+            {"title": "Mistakes", "kind": "examples", "samples": [{"text": row}]},
+            {"title": "Duplicates", "kind": "table", "columns": ["text"], "rows": [[row]]},
+            {
+                "title": "Confusion",
+                "kind": "matrix",
+                "labels": ["a", "b"],
+                "counts": [[1, 2], [3, 4]],
+                "examples": [row],
+            },
         ],
-    )  # fmt: skip
+    )
     shown = public(record, samples=False)
     assert (
         row not in json.dumps(shown.to_dict())
@@ -193,7 +243,12 @@ def adapter(folder: Path, base: str) -> Path:
     (folder / "adapter_model.safetensors").write_bytes(b"weights")
     (folder / "adapter_config.json").write_text(
         json.dumps(
-            {"peft_type": "LORA", "base_model_name_or_path": base, "revision": "main", "target_modules": ["c_attn"]}
+            {
+                "peft_type": "LORA",
+                "base_model_name_or_path": base,
+                "revision": "main",
+                "target_modules": ["c_attn"],
+            }
         )
     )
     return folder
@@ -205,9 +260,9 @@ def test_an_adapter_needs_a_base_that_others_can_load(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "models/base").mkdir(parents=True)
     for base in ("/srv/me/base", "models/base", "./base", "~/base", ""):
-        adapter(run, base) if not (run / "adapter_config.json").exists() else (run / "adapter_config.json").write_text(
-            json.dumps({"base_model_name_or_path": base})
-        )
+        adapter(run, base) if not (run / "adapter_config.json").exists() else (
+            run / "adapter_config.json"
+        ).write_text(json.dumps({"base_model_name_or_path": base}))
         with pytest.raises(InputError, match=r"publish\.base_model"):
             plan(run)
     made = json.loads(content(plan(run, base_model="openai-community/gpt2"), "adapter_config.json"))
@@ -233,7 +288,9 @@ def test_the_finishing_command_is_one_to_paste() -> None:
     )
 
 
-def test_a_recipe_publishes_nothing_unless_a_repository_is_named(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_recipe_publishes_nothing_unless_a_repository_is_named(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     config = RunConfig(output=str(run))
     assert publish(load_record(run), config) is None and capsys.readouterr().out == ""
     assert publish(load_record(run), replace(config, publish=PublishConfig(repo="a/b", dry_run=True))) is None

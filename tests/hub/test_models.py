@@ -24,7 +24,9 @@ def beside(finished: Path, folder: Path) -> Path:
     return folder
 
 
-def test_an_adapter_is_loaded_back_over_its_base(hub: Hub, client: Any, finished: Path, tmp_path: Path) -> None:
+def test_an_adapter_is_loaded_back_over_its_base(
+    hub: Hub, client: Any, finished: Path, tmp_path: Path
+) -> None:
     pytest.importorskip("peft")
     assert client("push", finished, "--repo", BASE).code == 0
     made = client(
@@ -43,15 +45,21 @@ print(model.eval()(torch.arange(10)[None]).logits.double().sum().item())
     files = hub.repos[REPO].files
     assert "adapter_model.safetensors" in files and "model.safetensors" not in files
     assert json.loads(files["adapter_config.json"])["base_model_name_or_path"] == BASE
-    assert f"base_model: {BASE}" in files["README.md"].decode() and b"More Information Needed" not in files["README.md"]
+    assert (
+        f"base_model: {BASE}" in files["README.md"].decode()
+        and b"More Information Needed" not in files["README.md"]
+    )
     used = client(
-        code=code_of(files["README.md"]) + "\nprint(model(torch.arange(10)[None]).logits.double().sum().item())"
+        code=code_of(files["README.md"])
+        + "\nprint(model(torch.arange(10)[None]).logits.double().sum().item())"
     )
     assert used.code == 0, used.err
     assert float(used.out.splitlines()[-1]) == pytest.approx(float(made.out.splitlines()[-1]), rel=1e-5)
 
 
-def test_an_8_bit_model_is_loaded_back_in_8_bits(hub: Hub, client: Any, finished: Path, tmp_path: Path) -> None:
+def test_an_8_bit_model_is_loaded_back_in_8_bits(
+    hub: Hub, client: Any, finished: Path, tmp_path: Path
+) -> None:
     pytest.importorskip("bitsandbytes")
     made = client(
         code=f"""
@@ -78,16 +86,37 @@ def test_a_recipe_publishes_as_its_last_act_and_a_failure_there_loses_nothing(
     hub: Hub, client: Any, tmp_path: Path
 ) -> None:
     texts, output = tmp_path / "texts.txt", tmp_path / "out"
-    texts.write_text("\n\n".join(f"The river number {n} is wide and slow." for n in range(60)), encoding="utf-8")
-    words = [
-        "--data.path", str(texts), "--model.vocab_size", "300", "--model.config.n_layer", "1", "--model.config.n_embd", "16", "--model.config.n_head", "2",
-        "--train.max_steps", "2", "--train.precision", "fp32", "--eval.resamples", "0", "--output", str(output), "--publish.repo", REPO,
-        "--publish.language", "en",
-    ]  # fmt: skip
-    wrong = client(code=recipe("gpt2_clm", words), token=None)
-    assert "exit code 2" in wrong.out and "hf auth login" in wrong.err and not list(output.glob("*.safetensors")), (
-        "before the slow part"
+    texts.write_text(
+        "\n\n".join(f"The river number {n} is wide and slow." for n in range(60)), encoding="utf-8"
     )
+    words = [
+        "--data.path",
+        str(texts),
+        "--model.vocab_size",
+        "300",
+        "--model.config.n_layer",
+        "1",
+        "--model.config.n_embd",
+        "16",
+        "--model.config.n_head",
+        "2",
+        "--train.max_steps",
+        "2",
+        "--train.precision",
+        "fp32",
+        "--eval.resamples",
+        "0",
+        "--output",
+        str(output),
+        "--publish.repo",
+        REPO,
+        "--publish.language",
+        "en",
+    ]
+    wrong = client(code=recipe("gpt2_clm", words), token=None)
+    assert (
+        "exit code 2" in wrong.out and "hf auth login" in wrong.err and not list(output.glob("*.safetensors"))
+    ), "before the slow part"
     hub.fail("commit", 500)
     failed = client(code=recipe("gpt2_clm", [*words, "--overwrite"]))
     assert "exit code 1" in failed.out and "Traceback" not in failed.err, failed.err

@@ -13,14 +13,20 @@ from hub_server import TOKEN, Hub
 
 @pytest.mark.launch
 @pytest.mark.parametrize("fails", [False, True])
-def test_one_process_sends_and_both_hear_how_it_ended(hub: Hub, finished: Path, tmp_path: Path, fails: bool) -> None:
+def test_one_process_sends_and_both_hear_how_it_ended(
+    hub: Hub, finished: Path, tmp_path: Path, fails: bool
+) -> None:
     if fails:
         hub.fail("commit", 503)
     environment = {k: v for k, v in os.environ.items() if not k.startswith("HF_")}
     environment |= {
-        "HF_ENDPOINT": hub.url, "HF_TOKEN": TOKEN, "HF_HOME": str(tmp_path), "HF_HUB_DISABLE_XET": "1", "ACCELERATE_USE_CPU": "true",
+        "HF_ENDPOINT": hub.url,
+        "HF_TOKEN": TOKEN,
+        "HF_HOME": str(tmp_path),
+        "HF_HUB_DISABLE_XET": "1",
+        "ACCELERATE_USE_CPU": "true",
         "PYTHONPATH": os.pathsep.join(sys.path),
-    }  # fmt: skip
+    }
     command = [
         "-m",
         "accelerate.commands.launch",
@@ -45,8 +51,14 @@ def test_one_process_sends_and_both_hear_how_it_ended(hub: Hub, finished: Path, 
         text=True,
         timeout=100,
     )
-    said = [(tmp_path / f"said_{rank}.txt").read_text() for rank in (0, 1)] if done.returncode == 0 else done.stderr
+    said = (
+        [(tmp_path / f"said_{rank}.txt").read_text() for rank in (0, 1)]
+        if done.returncode == 0
+        else done.stderr
+    )
     assert said == (
-        ["failed: the push to somebody/rivers did not finish"[:40]] * 2 if fails else [f"{hub.url}/somebody/rivers"] * 2
+        ["failed: the push to somebody/rivers did not finish"[:40]] * 2
+        if fails
+        else [f"{hub.url}/somebody/rivers"] * 2
     )
     assert hub.count("POST /api/models/.*/commit") == 1 and TOKEN not in done.stdout + done.stderr

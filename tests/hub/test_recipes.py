@@ -1,7 +1,8 @@
-"""Every recipe against the Hub on loopback: data and base model come from it, the run goes to it, and what is there works.
+"""Every recipe against the Hub on loopback: data and base model come from it, the run goes to it, and what is
+there works.
 
-Full weights, LoRA, and LoRA over an 8-bit base, for each task; and numbers, several labels and prompted decoders. The recipes are found
-by walking the folder.
+Full weights, LoRA, and LoRA over an 8-bit base, for each task; and numbers, several labels and prompted
+decoders. The recipes are found by walking the folder.
 """
 
 from __future__ import annotations
@@ -27,7 +28,14 @@ KINDS = {
     "full": [],
     "lora": ["--model.adapter.method", "lora", "--model.adapter.rank", "2"],
     "8bit": ["--model.adapter.method", "lora", "--model.adapter.rank", "2", "--model.quantization.bits", "8"],
-    "loftq": ["--model.adapter.method", "lora", "--model.adapter.initialization", "loftq", "--model.quantization.bits", "4"],
+    "loftq": [
+        "--model.adapter.method",
+        "lora",
+        "--model.adapter.initialization",
+        "loftq",
+        "--model.quantization.bits",
+        "4",
+    ],
 }
 OF_ONE_RECIPE = {
     "regression": ("bert_classification", []),
@@ -35,19 +43,47 @@ OF_ONE_RECIPE = {
     "prompted": ("t5_summarization", ["--max_target_length", "12", "--prompt_template", "{source} ="]),
 }
 """Kind of run to its recipe and what it needs, beside a base with the right data."""
-QUICK = {("gpt2_clm", "8bit"), ("bert_classification", "loftq"), ("bert_classification", "lora"), ("t5_summarization", "prompted")}
+QUICK = {
+    ("gpt2_clm", "8bit"),
+    ("bert_classification", "loftq"),
+    ("bert_classification", "lora"),
+    ("t5_summarization", "prompted"),
+}
 """With the full runs of all recipes: every recipe and every way of training. The others are slow."""
 SHAPES = {
     "gpt2_clm": {"n_layer": 1, "n_embd": 32, "n_head": 2, "n_positions": 64},
-    "bert_classification": {"num_hidden_layers": 1, "hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 32},
-    "t5_summarization": {"num_layers": 1, "num_decoder_layers": 1, "num_heads": 2, "d_model": 32, "d_kv": 16, "d_ff": 32},
-    "marian_translation": {"encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2, "decoder_attention_heads": 2, "d_model": 32, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32, "max_position_embeddings": 64},
-}  # fmt: skip
+    "bert_classification": {
+        "num_hidden_layers": 1,
+        "hidden_size": 32,
+        "num_attention_heads": 2,
+        "intermediate_size": 32,
+    },
+    "t5_summarization": {
+        "num_layers": 1,
+        "num_decoder_layers": 1,
+        "num_heads": 2,
+        "d_model": 32,
+        "d_kv": 16,
+        "d_ff": 32,
+    },
+    "marian_translation": {
+        "encoder_layers": 1,
+        "decoder_layers": 1,
+        "encoder_attention_heads": 2,
+        "decoder_attention_heads": 2,
+        "d_model": 32,
+        "encoder_ffn_dim": 32,
+        "decoder_ffn_dim": 32,
+        "max_position_embeddings": 64,
+    },
+}
 """Weights in multiples of 32 per row, which 8-bit kernels want."""
 PIPELINES = {
-    "gpt2_clm": "text-generation", "bert_classification": "text-classification", "t5_summarization": "summarization",
+    "gpt2_clm": "text-generation",
+    "bert_classification": "text-classification",
+    "t5_summarization": "summarization",
     "marian_translation": "translation",
-}  # fmt: skip
+}
 WORDS = {"cat": "Katze", "dog": "Hund", "house": "Haus", "tree": "Baum", "river": "Fluss", "small": "klein"}
 
 
@@ -65,9 +101,15 @@ def rows_for(kind: str, count: int, seed: int) -> list[dict[str, Any]]:
                     "document": f"{text}. A {words[0]} and a {words[1]}.",
                     "summary": f"A {words[0]}.",
                 },
-                "marian_translation": {"en": text, "de": " ".join(WORDS.get(word, word) for word in text.split())},
+                "marian_translation": {
+                    "en": text,
+                    "de": " ".join(WORDS.get(word, word) for word in text.split()),
+                },
                 "regression": {"text": text, "text_pair": words[1], "label": round(rng.uniform(0, 5), 2)},
-                "several_labels": {"text": text, "label": [name for name in ("river", "house") if name in words]},
+                "several_labels": {
+                    "text": text,
+                    "label": [name for name in ("river", "house") if name in words],
+                },
             }[kind]
         )
     return rows
@@ -82,7 +124,9 @@ def sums(recipe: str, name: str, tokenizer: str | None = None) -> str:
     head = (
         "CausalLM"
         if "prompted" in name
-        else {"gpt2_clm": "CausalLM", "bert_classification": "SequenceClassification"}.get(recipe, "Seq2SeqLM")
+        else {"gpt2_clm": "CausalLM", "bert_classification": "SequenceClassification"}.get(
+            recipe, "Seq2SeqLM"
+        )
     )
     more = ", num_labels=2" if recipe == "bert_classification" else ""
     return f"""
@@ -106,8 +150,11 @@ with torch.inference_mode():
 
 
 @pytest.fixture(scope="module")
-def base(server: Hub, client: Callable[..., SimpleNamespace], tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """A function that runs a recipe in one of the ways of KINDS, publishes it and returns its folder; each once."""
+def base(
+    server: Hub, client: Callable[..., SimpleNamespace], tmp_path_factory: pytest.TempPathFactory
+) -> Any:
+    """A function that runs a recipe in one of the ways of KINDS, publishes it and returns its folder; each
+    once."""
     made: dict[tuple[str, str], Path] = {}
     for kept in (server.repos, server.blobs, server.calls, server.faults):
         kept.clear()
@@ -122,7 +169,9 @@ def base(server: Hub, client: Callable[..., SimpleNamespace], tmp_path_factory: 
         }
         server.repos.setdefault(f"datasets/{USER}/{rows}", Repo(private=True, files=files))
         output = tmp_path_factory.mktemp(recipe) / kind
-        shape = [word for name, value in SHAPES[recipe].items() for word in (f"--model.config.{name}", str(value))]
+        shape = [
+            word for name, value in SHAPES[recipe].items() for word in (f"--model.config.{name}", str(value))
+        ]
         if kind == "full":
             model = ["--model.vocab_size", "300", *shape]
         else:
@@ -130,13 +179,32 @@ def base(server: Hub, client: Callable[..., SimpleNamespace], tmp_path_factory: 
             model = ["--model.name", f"{USER}/{base_of(recipe, kind)}-full"]
         more = KINDS[kind] if kind in KINDS else OF_ONE_RECIPE[kind][1]
         words = [
-            "--data.path", f"{USER}/{rows}", *model, *more, "--train.max_steps", "3", "--train.precision", "fp32", "--eval.resamples", "20",
-            "--train.max_length", "48", "--generation.max_new_tokens", "8", "--output", str(output), "--publish.repo", f"{USER}/{recipe}-{kind}",
-            "--publish.license", "mit",
-        ]  # fmt: skip
+            "--data.path",
+            f"{USER}/{rows}",
+            *model,
+            *more,
+            "--train.max_steps",
+            "3",
+            "--train.precision",
+            "fp32",
+            "--eval.resamples",
+            "20",
+            "--train.max_length",
+            "48",
+            "--generation.max_new_tokens",
+            "8",
+            "--output",
+            str(output),
+            "--publish.repo",
+            f"{USER}/{recipe}-{kind}",
+            "--publish.license",
+            "mit",
+        ]
         done = client(code=run(recipe, words))
         told = done.out + done.err
-        assert "exit code 0" in done.out and f"Published: {server.url}/{USER}/{recipe}-{kind}" in done.out, told
+        assert "exit code 0" in done.out and f"Published: {server.url}/{USER}/{recipe}-{kind}" in done.out, (
+            told
+        )
         made[recipe, kind] = output
         return output
 
@@ -161,7 +229,9 @@ RUNS = [(recipe, kind) for recipe in RECIPES for kind in KINDS] + [
     (recipe, kind) for kind, (recipe, _) in OF_ONE_RECIPE.items()
 ]
 ALL = [
-    pytest.param(*each, id="-".join(each), marks=[] if each[1] == "full" or each in QUICK else pytest.mark.slow)
+    pytest.param(
+        *each, id="-".join(each), marks=[] if each[1] == "full" or each in QUICK else pytest.mark.slow
+    )
     for each in RUNS
 ]
 
@@ -186,11 +256,18 @@ def test_what_was_pushed_is_what_was_trained_and_the_card_says_it(
     assert used.code == 0 and used.out, used.err  # three steps teach nobody to say something
     if kind == "loftq" and "Seq2Seq" not in card:  # which belongs to its rounded base alone
         logits = "\nprint(model(torch.arange(10)[None]).logits.double().tolist())"
-        auto = {"bert_classification": "AutoModelForSequenceClassification"}.get(recipe, "AutoModelForCausalLM")
-        ours = f"import torch\nfrom hftk.models.load import load_trained\nmodel = load_trained({str(folder)!r}, auto_model={auto!r})[0]"
+        auto = {"bert_classification": "AutoModelForSequenceClassification"}.get(
+            recipe, "AutoModelForCausalLM"
+        )
+        ours = (
+            f"import torch\nfrom hftk.models.load import load_trained\nmodel = load_trained({str(folder)!r},"
+            f" auto_model={auto!r})[0]"
+        )
         said, same = (client(code=code + logits) for code in (code_of(files["README.md"]), ours))
         numbers = [np.array(json.loads(each.out.splitlines()[-1])) for each in (said, same)]
-        assert abs(numbers[0] - numbers[1]).max() <= 0.02 * abs(numbers[1]).max()  # the embeddings are in bfloat16 here
+        assert (
+            abs(numbers[0] - numbers[1]).max() <= 0.02 * abs(numbers[1]).max()
+        )  # the embeddings are in bfloat16 here
 
     assert card_errors(card) == [] and server.count("POST /api/validate-yaml")
     facts = yaml.safe_load(card.split("---\n")[1])

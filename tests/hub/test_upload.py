@@ -1,4 +1,5 @@
-"""Pushing through the real client to a Hub on loopback: what arrives, what is refused, and what becomes of a push that fails."""
+"""Pushing through the real client to a Hub on loopback: what arrives, what is refused, and what becomes of a
+push that fails."""
 
 from __future__ import annotations
 
@@ -14,9 +15,16 @@ from huggingface_hub import ModelCard
 
 REPO = f"{USER}/rivers"
 SENT = {
-    "README.md", "config.json", "config.yaml", "generation_config.json", "model.safetensors.index.json", "record.json", "report.html",
-    "tokenizer.json", "tokenizer_config.json",
-}  # fmt: skip
+    "README.md",
+    "config.json",
+    "config.yaml",
+    "generation_config.json",
+    "model.safetensors.index.json",
+    "record.json",
+    "report.html",
+    "tokenizer.json",
+    "tokenizer_config.json",
+}
 
 
 def weights(files: Any) -> set[str]:
@@ -35,7 +43,9 @@ def same_weights(hub: Hub, folder: Path) -> bool:
     return all(files.get(path.name) == path.read_bytes() for path in folder.glob("*.safetensors"))
 
 
-def test_a_pushed_model_is_loaded_back_and_the_card_s_own_code_runs(hub: Hub, client: Any, finished: Path) -> None:
+def test_a_pushed_model_is_loaded_back_and_the_card_s_own_code_runs(
+    hub: Hub, client: Any, finished: Path
+) -> None:
     result = client("push", finished, "--repo", REPO)
     assert (result.code, result.out) == (0, f"{hub.url}/{REPO}\n"), result.err
     repo = hub.repos[REPO]
@@ -62,7 +72,10 @@ assert torch.equal(there(ids).logits, here(ids).logits)
     shown = client(code=example[1])
     assert shown.code == 0 and shown.out.strip(), shown.err
     loaded = client(
-        code=f"from huggingface_hub import ModelCard; print(ModelCard.load({REPO!r}).data.eval_results[0].metric_name)"
+        code=(
+            "from huggingface_hub import ModelCard;"
+            f" print(ModelCard.load({REPO!r}).data.eval_results[0].metric_name)"
+        )
     )
     assert loaded.out.strip() == ModelCard(card).data.eval_results[0].metric_name
 
@@ -73,7 +86,9 @@ def test_a_private_model_is_not_read_without_the_token(hub: Hub, client: Any, fi
     assert client(code=code, token=None).code == 1 and client(code=code).code == 0
 
 
-def test_a_second_push_of_the_same_sends_nothing_and_makes_no_commit(hub: Hub, client: Any, finished: Path) -> None:
+def test_a_second_push_of_the_same_sends_nothing_and_makes_no_commit(
+    hub: Hub, client: Any, finished: Path
+) -> None:
     assert client("push", finished, "--repo", REPO).code == 0
     puts, commits = hub.count("PUT /blobs"), len(hub.repos[REPO].commits)
     assert client("push", finished, "--repo", REPO).code == 0
@@ -88,14 +103,19 @@ def test_public_only_when_asked_and_an_open_repository_is_not_filled_by_accident
     hub.repos[REPO] = Repo(private=False)
     result = client("push", finished, "--repo", REPO)
     assert (
-        result.code == 2 and "is public" in result.err and "--private false" in result.err and not hub.repos[REPO].files
+        result.code == 2
+        and "is public" in result.err
+        and "--private false" in result.err
+        and not hub.repos[REPO].files
     )
     hub.repos[REPO] = Repo(private=True)
     result = client("push", finished, "--repo", REPO, "--private=false")
     assert result.code == 0 and "stays private" in result.err and hub.repos[REPO].private
 
 
-def test_a_dry_run_shows_every_byte_and_asks_nothing_of_the_network(hub: Hub, client: Any, finished: Path) -> None:
+def test_a_dry_run_shows_every_byte_and_asks_nothing_of_the_network(
+    hub: Hub, client: Any, finished: Path
+) -> None:
     dry = client("push", finished, "--repo", REPO, "--dry_run", token=None)
     assert dry.code == 0 and not hub.calls and not list(finished.glob("README*"))
     assert client("push", finished, "--repo", REPO).code == 0
@@ -104,7 +124,10 @@ def test_a_dry_run_shows_every_byte_and_asks_nothing_of_the_network(hub: Hub, cl
         name: int(size.replace(",", ""))
         for name, size in re.findall(r"^  (\S+) +([\d,]+) bytes$", dry.err, re.MULTILINE)
     }
-    assert listed == {name: len(content) for name, content in files.items()} and dry.out == files["README.md"].decode()
+    assert (
+        listed == {name: len(content) for name, content in files.items()}
+        and dry.out == files["README.md"].decode()
+    )
     assert re.search(r"^not sent: .*checkpoints/.*predictions\.jsonl.*status\.json", dry.err, re.MULTILINE)
 
 
@@ -123,12 +146,23 @@ def test_a_wrong_token_tells_how_to_log_in_and_is_not_shown(hub: Hub, client: An
 
 def test_a_name_of_somebody_else_is_refused_in_words(hub: Hub, client: Any, finished: Path) -> None:
     result = client("push", finished, "--repo", "google/rivers")
-    assert result.code == 2 and "may not write to google/rivers" in result.err and "Traceback" not in result.err
+    assert (
+        result.code == 2 and "may not write to google/rivers" in result.err and "Traceback" not in result.err
+    )
 
 
 @pytest.mark.parametrize(
     "call",
-    ["POST /api/repos/create", "preupload", "batch", "PUT", "verify", "commit", "validate-yaml", "GET /api/models"],
+    [
+        "POST /api/repos/create",
+        "preupload",
+        "batch",
+        "PUT",
+        "verify",
+        "commit",
+        "validate-yaml",
+        "GET /api/models",
+    ],
 )
 @pytest.mark.parametrize("status", [429, 500, 0])
 def test_a_failure_that_passes_is_met_with_another_attempt(
@@ -166,7 +200,12 @@ def test_a_failure_that_stays_keeps_everything_and_the_printed_command_finishes_
     before = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
     hub.fail(call, status)
     result = client("push", finished, "--repo", REPO, "--license", "mit")
-    assert result.code == 1 and says in result.err and "nothing is lost" in result.err and "Traceback" not in result.err
+    assert (
+        result.code == 1
+        and says in result.err
+        and "nothing is lost" in result.err
+        and "Traceback" not in result.err
+    )
     assert not hub.repos.get(REPO, Repo(private=True)).files, "a repository never holds half a push"
     assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
     hub.faults.clear()
@@ -207,7 +246,8 @@ def test_metadata_that_the_hub_refuses_is_said_before_the_weights_are_sent(
 
 def test_weights_of_an_earlier_push_do_not_stay_beside_the_new_ones(hub: Hub, client: Any, run: Path) -> None:
     hub.repos[REPO] = Repo(
-        private=True, files={"adapter_config.json": b"{}", "model-00001-of-00009.safetensors": b"", "notes.md": b"mine"}
+        private=True,
+        files={"adapter_config.json": b"{}", "model-00001-of-00009.safetensors": b"", "notes.md": b"mine"},
     )
     result = client("push", run, "--repo", REPO)
     assert result.code == 0 and "model-00001-of-00009.safetensors" in result.err
@@ -225,7 +265,9 @@ def test_a_repository_without_an_owner_is_the_user_s_own(hub: Hub, client: Any, 
     assert REPO in hub.repos[REPO].files["README.md"].decode(), "the code in the card names it whole"
 
 
-def test_nothing_that_was_sent_holds_a_token_or_a_path_of_this_machine(hub: Hub, client: Any, run: Path) -> None:
+def test_nothing_that_was_sent_holds_a_token_or_a_path_of_this_machine(
+    hub: Hub, client: Any, run: Path
+) -> None:
     assert client("push", run, "--repo", REPO).code == 0
     everything = b"\n".join(hub.repos[REPO].files.values())
     for secret in (TOKEN, str(run), str(run.parent), str(Path.home()) + "/", str(Path.cwd())):

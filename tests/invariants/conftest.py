@@ -13,7 +13,8 @@ def always_tiny_runs(tiny_runs):
 
 @pytest.fixture(scope="session")
 def two_processes(tmp_path_factory):
-    """What ``in_two_processes.py`` found: one launch serves all tests of this folder that compare with two processes."""
+    """What ``in_two_processes.py`` found: one launch serves all tests of this folder that compare with two
+    processes."""
     import small_runs
     import torch
 

@@ -1,5 +1,5 @@
-"""``in_strategies.py FOLDER ddp NAME;NAME fsdp2 NAME``, started by ``accelerate launch``: does the named runs of ``strategy_runs`` under
-each strategy, and leaves what they showed in ``FOLDER/<strategy>.pt``.
+"""``in_strategies.py FOLDER ddp NAME;NAME fsdp2 NAME``, started by ``accelerate launch``: does the named runs
+of ``strategy_runs`` under each strategy, and leaves what they showed in ``FOLDER/<strategy>.pt``.
 
 FSDP2 on a CPU is for tests alone: accelerate would run plain DDP there without a word, and hftk refuses it.
 """
@@ -31,10 +31,13 @@ def fsdp2(state_dict: str = "SHARDED_STATE_DICT") -> Iterator[None]:
     from accelerate.state import AcceleratorState
 
     wanted = {
-        "ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_CPU_RAM_EFFICIENT_LOADING": "false",
-        "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP", "FSDP_RESHARD_AFTER_FORWARD": "true",
+        "ACCELERATE_USE_FSDP": "true",
+        "FSDP_VERSION": "2",
+        "FSDP_CPU_RAM_EFFICIENT_LOADING": "false",
+        "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+        "FSDP_RESHARD_AFTER_FORWARD": "true",
         "FSDP_STATE_DICT_TYPE": state_dict,
-    }  # fmt: skip
+    }
     with mock.patch.dict(os.environ, wanted), mock.patch.object(launcher, "downgrades", lambda **found: []):
         launched.cache_clear()
         AcceleratorState._reset_state(reset_partial_state=True)

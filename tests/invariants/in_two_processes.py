@@ -1,4 +1,5 @@
-"""Started by ``accelerate launch`` with two processes: does what the tests look at, and leaves it in ``FOLDER/found.pt``."""
+"""Started by ``accelerate launch`` with two processes: does what the tests look at, and leaves it in
+``FOLDER/found.pt``."""
 
 from __future__ import annotations
 
@@ -45,7 +46,9 @@ def main(folder: Path) -> dict[str, Any]:
     found["classifiers"] = classifiers(folder)
     found["diverged"] = gathered(diverge_on_one(folder / "diverged"))
     found["skipped"] = skip_on_one(folder / "skipped")
-    found["full disk"] = {stage: full_disk(folder / f"full disk, {stage}", stage) for stage in ("sealing", "writing")}
+    found["full disk"] = {
+        stage: full_disk(folder / f"full disk, {stage}", stage) for stage in ("sealing", "writing")
+    }
     return found
 
 
@@ -66,11 +69,17 @@ def classifiers(folder: Path) -> dict[str, Any]:
         found["runs"][case] = run
         found["apart"][case] = small_runs.difference(*gathered(run.weights))
     for kind in small_classifiers.KINDS:
-        for count, size in ((31, 3), (31, 8), (1, 8)):  # of one row, the second process has nothing but a copy
+        for count, size in (
+            (31, 3),
+            (31, 8),
+            (1, 8),
+        ):  # of one row, the second process has nothing but a copy
             rows = small_classifiers.rows_of(kind, count, seed=1)
             judged = small_classifiers.judge("bert", kind, rows, size)
             found["judged"][kind, count, size] = gathered(small_classifiers.seen(judged))
-    found["whole"] = gathered(small_classifiers.whole_run(folder / "whole classifier", per_device_batch_size=4))
+    found["whole"] = gathered(
+        small_classifiers.whole_run(folder / "whole classifier", per_device_batch_size=4)
+    )
     return found
 
 
@@ -105,7 +114,9 @@ def diverge_on_one(folder: Path) -> str:
     class Diverging(ExactTrainer):
         def _loss(self, model: Any, batch: Any, totals: Any) -> torch.Tensor:
             loss = super()._loss(model, batch, totals)
-            return loss * (float("nan") if self.state.global_step == 3 and self.args.process_index == 1 else 1.0)
+            return loss * (
+                float("nan") if self.state.global_step == 3 and self.args.process_index == 1 else 1.0
+            )
 
     config = small_runs.make_config(folder, train={"log_steps": 5})
     try:
@@ -121,22 +132,30 @@ def skip_on_one(folder: Path) -> dict[str, Any]:
     class Poisoned(ExactTrainer):
         def _loss(self, model: Any, batch: Any, totals: Any) -> torch.Tensor:
             loss = super()._loss(model, batch, totals)
-            return loss * (float("nan") if self.state.global_step == 3 and self.args.process_index == 1 else 1.0)
+            return loss * (
+                float("nan") if self.state.global_step == 3 and self.args.process_index == 1 else 1.0
+            )
 
     config = small_runs.make_config(folder, train={"on_non_finite": "skip"})
     run = small_runs.fit(config, small_runs.splits_of(small_runs.CASES["gpt2, padded"][1]), Poisoned)
     return {
-        "skipped": gathered(run.trained.data_facts["skipped_steps"]), "apart": small_runs.difference(*gathered(run.weights)),
+        "skipped": gathered(run.trained.data_facts["skipped_steps"]),
+        "apart": small_runs.difference(*gathered(run.weights)),
         "logged": [point["step"] for point in run.history],
-    }  # fmt: skip
+    }
 
 
 def full_disk(folder: Path, stage: str) -> dict[str, Any]:
-    """The main process cannot write the checkpoint of step 2; the run goes on from where it was saved instead."""
+    """The main process cannot write the checkpoint of step 2; the run goes on from where it was saved
+    instead."""
 
     class Refused(ExactTrainer):
         def write_files(self) -> None:
-            if stage == "writing" and self.args.process_index == 0 and self.saver.staging.is_relative_to(folder):
+            if (
+                stage == "writing"
+                and self.args.process_index == 0
+                and self.saver.staging.is_relative_to(folder)
+            ):
                 raise OSError(28, "No space left on device")
             super().write_files()
 
@@ -159,9 +178,12 @@ def full_disk(folder: Path, stage: str) -> dict[str, Any]:
     run = small_runs.fit(override(config, {"resume": str(rescued)}), splits)
     straight = small_runs.fit(override(config, {"output": f"{folder} straight"}), splits)
     found = {
-        "messages": gathered(message), "left": [c.name for c in checkpoints.checkpoints(folder)], "step": checkpoints.step_of(rescued),
-        "files": sorted(path.name for path in rescued.iterdir()), "same": small_runs.same_bits(run.weights, straight.weights),
-    }  # fmt: skip
+        "messages": gathered(message),
+        "left": [c.name for c in checkpoints.checkpoints(folder)],
+        "step": checkpoints.step_of(rescued),
+        "files": sorted(path.name for path in rescued.iterdir()),
+        "same": small_runs.same_bits(run.weights, straight.weights),
+    }
     torch.distributed.barrier()
     if launched().is_main:
         shutil.rmtree(rescued.parent)

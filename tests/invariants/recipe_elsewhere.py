@@ -1,4 +1,5 @@
-"""Started by ``accelerate launch``: the recipe as it is, but the second process stands in another folder (argument 1)."""
+"""Started by ``accelerate launch``: the recipe as it is, but the second process stands in another folder
+(argument 1)."""
 
 import os
 import runpy

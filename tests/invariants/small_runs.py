@@ -1,4 +1,5 @@
-"""Small runs that the tests of this folder compare: texts, models of some thousand weights, and a ``fit`` that is watched."""
+"""Small runs that the tests of this folder compare: texts, models of some thousand weights, and a ``fit``
+that is watched."""
 
 from __future__ import annotations
 
@@ -29,10 +30,14 @@ CONTEXT = 64
 SHAPES: dict[str, dict[str, Any]] = {
     "gpt2": {"n_layer": 2, "n_head": 2, "n_embd": 32, "n_positions": CONTEXT},
     "llama": {
-        "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2, "hidden_size": 32,
-        "intermediate_size": 64, "max_position_embeddings": CONTEXT,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "max_position_embeddings": CONTEXT,
     },
-}  # fmt: skip
+}
 
 
 def texts(lengths: list[int], seed: int = 0) -> list[str]:
@@ -48,10 +53,12 @@ def one_to_a_block(count: int, seed: int = 0) -> list[str]:
 
 
 def many_to_a_block(count: int, seed: int = 0) -> list[str]:
-    """Texts of which a block holds one to a handful, seldom quite full: there are too few short ones for that."""
+    """Texts of which a block holds one to a handful, seldom quite full: there are too few short ones for
+    that."""
     rng = random.Random(seed)
     return texts(
-        [rng.choice([rng.randint(3, 8), *(rng.randint(30, 50) for _ in range(2))]) for _ in range(count)], seed
+        [rng.choice([rng.randint(3, 8), *(rng.randint(30, 50) for _ in range(2))]) for _ in range(count)],
+        seed,
     )
 
 
@@ -60,20 +67,35 @@ def splits_of(train: list[str], validation: list[str] | None = None) -> Splits:
     return Splits(train=rows[0], validation=rows[1])
 
 
-def make_config(output: Any, *, architecture: str = "gpt2", dropout: float | None = None, **changes: Any) -> Any:
-    """fp32, character tokens, five steps of plain SGD; ``changes`` are ``train={...}``, ``eval={...}`` and the like."""
+def make_config(
+    output: Any, *, architecture: str = "gpt2", dropout: float | None = None, **changes: Any
+) -> Any:
+    """fp32, character tokens, five steps of plain SGD; ``changes`` are ``train={...}``, ``eval={...}`` and
+    the like."""
     config = hftk.CausalLMConfig(
         model=ModelConfig(
-            size="tiny", architecture=architecture, tokenizer="characters", config=SHAPES[architecture], dropout=dropout
+            size="tiny",
+            architecture=architecture,
+            tokenizer="characters",
+            config=SHAPES[architecture],
+            dropout=dropout,
         ),
-        # SGD: Adam makes whole steps out of gradients that are zero but for rounding, such as those of GPT-2's key biases.
+        # SGD: Adam makes whole steps out of gradients that are zero but for rounding, such as those of
+        # GPT-2's key biases.
         train=TrainConfig(
-            max_steps=5, per_device_batch_size=16, global_batch_size=16, learning_rate=0.1, optimizer="sgd",
-            max_grad_norm=0.0, precision="fp32", log_steps=1, save_steps=0,
+            max_steps=5,
+            per_device_batch_size=16,
+            global_batch_size=16,
+            learning_rate=0.1,
+            optimizer="sgd",
+            max_grad_norm=0.0,
+            precision="fp32",
+            log_steps=1,
+            save_steps=0,
         ),
         eval=EvalConfig(resamples=0),
         output=str(output),
-    )  # fmt: skip
+    )
     return override(config, changes)
 
 
@@ -97,7 +119,8 @@ def load(config: Any, splits: Splits) -> tuple[Any, Any, Any]:
 
 
 def fit(config: Any, splits: Splits, trainer: type[ExactTrainer] = ExactTrainer) -> Run:
-    """``hftk.fit`` from new weights (or the checkpoint that ``config.resume`` means), with its first gradient."""
+    """``hftk.fit`` from new weights (or the checkpoint that ``config.resume`` means), with its first
+    gradient."""
     run = Run()
 
     class Watch(TrainerCallback):
@@ -168,14 +191,29 @@ def timeless(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
 TWO_PROCESSES = ROOT / "recipes/accelerate/two_processes.yaml"
 
 
-def launch_two(script: str, *arguments: str, cwd: Path, settings: Path = TWO_PROCESSES, processes: int = 2) -> str:
+def launch_two(
+    script: str, *arguments: str, cwd: Path, settings: Path = TWO_PROCESSES, processes: int = 2
+) -> str:
     """Start a script of this folder in two processes, or so many, by a launch config; what it printed."""
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(settings), "--num_processes", str(processes)]
+    launch = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--config_file",
+        str(settings),
+        "--num_processes",
+        str(processes),
+    ]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     started = subprocess.Popen(
-        [*launch, str(Path(__file__).with_name(script)), *arguments], cwd=cwd, env=environment, start_new_session=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+        [*launch, str(Path(__file__).with_name(script)), *arguments],
+        cwd=cwd,
+        env=environment,
+        start_new_session=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     try:
         printed, errors = started.communicate(timeout=400)
     except subprocess.TimeoutExpired:
@@ -185,7 +223,7 @@ def launch_two(script: str, *arguments: str, cwd: Path, settings: Path = TWO_PRO
     return printed
 
 
-# One global batch in several ways ----------------------------------------------------------------------------------------
+# --- One global batch in several ways
 
 CASES: dict[str, tuple[str, list[str], dict[str, Any]]] = {
     "gpt2, padded": ("gpt2", one_to_a_block(80), {}),
@@ -204,7 +242,9 @@ CASES: dict[str, tuple[str, list[str], dict[str, Any]]] = {
 """Name to architecture, training texts and what differs in ``train``."""
 
 
-def run_case(name: str, per_device_batch_size: int, output: Any, trainer: type[ExactTrainer] = ExactTrainer) -> Run:
+def run_case(
+    name: str, per_device_batch_size: int, output: Any, trainer: type[ExactTrainer] = ExactTrainer
+) -> Run:
     architecture, documents, train = CASES[name]
     train = {**train, "per_device_batch_size": per_device_batch_size}
     config = make_config(output, architecture=architecture, train=train)

@@ -27,10 +27,19 @@ from hftk.training import fit
 STEPS = 20
 T5 = {"num_layers": 2, "num_decoder_layers": 2, "num_heads": 2, "d_model": 32, "d_kv": 16, "d_ff": 64}
 TRAIN: dict[str, Any] = {
-    "max_steps": STEPS, "per_device_batch_size": 4, "global_batch_size": 16, "learning_rate": 0.05, "optimizer": "sgd",
-    "max_grad_norm": 1.0, "precision": "fp32", "log_steps": 1, "save_steps": 0, "eval_steps": 10,
-}  # fmt: skip
-"""Two processes have two micro-batches each, one process four: accumulation, clipping and evaluation are in it."""
+    "max_steps": STEPS,
+    "per_device_batch_size": 4,
+    "global_batch_size": 16,
+    "learning_rate": 0.05,
+    "optimizer": "sgd",
+    "max_grad_norm": 1.0,
+    "precision": "fp32",
+    "log_steps": 1,
+    "save_steps": 0,
+    "eval_steps": 10,
+}
+"""Two processes have two micro-batches each, one process four: accumulation, clipping and evaluation are in
+it."""
 
 
 def pairs(count: int, seed: int = 0) -> Dataset:
@@ -44,19 +53,26 @@ def pairs(count: int, seed: int = 0) -> Dataset:
 
 def gpt2(output: Any) -> tuple[Any, Splits]:
     config = small_runs.make_config(output, dropout=0.0, generation={"max_new_tokens": 4})
-    return config, small_runs.splits_of(small_runs.many_to_a_block(200), small_runs.many_to_a_block(30, seed=1))
+    return config, small_runs.splits_of(
+        small_runs.many_to_a_block(200), small_runs.many_to_a_block(30, seed=1)
+    )
 
 
 def bert(output: Any) -> tuple[Any, Splits]:
-    rows = [small_classifiers.rows_of("single_label_classification", count, seed=count) for count in (100, 21)]
+    rows = [
+        small_classifiers.rows_of("single_label_classification", count, seed=count) for count in (100, 21)
+    ]
     return small_classifiers.make_config(output), Splits(train=rows[0], validation=rows[1])
 
 
 def t5(output: Any) -> tuple[Any, Splits]:
     config = hftk.SummarizationConfig(
         model=ModelConfig(size="tiny", architecture="t5", tokenizer="characters", config=T5, dropout=0.0),
-        train=TrainConfig(), eval=EvalConfig(resamples=0), generation=GenerationSettings(max_new_tokens=6), output=str(output),
-    )  # fmt: skip
+        train=TrainConfig(),
+        eval=EvalConfig(resamples=0),
+        generation=GenerationSettings(max_new_tokens=6),
+        output=str(output),
+    )
     return config, Splits(train=pairs(100), validation=pairs(9, seed=1))
 
 
@@ -73,7 +89,15 @@ MODELS = ("gpt2", "bert", "t5")
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "layers at rates of their own": (
         "bert",
-        {"train": {"max_steps": 5, "optimizer": "adamw", "learning_rate": 1e-3, "layer_decay": 0.8, "weight_decay": 0.1}},
+        {
+            "train": {
+                "max_steps": 5,
+                "optimizer": "adamw",
+                "learning_rate": 1e-3,
+                "layer_decay": 0.8,
+                "weight_decay": 0.1,
+            }
+        },
     ),
     "penalized, half of it frozen": (
         "gpt2",
@@ -84,27 +108,39 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "the best of three, its temperature fitted": (
         "bert",
-        {"train": {"max_steps": 6, "eval_steps": 2, "learning_rate": 1.5, "restore_best": True}, "temperature_scaling": True},
+        {
+            "train": {"max_steps": 6, "eval_steps": 2, "learning_rate": 1.5, "restore_best": True},
+            "temperature_scaling": True,
+        },
     ),
     "an adapter": (
         "t5",
-        {"train": {"max_steps": 5, "learning_rate": 0.5}, "model": {"adapter": {"method": "lora", "rank": 2}}},
+        {
+            "train": {"max_steps": 5, "learning_rate": 0.5},
+            "model": {"adapter": {"method": "lora", "rank": 2}},
+        },
     ),
     "a token budget, activations computed twice": (
         "gpt2",
         {
-            "train": {"max_steps": 5, "optimizer": "adam", "learning_rate": 1e-3, "max_tokens_per_batch": 150,
-                      "gradient_checkpointing": True},
+            "train": {
+                "max_steps": 5,
+                "optimizer": "adam",
+                "learning_rate": 1e-3,
+                "max_tokens_per_batch": 150,
+                "gradient_checkpointing": True,
+            }
         },
     ),
     "arithmetic in 16 bits": ("gpt2", {"train": {"max_steps": 5, "precision": "bf16"}}),
-}  # fmt: skip
+}
 """Name to case and what differs: what touches weights outside of a forward pass."""
 TOLERANCES = {"arithmetic in 16 bits": 2e-2}
 
 
 def run(name: str, output: Path, extra: dict[str, Any]) -> dict[str, Any]:
-    """What a case or a variant shows, from new weights; ``weights`` are those that were saved. All processes get the same."""
+    """What a case or a variant shows, from new weights; ``weights`` are those that were saved. All processes
+    get the same."""
     case, changes = VARIANTS.get(name, (name, {}))
     return run_config(*_prepared(case, output, extra, changes))
 
@@ -127,16 +163,23 @@ def run_config(config: Any, splits: Splits) -> dict[str, Any]:
     seen = hftk.evaluate(task, trained.model, tokenizer, splits.held_out, config.eval)
     assert seen is not None
     return {
-        "history": small_runs.timeless(trained.history), "facts": trained.model_facts, "choices": [line for line in trained.choices if str(config.output) not in line],
-        "scores": {score.name: score.value for score in seen.scores}, "samples": seen.samples,
+        "history": small_runs.timeless(trained.history),
+        "facts": trained.model_facts,
+        "choices": [line for line in trained.choices if str(config.output) not in line],
+        "scores": {score.name: score.value for score in seen.scores},
+        "samples": seen.samples,
         "written": [line.get("prediction") for line in seen.predictions],
         "weights": on_main(saved_weights, Path(config.output)),
-    }  # fmt: skip
+    }
 
 
 def saved_weights(folder: Path) -> dict[str, torch.Tensor]:
     """All tensors of the safetensors files right in a folder."""
-    return {name: tensor for path in sorted(folder.glob("*.safetensors")) for name, tensor in load_file(path).items()}
+    return {
+        name: tensor
+        for path in sorted(folder.glob("*.safetensors"))
+        for name, tensor in load_file(path).items()
+    }
 
 
 ADAM = {"train": {"max_steps": 6, "optimizer": "adamw", "learning_rate": 1e-3}}

@@ -1,4 +1,5 @@
-"""Invariants 1, 2, 3 and 8 for classification: BERT, DistilBERT, RoBERTa, ModernBERT and GPT-2, with labels of every kind."""
+"""Invariants 1, 2, 3 and 8 for classification: BERT, DistilBERT, RoBERTa, ModernBERT and GPT-2, with labels
+of every kind."""
 
 import functools
 import json
@@ -16,16 +17,22 @@ from hftk.tasks.labels import MULTI, REGRESSION, SINGLE
 from hftk.training.trainer import ExactTrainer
 
 CLOSE = 1e-5
-ARCHITECTURES, KINDS, CASES = small_classifiers.ARCHITECTURES, small_classifiers.KINDS, small_classifiers.CASES
+ARCHITECTURES, KINDS, CASES = (
+    small_classifiers.ARCHITECTURES,
+    small_classifiers.KINDS,
+    small_classifiers.CASES,
+)
 
 
-# One global batch, one gradient ---------------------------------------------------------------------------------------------
+# --- One global batch, one gradient
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """The run whose global batches of 16 rows are one forward pass each."""
-    return functools.cache(lambda case: small_classifiers.run_case(case, 16, tmp_path_factory.mktemp("whole")))
+    return functools.cache(
+        lambda case: small_classifiers.run_case(case, 16, tmp_path_factory.mktemp("whole"))
+    )
 
 
 def assert_same(whole, run):
@@ -52,7 +59,8 @@ def test_two_processes_do_not_change_gradient_weights_and_losses(whole, case, tw
 
 @pytest.mark.parametrize("case", ["balanced", "focal labels, balanced"])
 def test_the_mean_of_means_gives_another_gradient(whole, case, tmp_path):
-    """With weights, a mean over micro-batches is not a mean over the global batch: were it taken, the tests above would fail."""
+    """With weights, a mean over micro-batches is not a mean over the global batch: were it taken, the tests
+    above would fail."""
 
     class MeanOfMeans(ExactTrainer):
         def training_step(self, model, inputs, num_items_in_batch=None):
@@ -62,7 +70,11 @@ def test_the_mean_of_means_gives_another_gradient(whole, case, tmp_path):
         def _loss(self, model, batch, totals):
             labels = batch["labels"]
             (total, _), *_ = self.task.loss(model, batch).values()
-            return total / (batch["weights"].sum() if labels.ndim == 1 else labels.sum().clamp(min=1)) / self.micro_batches
+            return (
+                total
+                / (batch["weights"].sum() if labels.ndim == 1 else labels.sum().clamp(min=1))
+                / self.micro_batches
+            )
 
     run = small_classifiers.run_case(case, 1, tmp_path, trainer=MeanOfMeans)
     assert small_runs.difference(whole(case).gradient, run.gradient) > 1e-3
@@ -89,7 +101,9 @@ def test_the_first_loss_is_that_of_torch_with_the_class_weights_of_scikit_learn(
 
     logits, labels, every = first_batch("balanced")
     assert len(set(every)) == 4 and max(map(every.count, set(every))) > 2 * min(map(every.count, set(every)))
-    weights = torch.tensor(compute_class_weight("balanced", classes=np.arange(4), y=list(every)), dtype=torch.float32)
+    weights = torch.tensor(
+        compute_class_weight("balanced", classes=np.arange(4), y=list(every)), dtype=torch.float32
+    )
     expected = torch.nn.functional.cross_entropy(logits, torch.tensor(labels), weight=weights)
     assert whole("balanced").column("loss")[0] == pytest.approx(float(expected), rel=CLOSE)
 
@@ -113,7 +127,7 @@ def test_the_first_loss_is_that_of_torch_on_the_whole_batch(whole, architecture)
     assert whole(f"{architecture}, {REGRESSION}").column("loss")[0] == pytest.approx(expected, rel=CLOSE)
 
 
-# Judging ---------------------------------------------------------------------------------------------------------------------
+# --- Judging
 
 
 def assert_seen_alike(one, other):
@@ -122,7 +136,9 @@ def assert_seen_alike(one, other):
     for mine, line in zip(one["predictions"], other["predictions"], strict=True):
         assert (line["index"], line["reference"]) == (mine["index"], mine["reference"])
         number = isinstance(mine["prediction"], float)
-        assert line["prediction"] == (pytest.approx(mine["prediction"], rel=1e-4, abs=1e-5) if number else mine["prediction"])
+        assert line["prediction"] == (
+            pytest.approx(mine["prediction"], rel=1e-4, abs=1e-5) if number else mine["prediction"]
+        )
     assert other["facts"] == one["facts"]
 
 
@@ -134,7 +150,9 @@ def test_the_batch_size_changes_no_score_and_no_order(architecture, kind):
     assert_seen_alike(*map(small_classifiers.seen, (one, three)))
     assert_seen_alike(*map(small_classifiers.seen, (one, eight)))
     assert [line["index"] for line in one.predictions] == list(range(31))
-    said = {SINGLE: lambda v: "abcd"[v], MULTI: lambda v: ["abc"[i] for i in v], REGRESSION: lambda v: v}[kind]
+    said = {SINGLE: lambda v: "abcd"[v], MULTI: lambda v: ["abc"[i] for i in v], REGRESSION: lambda v: v}[
+        kind
+    ]
     assert [line["reference"] for line in one.predictions] == [said(value) for value in rows["label"]]
     assert one.outputs["logits"].std(0).min() > 0.005, "else the order shows nowhere"
 
@@ -160,11 +178,17 @@ def test_a_whole_run_on_two_processes_is_that_on_one(two_processes, tmp_path):
         assert small_runs.difference(one["weights"], two["weights"]) < CLOSE
         assert two["thresholds"] == pytest.approx(one["thresholds"], rel=1e-4)
         assert two["scores"] == pytest.approx(one["scores"], rel=1e-4, abs=1e-6)
-        assert [line["prediction"] for line in two["predictions"]] == [line["prediction"] for line in one["predictions"]]
-        assert [section["title"] for section in two["analysis"]] == [section["title"] for section in one["analysis"]]
+        assert [line["prediction"] for line in two["predictions"]] == [
+            line["prediction"] for line in one["predictions"]
+        ]
+        assert [section["title"] for section in two["analysis"]] == [
+            section["title"] for section in one["analysis"]
+        ]
         for mine, other in zip(one["history"], two["history"], strict=True):
             assert other["eval_f1_micro"] == pytest.approx(mine["eval_f1_micro"], rel=1e-5)
-    assert first["thresholds"] == second["thresholds"] and small_runs.same_bits(first["weights"], second["weights"])
+    assert first["thresholds"] == second["thresholds"] and small_runs.same_bits(
+        first["weights"], second["weights"]
+    )
     written = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text().splitlines()]
     assert written == one["predictions"]
 
@@ -173,8 +197,12 @@ def test_a_whole_run_on_two_processes_is_that_on_one(two_processes, tmp_path):
 def test_the_loss_on_the_way_is_the_loss_of_the_rows(kind, tmp_path):
     """It is plain: no weights, no focus, no smoothing, and a mean over rows whatever the batches are."""
     smooth = {} if kind == REGRESSION else {"class_weights": "balanced", "focal_gamma": 2.0}
-    config = small_classifiers.make_config(tmp_path, train={"eval_steps": 1}, eval={"batch_size": 7}, **smooth)
-    splits = Splits(train=small_classifiers.rows_of(kind, 48), validation=small_classifiers.rows_of(kind, 31, seed=1))
+    config = small_classifiers.make_config(
+        tmp_path, train={"eval_steps": 1}, eval={"batch_size": 7}, **smooth
+    )
+    splits = Splits(
+        train=small_classifiers.rows_of(kind, 48), validation=small_classifiers.rows_of(kind, 31, seed=1)
+    )
     run = small_runs.fit(config, splits)
     model, tokenizer = run.trained.model.eval(), run.trained.tokenizer
     losses = []
@@ -191,7 +219,7 @@ def test_the_loss_on_the_way_is_the_loss_of_the_rows(kind, tmp_path):
     assert run.history[-1]["eval_loss"] == pytest.approx(float(torch.stack(losses).mean()), rel=1e-5)
 
 
-# Counts ----------------------------------------------------------------------------------------------------------------------
+# --- Counts
 
 
 @pytest.mark.parametrize("truncation", ["head", "tail", "head+tail"])
@@ -224,7 +252,9 @@ def test_rows_that_are_dropped_are_counted(tmp_path):
     rows[3] = {"text": " ", "label": "a"}
     rows[4] = {"text": "a text without a label", "label": None}
     rows[6] = rows[8]
-    config = small_classifiers.make_config(tmp_path, data={"incomplete": "drop", "validation_fraction": 0.2, "test_fraction": 0.2})
+    config = small_classifiers.make_config(
+        tmp_path, data={"incomplete": "drop", "validation_fraction": 0.2, "test_fraction": 0.2}
+    )
     splits = hftk.load_splits(config.data, hftk.Classification(config), rows)
     facts = splits.facts
     cleaned = facts["cleaned"]["train"]

@@ -1,4 +1,5 @@
-"""Invariants 2 and 3: losses and perplexities are means over the tokens of the split, in data order, however they are computed."""
+"""Invariants 2 and 3: losses and perplexities are means over the tokens of the split, in data order, however
+they are computed."""
 
 import math
 import time
@@ -43,7 +44,9 @@ def test_outputs_are_in_data_order():
     task, model, tokenizer = small_runs.load(config, splits)
     features = task.encode(splits.validation, tokenizer, max_length=small_runs.CONTEXT, training=False)
     outputs = run_model(task, model, tokenizer, features, batch_size=8)
-    assert outputs["tokens"].tolist() == [int((labels != -100).sum()) for labels in features.columns["labels"]]
+    assert outputs["tokens"].tolist() == [
+        int((labels != -100).sum()) for labels in features.columns["labels"]
+    ]
     assert outputs["tokens"].sum() == sum(len(text) for text in HELD_OUT + LONG)
     collate = task.collator(tokenizer, model, training=False)
     for i in range(len(features)):
@@ -78,17 +81,26 @@ def test_training_mode_comes_back_after_an_error():
 
 def test_eval_loss_of_training_is_the_log_perplexity_of_evaluate(tmp_path):
     splits = small_runs.splits_of(TRAIN, HELD_OUT + LONG)
-    config = small_runs.make_config(tmp_path, train={"eval_steps": 2, "label_smoothing": 0.1, "precision": "bf16"})
+    config = small_runs.make_config(
+        tmp_path, train={"eval_steps": 2, "label_smoothing": 0.1, "precision": "bf16"}
+    )
     run = small_runs.fit(config, splits)
     judged = hftk.evaluate(
-        hftk.CausalLM(config), run.trained.model, run.trained.tokenizer, splits.held_out, config.eval, samples=False
+        hftk.CausalLM(config),
+        run.trained.model,
+        run.trained.tokenizer,
+        splits.held_out,
+        config.eval,
+        samples=False,
     )
     assert [point["step"] for point in run.history if "eval_loss" in point] == [2, 4, 5]
     assert run.history[-1]["eval_loss"] == pytest.approx(math.log(values(judged)["perplexity"]), rel=1e-6)
 
 
 def test_evaluation_on_the_way_does_not_change_training(tmp_path):
-    plain = small_runs.fit(small_runs.make_config(tmp_path / "plain", dropout=0.1), small_runs.splits_of(TRAIN))
+    plain = small_runs.fit(
+        small_runs.make_config(tmp_path / "plain", dropout=0.1), small_runs.splits_of(TRAIN)
+    )
     judged = small_runs.fit(
         small_runs.make_config(tmp_path / "judged", dropout=0.1, train={"eval_steps": 1}),
         small_runs.splits_of(TRAIN, HELD_OUT),
@@ -123,7 +135,9 @@ def test_a_model_in_evaluation_mode_is_trained_in_training_mode(tmp_path):
     task, model, tokenizer = small_runs.load(config, splits)
     seen, loss, outputs = [], task.loss, task.outputs
     task.loss = lambda model, batch: seen.append({m.training for m in model.modules()}) or loss(model, batch)
-    task.outputs = lambda model, batch: seen.append({m.training for m in model.modules()}) or outputs(model, batch)
+    task.outputs = lambda model, batch: (
+        seen.append({m.training for m in model.modules()}) or outputs(model, batch)
+    )
     hftk.training.fit.fit(task, model.eval(), tokenizer, splits, config)
     assert seen == [{True}, {False}] * 5
 
@@ -160,7 +174,9 @@ def test_the_same_weights_are_not_run_over_the_same_rows_twice_but_others_are():
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_judging_is_in_the_precision_of_the_weights_whatever_training_runs_in_and_says_so(precision, tmp_path):
+def test_judging_is_in_the_precision_of_the_weights_whatever_training_runs_in_and_says_so(
+    precision, tmp_path
+):
     splits = small_runs.splits_of(TRAIN, HELD_OUT)
     config = override(
         small_runs.make_config(tmp_path),
@@ -172,5 +188,7 @@ def test_judging_is_in_the_precision_of_the_weights_whatever_training_runs_in_an
     assert judged.facts["precision"] == "fp32"
     mean = task.eval_loss(judged.outputs)
     assert trained.history[-1]["eval_loss"] == pytest.approx(mean, rel=1e-6)
-    halved = hftk.evaluate(task, trained.model.bfloat16(), tokenizer, splits.held_out, config.eval, samples=False)
+    halved = hftk.evaluate(
+        task, trained.model.bfloat16(), tokenizer, splits.held_out, config.eval, samples=False
+    )
     assert halved.facts["precision"] == "bf16"

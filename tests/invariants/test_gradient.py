@@ -1,4 +1,5 @@
-"""Invariant 1: one global batch gives one gradient, however it is split into micro-batches, accumulation and processes."""
+"""Invariant 1: one global batch gives one gradient, however it is split into micro-batches, accumulation and
+processes."""
 
 import functools
 
@@ -49,9 +50,13 @@ def test_the_first_loss_is_the_mean_over_the_tokens_of_the_global_batch(whole):
     config = small_runs.make_config("unused", architecture=architecture)
     task, model, tokenizer = small_runs.load(config, small_runs.splits_of(documents))
     features = task.encode({"text": documents}, tokenizer, max_length=small_runs.CONTEXT, training=True)
-    plan = small_runs.training.EpochPlan(features, small_runs.training.BatchSize(rows=16), seed=0, epochs=None, max_steps=5)
+    plan = small_runs.training.EpochPlan(
+        features, small_runs.training.BatchSize(rows=16), seed=0, epochs=None, max_steps=5
+    )
     nats, tokens = 0.0, 0
-    for row in next(plan.steps()).indices:  # each piece by itself, so that nothing is padded and nothing is packed
+    for row in next(
+        plan.steps()
+    ).indices:  # each piece by itself, so that nothing is padded and nothing is packed
         feature, at = features[int(row)], 0
         for length in feature["pieces"]:
             ids = torch.tensor(feature["input_ids"][at : at + length]).long()[None]
@@ -64,7 +69,8 @@ def test_the_first_loss_is_the_mean_over_the_tokens_of_the_global_batch(whole):
 
 
 def test_the_mean_of_means_gives_another_gradient(whole, tmp_path):
-    """The formula of the stock trainer on the same batches: were the exact one not used, the tests above would fail."""
+    """The formula of the stock trainer on the same batches: were the exact one not used, the tests above
+    would fail."""
 
     class MeanOfMeans(ExactTrainer):
         def training_step(self, model, inputs, num_items_in_batch=None):
@@ -86,7 +92,9 @@ def test_the_batches_differ_as_the_cases_say():
     for case, (architecture, documents, _) in small_runs.CASES.items():
         config = small_runs.make_config("unused", architecture=architecture)
         task, _, tokenizer = small_runs.load(config, small_runs.splits_of(documents))
-        features[case] = task.encode({"text": documents}, tokenizer, max_length=small_runs.CONTEXT, training=True)
+        features[case] = task.encode(
+            {"text": documents}, tokenizer, max_length=small_runs.CONTEXT, training=True
+        )
     padded, packed = features["gpt2, padded"], features["gpt2, packed"]
     assert len(set(padded.lengths)) > 20 and all(len(p) == 1 for p in padded.columns["pieces"])
     assert {1, 2, 3} <= {len(p) for p in packed.columns["pieces"]} and len(packed) > 64

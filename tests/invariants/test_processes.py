@@ -11,22 +11,37 @@ import hftk
 from hftk.config import parse as parsing
 
 FLAGS = {
-    "model.config.n_layer": 2, "model.config.n_embd": 32, "model.config.n_head": 2, "model.config.n_positions": 64,
-    "model.tokenizer": "characters", "train.max_steps": 6, "train.optimizer": "sgd", "train.learning_rate": 0.05,
-    "train.precision": "fp32", "train.log_steps": 1, "train.eval_steps": 3, "train.restore_best": True,
-    "generation.max_new_tokens": 8, "eval.resamples": 20,
-}  # fmt: skip
+    "model.config.n_layer": 2,
+    "model.config.n_embd": 32,
+    "model.config.n_head": 2,
+    "model.config.n_positions": 64,
+    "model.tokenizer": "characters",
+    "train.max_steps": 6,
+    "train.optimizer": "sgd",
+    "train.learning_rate": 0.05,
+    "train.precision": "fp32",
+    "train.log_steps": 1,
+    "train.eval_steps": 3,
+    "train.restore_best": True,
+    "generation.max_new_tokens": 8,
+    "eval.resamples": 20,
+}
 
 pytestmark = pytest.mark.launch
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """Folders of the recipe's output by one process and by two, and the folder that the second process stood in."""
+    """Folders of the recipe's output by one process and by two, and the folder that the second process stood
+    in."""
     here, elsewhere = tmp_path_factory.mktemp("here"), tmp_path_factory.mktemp("elsewhere")
     texts = here / "texts.jsonl"
     texts.write_text("".join(json.dumps({"text": text}) + "\n" for text in small_runs.many_to_a_block(300)))
-    flags = ["--data.path", str(texts), *(word for name, value in FLAGS.items() for word in (f"--{name}", str(value)))]
+    flags = [
+        "--data.path",
+        str(texts),
+        *(word for name, value in FLAGS.items() for word in (f"--{name}", str(value))),
+    ]
     sizes = ["--train.per_device_batch_size", "8", "--output", "two"]
     printed = small_runs.launch_two("recipe_elsewhere.py", str(elsewhere), *flags, *sizes, cwd=here)
     spec = importlib.util.spec_from_file_location("gpt2_clm", small_runs.ROOT / "recipes/gpt2_clm.py")

@@ -19,8 +19,18 @@ from hftk.training.trainer import ExactTrainer, TrainingDiverged
 TRAIN, HELD_OUT = small_runs.many_to_a_block(200), small_runs.many_to_a_block(20, seed=1)
 STEPS = 6
 KINDS = {
-    "adamw": {"optimizer": "adamw", "learning_rate": 1e-3, "schedule": "cosine", "warmup": 2.0, "max_grad_norm": 1.0},
-    "sgd": {"schedule": "reduce_on_plateau", "learning_rate": 3e-5, "eval_steps": 1},  # so slow that it stalls
+    "adamw": {
+        "optimizer": "adamw",
+        "learning_rate": 1e-3,
+        "schedule": "cosine",
+        "warmup": 2.0,
+        "max_grad_norm": 1.0,
+    },
+    "sgd": {
+        "schedule": "reduce_on_plateau",
+        "learning_rate": 3e-5,
+        "eval_steps": 1,
+    },  # so slow that it stalls
 }
 
 
@@ -52,7 +62,7 @@ def assert_as_straight(run, straight):
     assert small_runs.timeless(run.history) == small_runs.timeless(straight.history)
 
 
-# Stopped on request --------------------------------------------------------------------------------------------------------
+# --- Stopped on request
 
 
 @pytest.mark.parametrize("step", range(1, STEPS))
@@ -67,7 +77,8 @@ def test_stopped_at_any_step_and_continued_is_as_never_stopped(straight, kind, s
 
 
 def test_the_runs_that_are_compared_have_something_to_remember(straight):
-    """Dropout, warm-up, a learning rate that falls on a plateau, and points of the curve over several steps."""
+    """Dropout, warm-up, a learning rate that falls on a plateau, and points of the curve over several
+    steps."""
     adamw, sgd = straight("adamw"), straight("sgd")
     assert [point["step"] for point in adamw.history] == [1, 3, 4, 6]
     assert len(set(adamw.column("learning_rate"))) == len(adamw.column("learning_rate")) == 3
@@ -97,7 +108,9 @@ def test_resume_auto_starts_anew_where_there_is_nothing(straight, tmp_path):
 
 def test_stopped_within_an_epoch_and_continued_evaluates_at_the_same_steps(tmp_path):
     splits = small_runs.splits_of(TRAIN, HELD_OUT)
-    config = config_of("adamw", tmp_path / "straight", max_steps=None, epochs=2.5, eval_steps=None, save_steps=None)
+    config = config_of(
+        "adamw", tmp_path / "straight", max_steps=None, epochs=2.5, eval_steps=None, save_steps=None
+    )
     whole = small_runs.fit(config, splits)
     config = override(config, {"output": str(tmp_path / "stopped")})
     with small_runs.stopping_at(10), pytest.raises(StopRequested):
@@ -112,7 +125,7 @@ def test_stopped_within_an_epoch_and_continued_evaluates_at_the_same_steps(tmp_p
     ]
 
 
-# Signals --------------------------------------------------------------------------------------------------------------------
+# --- Signals
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals")
@@ -128,14 +141,16 @@ def test_sigterm_saves_ends_with_3_and_the_run_goes_on(straight, tmp_path, capsy
     status = json.loads((tmp_path / "out" / "status.json").read_text())
     assert (ending.value.code, status["exit_code"], status["state"]) == (3, 3, "stopped")
     assert "--resume auto" in capsys.readouterr().err
-    assert saved_steps(tmp_path / "out") == [3], "the step that was being done, and the one that agreed to stop"
+    assert saved_steps(tmp_path / "out") == [3], (
+        "the step that was being done, and the one that agreed to stop"
+    )
     weights = []
     hftk.run(lambda config: weights.append(go(config)), config, ["--resume", "auto"])
     assert_as_straight(weights[0], straight("adamw"))
     assert json.loads((tmp_path / "out" / "status.json").read_text())["state"] == "done"
 
 
-# Damage ---------------------------------------------------------------------------------------------------------------------
+# --- Damage
 
 
 def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(straight, tmp_path, capsys):
@@ -147,7 +162,11 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(straight, tmp_
     optimizer.write_bytes(optimizer.read_bytes()[:-100])
     run = go(resumed(config))
     told = capsys.readouterr().out
-    assert "checkpoint-5 is damaged: optimizer.pt has" in told and "continuing from" in told and "checkpoint-4" in told
+    assert (
+        "checkpoint-5 is damaged: optimizer.pt has" in told
+        and "continuing from" in told
+        and "checkpoint-4" in told
+    )
     assert_as_straight(run, straight("adamw"))
 
 
@@ -168,7 +187,7 @@ def test_weights_that_the_model_does_not_know_are_an_error(tmp_path):
         go(resumed(config))
 
 
-# Another run ----------------------------------------------------------------------------------------------------------------
+# --- Another run
 
 CHANGES = {
     "the global batch was 16 rows, now 8 rows": {"train": {"global_batch_size": 8}},
@@ -222,7 +241,7 @@ def test_without_resume_the_checkpoints_of_an_earlier_run_are_not_mixed_up(stopp
     assert saved_steps(tmp_path / "copy") == [1]
 
 
-# Best weights -----------------------------------------------------------------------------------------------------------------
+# --- Best weights
 
 RISING = {
     "learning_rate": 1.0,
@@ -292,7 +311,7 @@ def test_what_goes_by_evaluations_needs_a_validation_split(train, tmp_path):
         go(small_runs.make_config(tmp_path, train=train), validation=None)
 
 
-# No number -------------------------------------------------------------------------------------------------------------------
+# --- No number
 
 
 class Diverging(ExactTrainer):
@@ -305,7 +324,9 @@ class Diverging(ExactTrainer):
 @pytest.mark.parametrize("changes", [{"log_steps": 1}, {"log_steps": 6}, {"log_steps": 6, "save_steps": 1}])
 def test_a_loss_that_is_no_number_ends_the_run_and_keeps_the_last_checkpoint(changes, tmp_path):
     config = config_of("adamw", tmp_path, **{"save_steps": 2, **changes})
-    with pytest.raises(TrainingDiverged, match=r"the loss of step 5 is nan.*lower --train\.learning_rate") as error:
+    with pytest.raises(
+        TrainingDiverged, match=r"the loss of step 5 is nan.*lower --train\.learning_rate"
+    ) as error:
         small_runs.fit(config, small_runs.splits_of(TRAIN, HELD_OUT), Diverging)
     assert "checkpoint-4 is kept" in str(error.value) and saved_steps(tmp_path)[-1] == 4
     assert not checkpoints.damage(tmp_path / "checkpoints/checkpoint-4")
@@ -342,7 +363,9 @@ def test_sigterm_for_one_process_ends_both_after_the_same_step(two_processes):
 @pytest.mark.launch
 def test_a_step_that_is_no_number_on_one_process_is_skipped_by_both(two_processes):
     found = two_processes["skipped"]
-    assert found["skipped"][0] == found["skipped"][1] and [entry["step"] for entry in found["skipped"][0]] == [4]
+    assert found["skipped"][0] == found["skipped"][1] and [
+        entry["step"] for entry in found["skipped"][0]
+    ] == [4]
     assert found["apart"] == 0.0 and found["logged"] == [1, 2, 3, 5]
 
 
@@ -353,4 +376,7 @@ def test_a_full_disk_of_the_main_process_ends_both_and_both_states_are_saved_els
     assert found["messages"][0] == found["messages"][1] and "No space left on device" in found["messages"][0]
     assert found["step"] == 2 or (stage == "sealing" and found["step"] in (3, 4))
     assert {"rng_state_0.pth", "rng_state_1.pth"} <= set(found["files"])
-    assert found["same"] and [name for name in found["left"] if name != "checkpoint-5"] in ([], ["checkpoint-4"])
+    assert found["same"] and [name for name in found["left"] if name != "checkpoint-5"] in (
+        [],
+        ["checkpoint-4"],
+    )

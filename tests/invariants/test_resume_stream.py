@@ -1,4 +1,5 @@
-"""A run over a stream that was stopped goes on with the next rows, without reading the earlier ones, to the same weights."""
+"""A run over a stream that was stopped goes on with the next rows, without reading the earlier ones, to the
+same weights."""
 
 import json
 
@@ -38,7 +39,18 @@ def files(tmp_path):
 
 
 def config_of(files, output, **train):
-    config = small_runs.make_config(output, dropout=0.1, train={"max_steps": STEPS, "optimizer": "adamw", "learning_rate": 1e-3, "save_steps": 1, "keep_checkpoints": 99, **train})  # fmt: skip
+    config = small_runs.make_config(
+        output,
+        dropout=0.1,
+        train={
+            "max_steps": STEPS,
+            "optimizer": "adamw",
+            "learning_rate": 1e-3,
+            "save_steps": 1,
+            "keep_checkpoints": 99,
+            **train,
+        },
+    )
     data = DataConfig(path=str(files), streaming=True, validation_fraction=0.05, test_fraction=0.05)
     return override(config, {"data": data, "eval": {"max_rows": 5}})
 
@@ -69,7 +81,9 @@ def test_stopped_at_any_step_and_continued_is_as_never_stopped(files, tmp_path, 
 
 def test_files_before_are_not_read_again(files, tmp_path, monkeypatch):
     straight = go(config_of(files, tmp_path / "run", max_steps=7))
-    steps = [json.loads((c / "hftk.json").read_text())["stream"] for c in checkpoints.checkpoints(tmp_path / "run")]
+    steps = [
+        json.loads((c / "hftk.json").read_text())["stream"] for c in checkpoints.checkpoints(tmp_path / "run")
+    ]
     assert [position["epoch"] for position in steps] == [0] * 7 and steps[-1]["begin"]["begin"][0] >= 1
     config = config_of(files, tmp_path / "stopped", max_steps=7)
     with small_runs.stopping_at(6), pytest.raises(StopRequested):
@@ -86,7 +100,9 @@ def test_files_before_are_not_read_again(files, tmp_path, monkeypatch):
     run = small_runs.fit(override(config, {"resume": "auto"}), splits)
     assert small_runs.same_bits(run.weights, straight[0].weights)
     number, _, (chunks, *_) = steps[5]["begin"]["begin"]
-    last = max(i for i, place in enumerate(opened) if place == ("part-0.jsonl", 0))  # what the data are is seen from their first rows
+    last = max(
+        i for i, place in enumerate(opened) if place == ("part-0.jsonl", 0)
+    )  # what the data are is seen from their first rows
     assert opened[last + 1] == (f"part-{number}.jsonl", chunks) and number + chunks > 0
 
 

@@ -1,4 +1,5 @@
-"""One process, DDP, FSDP2 and DeepSpeed: the same run. Every process has rows of its own; what is learnt is what one process learns."""
+"""One process, DDP, FSDP2 and DeepSpeed: the same run. Every process has rows of its own; what is learnt is
+what one process learns."""
 
 import gc
 import importlib.util
@@ -44,7 +45,9 @@ def two(tmp_path_factory):
 @pytest.fixture(scope="module")
 def variants(tmp_path_factory):
     """What each variant shows in one process and under FSDP2."""
-    return ran(tmp_path_factory, *VARIANTS), found_by(tmp_path_factory.mktemp("variants"), {"fsdp2": VARIANTS})["fsdp2"]
+    return ran(tmp_path_factory, *VARIANTS), found_by(
+        tmp_path_factory.mktemp("variants"), {"fsdp2": VARIANTS}
+    )["fsdp2"]
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +72,8 @@ def assert_same_run(mine, other, tolerance=1e-5):
         values = [[point[name] for point in run["history"] if name in point] for run in (mine, other)]
         assert values[1] == pytest.approx(values[0], rel=tolerance) and values[0], name
     assert mine["weights"].keys() == other["weights"].keys()
-    # The softmax does not see the key's bias: its gradient is zero but for rounding, of which Adam makes whole steps.
+    # The softmax does not see the key's bias: its gradient is zero but for rounding, of which Adam makes
+    # whole steps.
     unseen = ("key.bias", "c_attn.bias")
     weights = [{n: w for n, w in run["weights"].items() if not n.endswith(unseen)} for run in (mine, other)]
     assert small_runs.difference(*weights) < tolerance
@@ -82,7 +86,9 @@ def assert_twenty_steps_agree(mine, other):
     assert_same_run(mine, other)
     assert mine["written"] == other["written"] and len(mine["samples"]) == len(other["samples"])
     for sample, same in zip(mine["samples"], other["samples"], strict=True):
-        assert same == {k: pytest.approx(v, abs=2e-6) if isinstance(v, float) else v for k, v in sample.items()}  # rounded to 6 digits
+        assert same == {
+            k: pytest.approx(v, abs=2e-6) if isinstance(v, float) else v for k, v in sample.items()
+        }  # rounded to 6 digits
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -122,7 +128,9 @@ def test_the_best_weights_are_not_the_last_ones(variants):
 def test_of_an_adapter_nothing_else_is_saved(variants, strategy, request):
     found = variants[1] if strategy == "fsdp2" else request.getfixturevalue("zero")[strategy]
     mine, other = variants[0]["an adapter"], found["an adapter"]
-    assert mine["weights"].keys() == other["weights"].keys() and all("lora_" in name for name in mine["weights"])
+    assert mine["weights"].keys() == other["weights"].keys() and all(
+        "lora_" in name for name in mine["weights"]
+    )
     assert_same_run(mine, other, 1e-4)
 
 
@@ -149,9 +157,14 @@ def test_a_sharded_run_goes_on_with_another_number_of_processes(tmp_path):
     mine = strategy_runs.run_config(straight, splits)
     found_by(tmp_path, {"fsdp2": ["begin bert"]})
     (checkpoint,) = tmp_path.rglob("checkpoint-3")
-    assert len(list((checkpoint / "shards").glob("*.distcp"))) == 2 and not list(checkpoint.glob("*.safetensors"))
+    assert len(list((checkpoint / "shards").glob("*.distcp"))) == 2 and not list(
+        checkpoint.glob("*.safetensors")
+    )
     other = found_by(tmp_path, {"fsdp2": ["go on bert"]}, processes=3)["fsdp2"]["go on bert"]
-    other["choices"] = [note.replace("as at the first start of this run", "(as asked)").replace("fp32, (", "fp32 (") for note in other["choices"]]
+    other["choices"] = [
+        note.replace("as at the first start of this run", "(as asked)").replace("fp32, (", "fp32 (")
+        for note in other["choices"]
+    ]
     assert_same_run(mine, other)
 
 

@@ -23,7 +23,9 @@ def test_what_a_killed_process_left_is_removed_and_the_rest_is_not(tmp_path):
     for name in (*kept, ".record.json.12.tmp", ".run.lock.12.tmp", ".predictions.jsonl.3.tmp"):
         (tmp_path / name).touch()
     files.remove_unfinished(tmp_path, "predictions.jsonl")
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted((*kept, ".record.json.12.tmp", ".run.lock.12.tmp"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
+        (*kept, ".record.json.12.tmp", ".run.lock.12.tmp")
+    )
     files.remove_unfinished(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(kept)
 

@@ -30,8 +30,12 @@ def environment(**variables):
 def start(act, folder, *flags, command=(sys.executable,), **variables):
     return subprocess.Popen(
         [*command, str(TOY), "--model.name", act, *flags],
-        cwd=folder, env=environment(**variables), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+        cwd=folder,
+        env=environment(**variables),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
 def finish(process):
@@ -82,7 +86,10 @@ def test_a_failure_has_a_traceback_a_plain_line_and_no_token(tmp_path):
     assert (code, told["state"]) == (1, "failed")
     assert told["message"].startswith("ValueError: boom with ") and "hf_abcdef" not in told["message"]
     assert "Traceback" in err
-    assert err.splitlines()[-1].startswith("hftk: failed: ValueError: boom") and "hf_abcdef" not in err.splitlines()[-1]
+    assert (
+        err.splitlines()[-1].startswith("hftk: failed: ValueError: boom")
+        and "hf_abcdef" not in err.splitlines()[-1]
+    )
 
 
 def test_every_wrong_flag_is_told_at_once_and_nothing_is_written(tmp_path):
@@ -102,11 +109,18 @@ def test_wrong_input_leaves_the_status_of_an_earlier_run_alone(tmp_path):
 
 
 def test_help_is_quick_and_without_torch(tmp_path):
-    code = "import runpy, sys; sys.argv = [{!r}, '--help']\ntry: runpy.run_path(sys.argv[0], run_name='__main__')\n"
+    code = (
+        "import runpy, sys; sys.argv = [{!r}, '--help']\ntry: runpy.run_path(sys.argv[0],"
+        " run_name='__main__')\n"
+    )
     code += "finally: print('torch' in sys.modules, 'accelerate' in sys.modules)"
     started = time.perf_counter()
     done = subprocess.run(
-        [sys.executable, "-c", code.format(str(TOY))], cwd=tmp_path, env=environment(), capture_output=True, text=True
+        [sys.executable, "-c", code.format(str(TOY))],
+        cwd=tmp_path,
+        env=environment(),
+        capture_output=True,
+        text=True,
     )
     seconds = time.perf_counter() - started
     assert done.returncode == 0 and "A toy recipe" in done.stdout
@@ -137,7 +151,9 @@ def test_a_signal_stops_the_run_with_code_3(tmp_path, number):
     code, _, err = finish(process)
     told = status(tmp_path)
     assert (code, told["exit_code"], told["state"]) == (3, 3, "stopped")
-    assert signal.Signals(number).name in told["message"] and "--resume auto" in err and "Traceback" not in err
+    assert (
+        signal.Signals(number).name in told["message"] and "--resume auto" in err and "Traceback" not in err
+    )
     assert not (tmp_path / "out" / "run.lock").exists()
 
 
@@ -222,7 +238,10 @@ class FakeParent:
         self.command, self.folder, self.pid = command, folder, 4711
 
     def parents(self):
-        return [FakeParent(["bash", "-c", "accelerate launch --num_processes 9 toy_recipe.py"], self.folder), self]
+        return [
+            FakeParent(["bash", "-c", "accelerate launch --num_processes 9 toy_recipe.py"], self.folder),
+            self,
+        ]
 
     def cmdline(self):
         return self.command
@@ -241,9 +260,24 @@ def found(monkeypatch, folder, command, home=None):
 @pytest.mark.parametrize(
     ("command", "processes", "cpu", "strategy"),
     [
-        ("python /bin/accelerate launch --cpu --num_processes 2 toy_recipe.py --num_processes 7", 2, True, ""),
-        ("python3.11 -u -X dev -m accelerate.commands.launch --num-processes=3 sub/toy_recipe.py", 3, False, ""),
-        ("/bin/accelerate-launch --main_process_port 29501 --multi_gpu --num_processes 4 toy_recipe.py", 4, False, ""),
+        (
+            "python /bin/accelerate launch --cpu --num_processes 2 toy_recipe.py --num_processes 7",
+            2,
+            True,
+            "",
+        ),
+        (
+            "python3.11 -u -X dev -m accelerate.commands.launch --num-processes=3 sub/toy_recipe.py",
+            3,
+            False,
+            "",
+        ),
+        (
+            "/bin/accelerate-launch --main_process_port 29501 --multi_gpu --num_processes 4 toy_recipe.py",
+            4,
+            False,
+            "",
+        ),
         ("python accelerate launch toy_recipe.py --num_processes 7", None, False, ""),
         ("accelerate.exe launch --use_fsdp --num_processes 2 toy_recipe.py", 2, False, "fsdp"),
         ("accelerate launch --config_file multi_cpu.yaml toy_recipe.py", 5, True, ""),
@@ -264,10 +298,14 @@ def test_what_accelerate_was_asked_for_is_read_off_its_command_line(
 
 def test_the_default_config_file_counts_unless_the_cpu_is_asked_for_by_flag(tmp_path, monkeypatch):
     (tmp_path / "accelerate").mkdir()
-    (tmp_path / "accelerate" / "default_config.yaml").write_text("distributed_type: MULTI_GPU\nnum_processes: 8\n")
+    (tmp_path / "accelerate" / "default_config.yaml").write_text(
+        "distributed_type: MULTI_GPU\nnum_processes: 8\n"
+    )
     command = ["accelerate", "launch", "toy_recipe.py"]
     assert found(monkeypatch, tmp_path, command, home=tmp_path).processes == 8
-    assert found(monkeypatch, tmp_path, [*command[:2], "--cpu", *command[2:]], home=tmp_path).processes is None
+    assert (
+        found(monkeypatch, tmp_path, [*command[:2], "--cpu", *command[2:]], home=tmp_path).processes is None
+    )
 
 
 @pytest.mark.parametrize(
@@ -292,15 +330,24 @@ def test_the_own_reading_agrees_with_the_parser_of_accelerate(monkeypatch):
 
     monkeypatch.setattr(sys, "argv", ["toy_recipe.py"])
     for line in (
-        "--num_processes 2 --cpu", "--num-processes 3 --mixed_precision bf16", "--multi-gpu --num_processes=4",
-        "--use-deepspeed --num_machines 2 --num_processes 16 --main_process_ip 10.0.0.1", "--use_fsdp -q", "--debug --cpu",
-    ):  # fmt: skip
+        "--num_processes 2 --cpu",
+        "--num-processes 3 --mixed_precision bf16",
+        "--multi-gpu --num_processes=4",
+        "--use-deepspeed --num_machines 2 --num_processes 16 --main_process_ip 10.0.0.1",
+        "--use_fsdp -q",
+        "--debug --cpu",
+    ):
         words = [*line.split(), "toy_recipe.py", "--num_processes", "99"]
         theirs = launch_command_parser().parse_args(words)
         ours = launcher._asked_of_accelerate(launcher._before_script(words), Path("/nowhere"))
         strategy = "fsdp" if theirs.use_fsdp else "deepspeed" if theirs.use_deepspeed else ""
         gpus = theirs.multi_gpu or bool(strategy)
-        assert ours == {"processes": theirs.num_processes, "cpu": theirs.cpu, "strategy": strategy, "gpus": gpus}, line
+        assert ours == {
+            "processes": theirs.num_processes,
+            "cpu": theirs.cpu,
+            "strategy": strategy,
+            "gpus": gpus,
+        }, line
 
 
 def asked(processes=None, strategy=""):
@@ -313,14 +360,18 @@ def test_fewer_or_more_processes_than_asked_for_stop_the_run(monkeypatch):
     (fewer,) = launcher.contradictions(asked(3))
     assert "expected 3 processes" in fewer.message and "found 1" in fewer.message
     again = (
-        "accelerate launch --config_file recipes/accelerate/two_processes.yaml --num_processes 3 recipes/gpt2_clm.py"
+        "accelerate launch --config_file recipes/accelerate/two_processes.yaml --num_processes 3"
+        " recipes/gpt2_clm.py"
     )
     assert f"{again} --train.max_steps 5" in fewer.fix and "--multi_gpu" in fewer.fix
     monkeypatch.setenv("WORLD_SIZE", "4")
     (more,) = launcher.contradictions(asked(3))
     assert "that 4 run" in more.message and "unset WORLD_SIZE" in more.fix
     assert (
-        launcher.contradictions(asked(4)) == launcher.contradictions(asked(None)) == launcher.contradictions(None) == []
+        launcher.contradictions(asked(4))
+        == launcher.contradictions(asked(None))
+        == launcher.contradictions(None)
+        == []
     )
 
 
@@ -397,7 +448,9 @@ def peer_ends(folder, error, monkeypatch, main_says=None):
     return code, json.loads((folder / "status.json").read_text())
 
 
-def test_a_peer_that_fails_alone_says_so_in_the_status_and_the_main_process_keeps_it(tmp_path, monkeypatch, capsys):
+def test_a_peer_that_fails_alone_says_so_in_the_status_and_the_main_process_keeps_it(
+    tmp_path, monkeypatch, capsys
+):
     code, told = peer_ends(tmp_path, ValueError("only here"), monkeypatch)
     assert (code, told["state"], told["exit_code"]) == (1, "failed", 1)
     assert told["message"] == "process 1: ValueError: only here"
@@ -414,7 +467,8 @@ def test_a_peer_that_was_killed_is_named_as_the_cause(monkeypatch):
     assert "another process" not in exits.meaning(lost)[2]
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert (
-        exits.meaning(lost)[:2] == ("failed", 1) and "another process of this run ended" in exits.meaning(lost)[2]
+        exits.meaning(lost)[:2] == ("failed", 1)
+        and "another process of this run ended" in exits.meaning(lost)[2]
     )
 
 
@@ -427,7 +481,13 @@ def test_a_peer_with_the_same_wrong_input_as_the_main_process_is_silent(tmp_path
 
 @pytest.mark.launch
 def test_two_processes_share_results_and_errors_and_one_of_them_speaks(tmp_path):
-    command = (sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(RECIPES / "two_processes.yaml"))
+    command = (
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--config_file",
+        str(RECIPES / "two_processes.yaml"),
+    )
     code, out, err = finish(start("work_together", tmp_path, command=command, ACCELERATE_USE_CPU=""))
     first, second = (json.loads((tmp_path / "out" / f"rank{rank}.json").read_text()) for rank in (0, 1))
     facts = {"processes": 2, "device": "cpu", "backend": "gloo", "asked": 2, "strategy": "ddp", "cpu": "true"}

@@ -1,4 +1,5 @@
-"""Every launch config that is shipped: accelerate accepts it, and hftk finds nothing in it that would not run."""
+"""Every launch config that is shipped: accelerate accepts it, and hftk finds nothing in it that would not
+run."""
 
 import json
 import os
@@ -69,7 +70,12 @@ def test_a_config_says_when_and_how_and_is_taken_by_accelerate_and_by_hftk(path,
     options = [str(ROOT / word) if word.startswith("recipes/accelerate") else word for word in words[2:]]
     asked = launcher._asked_of_accelerate(launcher._before_script(options), ROOT)
     processes, strategy, gpus = EXPECTED[path.stem]
-    assert (asked["processes"], asked["strategy"], asked["gpus"], asked["cpu"]) == (processes, strategy, gpus, not gpus)
+    assert (asked["processes"], asked["strategy"], asked["gpus"], asked["cpu"]) == (
+        processes,
+        strategy,
+        gpus,
+        not gpus,
+    )
     for name, value in environment_of(path).items():
         if os.environ.get(name) != value:
             monkeypatch.setenv(name, value)
@@ -82,7 +88,9 @@ def test_no_config_sets_what_flags_of_hftk_decide():
     for path in FILES:
         made = yaml.safe_load(path.read_text())
         assert made["mixed_precision"] == "no" and "dynamo_config" not in made
-        assert not {"gradient_accumulation_steps", "gradient_clipping"} & set(made.get("deepspeed_config", {}))
+        assert not {"gradient_accumulation_steps", "gradient_clipping"} & set(
+            made.get("deepspeed_config", {})
+        )
 
 
 FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_CPU_RAM_EFFICIENT_LOADING": "false"}
@@ -126,7 +134,10 @@ def test_what_a_launch_config_says_and_would_not_be_done_is_told(environment, tr
         ({"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "1", "ACCELERATE_DYNAMO_BACKEND": "NO"}, {}),
         ({"ACCELERATE_USE_PARALLELISM_CONFIG": "true", "PARALLELISM_CONFIG_DP_REPLICATE_SIZE": "2"}, {}),
         (FSDP, {"optimizer": "rmsprop", "l1_penalty": 0.1}),
-        ({**ZERO, "ACCELERATE_DEEPSPEED_ZERO_STAGE": "2", "ACCELERATE_GRADIENT_CLIPPING": "1.0"}, {"l1_penalty": 0.1}),
+        (
+            {**ZERO, "ACCELERATE_DEEPSPEED_ZERO_STAGE": "2", "ACCELERATE_GRADIENT_CLIPPING": "1.0"},
+            {"l1_penalty": 0.1},
+        ),
     ],
 )
 def test_what_a_launch_config_says_and_is_done_passes(environment, train, monkeypatch):
@@ -138,9 +149,14 @@ def test_what_a_launch_config_says_and_is_done_passes(environment, train, monkey
 def test_sections_of_deepspeed_own_file_that_hftk_decides_are_told(tmp_path, monkeypatch):
     path = tmp_path / "ds.json"
     said = {
-        "zero_optimization": {"stage": 3}, "optimizer": {"type": "Adam"}, "scheduler": {}, "bf16": {"enabled": True},
-        "gradient_accumulation_steps": 2, "gradient_clipping": "auto", "fp16": {"enabled": "auto"},
-    }  # fmt: skip
+        "zero_optimization": {"stage": 3},
+        "optimizer": {"type": "Adam"},
+        "scheduler": {},
+        "bf16": {"enabled": True},
+        "gradient_accumulation_steps": 2,
+        "gradient_clipping": "auto",
+        "fp16": {"enabled": "auto"},
+    }
     path.write_text(json.dumps(said))
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
     monkeypatch.setenv("ACCELERATE_DEEPSPEED_CONFIG_FILE", str(path))

@@ -12,7 +12,8 @@ from hftk.launch.peers import Ending, PeerLost
 
 
 class Played:
-    """A run of ``count`` processes; ``said[rank]`` is what the watch told process ``rank`` of the end of another."""
+    """A run of ``count`` processes; ``said[rank]`` is what the watch told process ``rank`` of the end of
+    another."""
 
     def __init__(self, count, seconds=2.0, hosts=None):
         self.said = {rank: [] for rank in range(count)}
@@ -136,7 +137,10 @@ def test_a_process_that_fails_says_so_itself(speaker):
     run.kill(speaker)
     for rank in {0, 1, 2} - {speaker}:
         ending = told(run, rank)
-        assert not ending.lost and ending.message == (f"process {speaker}: " if speaker else "") + "ValueError: boom"
+        assert (
+            not ending.lost
+            and ending.message == (f"process {speaker}: " if speaker else "") + "ValueError: boom"
+        )
     assert run.said[speaker] == []
 
 
@@ -207,7 +211,9 @@ def test_the_interface_that_gloo_was_told_comes_first(monkeypatch):
         return [type("Found", (), {"family": socket.AF_INET, "address": a})() for a in addresses]
 
     monkeypatch.setattr(
-        psutil, "net_if_addrs", lambda: {"lo": found("127.0.0.1"), "eth0": found("10.0.0.5"), "ib0": found("10.1.0.5")}
+        psutil,
+        "net_if_addrs",
+        lambda: {"lo": found("127.0.0.1"), "eth0": found("10.0.0.5"), "ib0": found("10.1.0.5")},
     )
     monkeypatch.setenv("MASTER_ADDR", "node-a")
     for variable in peers._INTERFACES:
@@ -221,8 +227,14 @@ def test_the_interface_that_gloo_was_told_comes_first(monkeypatch):
 @pytest.mark.skipif(not hasattr(socket, "TCP_KEEPCNT"), reason="the system does not tell these times")
 def test_the_kernel_gives_a_silent_machine_up_in_time():
     for seconds in (5.0, 30.0, 600.0):
-        with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()) as near:
+        with (
+            socket.create_server(("127.0.0.1", 0)) as server,
+            socket.create_connection(server.getsockname()) as near,
+        ):
             peers._keep_alive(near, seconds)
-            idle, pause, count = (near.getsockopt(socket.IPPROTO_TCP, getattr(socket, name)) for name in ("TCP_KEEPIDLE", "TCP_KEEPINTVL", "TCP_KEEPCNT"))  # fmt: skip
+            idle, pause, count = (
+                near.getsockopt(socket.IPPROTO_TCP, getattr(socket, name))
+                for name in ("TCP_KEEPIDLE", "TCP_KEEPINTVL", "TCP_KEEPCNT")
+            )
             assert near.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
             assert seconds <= idle + pause * count <= 2 * seconds

@@ -24,7 +24,9 @@ def succeed(output):
 
 
 def wrong_input(output):
-    raise InputError(Problem(setting="data.path", message="expected a file, found none", fix="name one"), "and this")
+    raise InputError(
+        Problem(setting="data.path", message="expected a file, found none", fix="name one"), "and this"
+    )
 
 
 def fail(output):
@@ -84,7 +86,10 @@ def work_together(output):
     seen["strategy"], seen["cpu"] = launch.strategy, os.environ.get("ACCELERATE_USE_CPU")
     seen["result"] = on_main(lambda: f"made by {os.getpid()}")
     seen["nested"] = on_main(lambda: on_main(lambda: 7))
-    for name, function in (("unpicklable result", lambda: lambda: 1), ("unpicklable error", raise_unpicklable)):
+    for name, function in (
+        ("unpicklable result", lambda: lambda: 1),
+        ("unpicklable error", raise_unpicklable),
+    ):
         try:
             on_main(function)
         except Exception as error:
@@ -93,7 +98,10 @@ def work_together(output):
     on_main(wrong_input, output)
 
 
-ACTS = {f.__name__: f for f in (succeed, wrong_input, fail, leave_early, wait, wait_long, train, ignore, work_together)}
+ACTS = {
+    f.__name__: f
+    for f in (succeed, wrong_input, fail, leave_early, wait, wait_long, train, ignore, work_together)
+}
 
 if __name__ == "__main__":
     run(main, CONFIG)

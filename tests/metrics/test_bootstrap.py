@@ -74,7 +74,9 @@ def test_a_ratio_weighs_rows_by_their_denominator():
     nats, tokens = np.array([10.0, 2.0, 3.0]), np.array([10, 1, 1])
     ratio = bootstrap_interval(lambda w: (w @ nats) / (w @ tokens), 3, resamples=100, seed=0)
     assert ratio_interval(nats, tokens, resamples=100, seed=0) == pytest.approx(ratio)
-    assert ratio_interval(nats, tokens, transform=np.exp, resamples=100, seed=0) == pytest.approx(np.exp(ratio))
+    assert ratio_interval(nats, tokens, transform=np.exp, resamples=100, seed=0) == pytest.approx(
+        np.exp(ratio)
+    )
 
 
 def test_rows_that_are_all_alike_have_an_interval_of_no_width():
@@ -127,7 +129,9 @@ def test_swapping_the_systems_turns_the_difference_and_keeps_the_p_value():
     generator = np.random.default_rng(0)
     a = generator.normal(size=50)
     b = a + generator.normal(0.15, 0.5, size=50)
-    one, two = (paired_bootstrap(mean_of(x), mean_of(y), 50, resamples=500, seed=9) for x, y in ((a, b), (b, a)))
+    one, two = (
+        paired_bootstrap(mean_of(x), mean_of(y), 50, resamples=500, seed=9) for x, y in ((a, b), (b, a))
+    )
     assert one.difference == -two.difference
     assert one.interval == (-two.interval[1], -two.interval[0])
     assert one.p_value == two.p_value

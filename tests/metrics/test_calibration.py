@@ -29,7 +29,8 @@ def drawn_from(logits, seed):
 
 
 def test_four_rows_by_hand():
-    # two bins: (0, 0.5] holds one row, right, sure to 0.5; (0.5, 1] three rows, one right, sure to 0.8 on average
+    # two bins: (0, 0.5] holds one row, right, sure to 0.5; (0.5, 1] three rows, one right, sure to 0.8 on
+    # average
     probabilities = np.array([[0.5, 0.5], [0.9, 0.1], [0.2, 0.8], [0.7, 0.3]])
     true = [0, 1, 0, 0]
     assert expected_calibration_error(true, probabilities, bins=2) == pytest.approx(
@@ -37,7 +38,11 @@ def test_four_rows_by_hand():
     )
     low, high = reliability(true, probabilities, bins=2)
     assert (low["low"], low["high"], low["rows"], low["accuracy"]) == (0.0, 0.5, 1, 1.0)
-    assert (high["rows"], high["confidence"], high["accuracy"]) == (3, pytest.approx(0.8), pytest.approx(1 / 3))
+    assert (high["rows"], high["confidence"], high["accuracy"]) == (
+        3,
+        pytest.approx(0.8),
+        pytest.approx(1 / 3),
+    )
 
 
 def test_the_error_is_that_of_a_loop_over_bins():
@@ -131,7 +136,9 @@ def test_a_rare_label_takes_the_threshold_of_all_labels_together():
     r = np.random.default_rng(0)
     true = np.stack([r.random(300) < 0.4, np.arange(300) == 299], 1)
     often = np.where(true[:, 0], 0.6, 0.3) + 0.2 * r.random(300)
-    rare = np.full(300, 0.02)  # a model that knows nothing of it: its own best threshold gives it to every row
+    rare = np.full(
+        300, 0.02
+    )  # a model that knows nothing of it: its own best threshold gives it to every row
     probabilities = np.stack([often, rare], 1)
     own, both = tune_thresholds(true, probabilities), tune_thresholds(true, probabilities, enough=10)
     assert own[1] < 0.02 < both[1] and own[0] == both[0]
@@ -140,7 +147,8 @@ def test_a_rare_label_takes_the_threshold_of_all_labels_together():
 
 
 def test_equally_good_thresholds_go_towards_a_half():
-    # one hit of one (above 0.85) or two of four (below 0.15): both 2/3; the former is nearer to 0.5 after the shift
+    # one hit of one (above 0.85) or two of four (below 0.15): both 2/3; the former is nearer to 0.5 after the
+    # shift
     true = np.array([[1, 0, 0, 1]]).T
     assert tune_thresholds(true, np.array([[0.9, 0.8, 0.2, 0.1]]).T) == pytest.approx([0.85])
     assert tune_thresholds(true, np.array([[0.98, 0.97, 0.6, 0.5]]).T) == pytest.approx([0.25])

@@ -97,17 +97,23 @@ def test_degenerate_rows_score_as_in_scikit_learn(case):
 def test_random_rows_score_as_in_scikit_learn(n, k):
     true, predicted, probabilities = random_single(n, k, seed=n)
     scores = values_of(single_label_scores(true, predicted, probabilities, letters(k), **NO_INTERVALS))
-    assert {name: scores[name] for name in SINGLE_LABEL} == pytest.approx(sklearn_single(true, predicted), abs=1e-9)
+    assert {name: scores[name] for name in SINGLE_LABEL} == pytest.approx(
+        sklearn_single(true, predicted), abs=1e-9
+    )
     log_loss = sklearn_metrics.log_loss(true, y_proba=probabilities, labels=range(k))
     assert scores["loss"] == pytest.approx(log_loss, abs=1e-9)
-    assert scores["expected_calibration_error"] == pytest.approx(expected_calibration_error(true, probabilities))
+    assert scores["expected_calibration_error"] == pytest.approx(
+        expected_calibration_error(true, probabilities)
+    )
     assert list(scores) == [*SINGLE_LABEL, "loss", "expected_calibration_error"]
 
 
 def test_a_probability_of_zero_for_the_true_class_costs_as_much_as_in_scikit_learn():
     probabilities = np.array([[1.0, 0.0], [0.5, 0.5]])
     scores = values_of(single_label_scores([1, 0], [0, 0], probabilities, ["a", "b"], **NO_INTERVALS))
-    assert scores["loss"] == pytest.approx(sklearn_metrics.log_loss([1, 0], y_proba=probabilities, labels=[0, 1]))
+    assert scores["loss"] == pytest.approx(
+        sklearn_metrics.log_loss([1, 0], y_proba=probabilities, labels=[0, 1])
+    )
 
 
 def test_a_model_that_answers_nan_has_a_loss_of_nan_and_no_interval():
@@ -117,7 +123,9 @@ def test_a_model_that_answers_nan_has_a_loss_of_nan_and_no_interval():
     assert scores[0].value == 1.0 and scores[0].interval == (1.0, 1.0)
 
 
-@pytest.mark.parametrize(("n", "k", "share"), [(1, 1, 0.5), (1, 3, 0.0), (40, 4, 0.3), (300, 28, 0.05), (20, 3, 0.0)])
+@pytest.mark.parametrize(
+    ("n", "k", "share"), [(1, 1, 0.5), (1, 3, 0.0), (40, 4, 0.3), (300, 28, 0.05), (20, 3, 0.0)]
+)
 def test_multi_label_rows_score_as_in_scikit_learn(n, k, share):
     true, predicted, probabilities = random_multi(n, k, n + k, share)
     if k > 1:  # a label that is never true and never predicted
@@ -128,7 +136,9 @@ def test_multi_label_rows_score_as_in_scikit_learn(n, k, share):
     values = values_of(scores)
     assert list(values) == [*MULTI_LABEL, "loss"]
     if k > 1:
-        assert {name: values[name] for name in MULTI_LABEL} == pytest.approx(sklearn_multi(true, predicted), abs=1e-9)
+        assert {name: values[name] for name in MULTI_LABEL} == pytest.approx(
+            sklearn_multi(true, predicted), abs=1e-9
+        )
     losses = [
         sklearn_metrics.log_loss(true[:, label], y_proba=probabilities[:, label], labels=[False, True])
         for label in range(k)
@@ -194,7 +204,9 @@ def test_a_resample_of_cells_scores_as_the_rows_that_it_stands_for():
     (cell_true, cell_predicted), rows = classification.find_cells(true, predicted)
     weights = np.concatenate(list(classification.resample_cells(rows, resamples=25, seed=0, columns=4)))
     assert (weights.sum(axis=1) == 30).all()
-    values = classification.single_label_values(classification.count_classes(weights, cell_true, cell_predicted, 4))
+    values = classification.single_label_values(
+        classification.count_classes(weights, cell_true, cell_predicted, 4)
+    )
     for line, drawn in enumerate(weights.astype(int)):
         wanted = sklearn_single(np.repeat(cell_true, drawn), np.repeat(cell_predicted, drawn))
         assert {name: values[name][line] for name in values} == pytest.approx(wanted, abs=1e-9)
@@ -214,7 +226,9 @@ def test_cells_are_drawn_with_the_chances_of_their_rows(rows):
 @pytest.mark.parametrize("rows", [[60, 30, 10], [3, 2, 1]], ids=["multinomial", "row by row"])
 def test_the_size_of_a_chunk_does_not_alter_the_draws(rows, monkeypatch):
     def draws():
-        return np.concatenate(list(classification.resample_cells(np.array(rows), resamples=9, seed=3, columns=2)))
+        return np.concatenate(
+            list(classification.resample_cells(np.array(rows), resamples=9, seed=3, columns=2))
+        )
 
     whole = draws()
     monkeypatch.setattr(classification, "CHUNK", 13)
@@ -246,7 +260,9 @@ def test_intervals_are_those_of_a_plain_bootstrap_over_rows():
     functions = {
         "accuracy": lambda rows: np.mean(true[rows] == predicted[rows]),
         "loss": lambda rows: losses[rows].mean(),
-        "expected_calibration_error": lambda rows: expected_calibration_error(true[rows], probabilities[rows]),
+        "expected_calibration_error": lambda rows: expected_calibration_error(
+            true[rows], probabilities[rows]
+        ),
     }
     for name, function in functions.items():
         low, high = plain_bootstrap(function, 120, 1500, 1)
@@ -257,7 +273,9 @@ def test_multi_label_intervals_are_those_of_a_plain_bootstrap_over_rows():
     true, predicted, _ = random_multi(90, 4, 8)
     scores = multi_label_scores(true, predicted, None, letters(4), resamples=4000, seed=0)
     functions = {
-        "f1_micro": lambda rows: 2 * (true[rows] & predicted[rows]).sum() / (true[rows].sum() + predicted[rows].sum()),
+        "f1_micro": lambda rows: (
+            2 * (true[rows] & predicted[rows]).sum() / (true[rows].sum() + predicted[rows].sum())
+        ),
         "subset_accuracy": lambda rows: (true[rows] == predicted[rows]).all(axis=1).mean(),
         "hamming_loss": lambda rows: (true[rows] != predicted[rows]).mean(),
     }
@@ -270,7 +288,8 @@ def test_multi_label_intervals_are_those_of_a_plain_bootstrap_over_rows():
 def test_the_seed_decides_the_intervals():
     true, predicted, probabilities = random_single(50, 3, 9)
     first, again, other = (
-        single_label_scores(true, predicted, probabilities, letters(3), resamples=200, seed=seed) for seed in (5, 5, 6)
+        single_label_scores(true, predicted, probabilities, letters(3), resamples=200, seed=seed)
+        for seed in (5, 5, 6)
     )
     assert first == again
     assert [score.interval for score in first] != [score.interval for score in other]
@@ -278,7 +297,9 @@ def test_the_seed_decides_the_intervals():
 
 def test_one_row_or_no_resamples_give_no_interval_and_the_signature_says_so():
     for true, resamples in (([1], 100), ([1, 0, 1], 0)):
-        for score in single_label_scores(true, true, np.eye(2)[true], ["a", "b"], resamples=resamples, seed=0):
+        for score in single_label_scores(
+            true, true, np.eye(2)[true], ["a", "b"], resamples=resamples, seed=0
+        ):
             assert score.interval is None and "bootstrap:none" in score.signature and score.n == len(true)
     table = per_class([1], [1], ["a", "b"], resamples=100, seed=0)
     assert table[1]["f1_interval"] is None
@@ -288,8 +309,10 @@ def test_signatures_units_and_directions_say_what_was_counted():
     true, predicted, probabilities = random_single(20, 3, 10)
     scores = single_label_scores(true, predicted, probabilities, letters(3), resamples=100, seed=4)
     by_name = {score.name: score for score in scores}
-    assert by_name["f1_macro"].signature == (
-        "classes:3|mean over classes|scikit-learn zero_division=0|bootstrap:rows x 100, percentile, seed 4|hftk"
+    assert (
+        by_name["f1_macro"].signature
+        == "classes:3|mean over classes|scikit-learn zero_division=0|bootstrap:rows x 100, percentile, seed"
+        " 4|hftk"
     )
     assert {name for name, score in by_name.items() if not score.higher_is_better} == {
         "loss",
@@ -319,6 +342,10 @@ def test_input_that_does_not_fit_is_refused(true, predicted, probabilities, foun
 
 
 def test_labels_that_do_not_fit_are_refused():
-    for true, predicted in (([[0.2, 1.0]], [[0, 1]]), ([[0, 1]], [[0, 1, 1]]), (np.empty((0, 2)), np.empty((0, 2)))):
+    for true, predicted in (
+        ([[0.2, 1.0]], [[0, 1]]),
+        ([[0, 1]], [[0, 1, 1]]),
+        (np.empty((0, 2)), np.empty((0, 2))),
+    ):
         with pytest.raises(ValueError, match="expected"):
             multi_label_scores(true, predicted, None, ["a", "b"], **NO_INTERVALS)

@@ -26,7 +26,8 @@ def systems(n, seed, *, share_a=0.8, share_b=0.7):
     generator = np.random.default_rng(seed)
     true = generator.integers(0, 3, size=n)
     a, b = (
-        np.where(generator.random(n) < share, true, generator.integers(0, 3, size=n)) for share in (share_a, share_b)
+        np.where(generator.random(n) < share, true, generator.integers(0, 3, size=n))
+        for share in (share_a, share_b)
     )
     return true, a, b
 
@@ -61,12 +62,15 @@ def test_mcnemar_of_rows_that_do_not_tell_them_apart_is_one():
 def test_values_are_those_of_the_scores():
     true, a, b = systems(80, 0)
     scores_a, scores_b = (
-        {s.name: s.value for s in single_label_scores(true, x, None, NAMES, resamples=0, seed=0)} for x in (a, b)
+        {s.name: s.value for s in single_label_scores(true, x, None, NAMES, resamples=0, seed=0)}
+        for x in (a, b)
     )
     comparisons = compare_single_label(true, a, b, NAMES, resamples=50, seed=0)
     assert [c.name for c in comparisons] == ["accuracy", "f1_macro", "balanced_accuracy", "matthews_corrcoef"]
     for found in comparisons:
-        assert found.a == pytest.approx(scores_a[found.name]) and found.b == pytest.approx(scores_b[found.name])
+        assert found.a == pytest.approx(scores_a[found.name]) and found.b == pytest.approx(
+            scores_b[found.name]
+        )
         assert found.difference == pytest.approx(found.a - found.b)
 
 
@@ -74,7 +78,11 @@ def test_the_cells_and_the_rows_are_two_routes_to_one_test():
     true, a, b = systems(150, 1, share_b=0.68)
     right_a, right_b = (a == true).astype(float), (b == true).astype(float)
     wanted = paired_bootstrap(
-        lambda weights: weights @ right_a / 150, lambda weights: weights @ right_b / 150, 150, resamples=8000, seed=3
+        lambda weights: weights @ right_a / 150,
+        lambda weights: weights @ right_b / 150,
+        150,
+        resamples=8000,
+        seed=3,
     )
     found = compare_single_label(true, a, b, NAMES, resamples=8000, seed=0)[0]
     assert found.difference == pytest.approx(wanted.difference)
@@ -87,7 +95,9 @@ def test_a_macro_f1_is_tested_as_in_a_plain_paired_bootstrap():
     generator = np.random.default_rng(0)
 
     def macro_f1(x, y):
-        return np.mean([2 * ((x == c) & (y == c)).sum() / ((x == c).sum() + (y == c).sum()) for c in range(3)])
+        return np.mean(
+            [2 * ((x == c) & (y == c)).sum() / ((x == c).sum() + (y == c).sum()) for c in range(3)]
+        )
 
     drawn = []
     for _ in range(1500):
@@ -113,12 +123,16 @@ def test_the_same_system_twice_is_equal():
 
 def test_swapping_the_systems_swaps_the_sign_and_nothing_else():
     true, a, b = systems(60, 4)
-    there, back = (compare_single_label(true, *pair, NAMES, resamples=501, seed=0) for pair in ((a, b), (b, a)))
+    there, back = (
+        compare_single_label(true, *pair, NAMES, resamples=501, seed=0) for pair in ((a, b), (b, a))
+    )
     for one, other in zip(there, back, strict=True):
         assert one.difference == pytest.approx(-other.difference)
         # the cells are sorted otherwise, so the draws are others
         assert one.interval == pytest.approx((-other.interval[1], -other.interval[0]), abs=0.06)
-    assert in_words(there[0], "X", "Y").split(": ")[1].startswith("X") and "X is better" in in_words(back[0], "Y", "X")
+    assert in_words(there[0], "X", "Y").split(": ")[1].startswith("X") and "X is better" in in_words(
+        back[0], "Y", "X"
+    )
 
 
 def test_a_system_that_is_right_everywhere_beats_one_that_is_wrong_everywhere():
@@ -147,7 +161,11 @@ def test_multi_label_values_are_those_of_the_scores_and_the_rows_are_paired():
     assert all(found.a == pytest.approx(scores[found.name].value) for found in comparisons)
     right = [(x == true).all(axis=1).astype(float) for x in (a, b)]
     wanted = paired_bootstrap(
-        lambda weights: weights @ right[0] / 200, lambda weights: weights @ right[1] / 200, 200, resamples=300, seed=0
+        lambda weights: weights @ right[0] / 200,
+        lambda weights: weights @ right[1] / 200,
+        200,
+        resamples=300,
+        seed=0,
     )
     found = comparisons[-1]
     assert found.interval == pytest.approx(wanted.interval) and found.p_value == pytest.approx(wanted.p_value)
@@ -180,40 +198,71 @@ def test_a_constant_system_cannot_be_compared_by_correlation():
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({}, "accuracy: A 0.912 against B 0.887: A is better by 0.025 [0.011, 0.039], p = 0.001: the difference is real."),
+        (
+            {},
+            (
+                "accuracy: A 0.912 against B 0.887: A is better by 0.025 [0.011, 0.039], p = 0.001: the"
+                " difference is real."
+            ),
+        ),
         (
             {"p_value": 0.3, "interval": (-0.004, 0.05)},
-            "accuracy: A 0.912 against B 0.887: A is better by 0.025 [-0.004, 0.050], p = 0.300: "
-            "the difference may be chance.",
+            (
+                "accuracy: A 0.912 against B 0.887: A is better by 0.025 [-0.004, 0.050], p = 0.300: "
+                "the difference may be chance."
+            ),
         ),
         (
             {"name": "mse", "higher_is_better": False},
-            "mse: A 0.912 against B 0.887: B is better by 0.025 [0.011, 0.039], p = 0.001: the difference is real.",
+            (
+                "mse: A 0.912 against B 0.887: B is better by 0.025 [0.011, 0.039], p = 0.001: the difference"
+                " is real."
+            ),
         ),
         (
             {"a": 0.887, "b": 0.912, "difference": -0.025, "interval": (-0.039, -0.011), "p_value": 0.0002},
-            "accuracy: A 0.887 against B 0.912: B is better by 0.025 [0.011, 0.039], p < 0.001: the difference is real.",
+            (
+                "accuracy: A 0.887 against B 0.912: B is better by 0.025 [0.011, 0.039], p < 0.001: the"
+                " difference is real."
+            ),
         ),
         (
             {"interval": None, "p_value": None},
-            "accuracy: A 0.912 against B 0.887: A is better by 0.025: not tested, so the difference may be chance.",
+            (
+                "accuracy: A 0.912 against B 0.887: A is better by 0.025: not tested, so the difference may"
+                " be chance."
+            ),
         ),
         (
             {"a": 0.5004, "b": 0.5, "difference": 0.0004, "interval": (0.0001, 0.0007)},
-            "accuracy: A 0.50040 against B 0.50000: A is better by 0.00040 [0.00010, 0.00070], p = 0.001: "
-            "the difference is real.",
+            (
+                "accuracy: A 0.50040 against B 0.50000: A is better by 0.00040 [0.00010, 0.00070], p = 0.001:"
+                " the difference is real."
+            ),
         ),
     ],
-)  # fmt: skip
+)
 def test_a_comparison_in_words(changes, sentence):
     fields = {
-        "name": "accuracy", "a": 0.912, "b": 0.887, "difference": 0.025, "interval": (0.011, 0.039), "p_value": 0.001,
-    }  # fmt: skip
+        "name": "accuracy",
+        "a": 0.912,
+        "b": 0.887,
+        "difference": 0.025,
+        "interval": (0.011, 0.039),
+        "p_value": 0.001,
+    }
     assert in_words(Comparison(**{**fields, **changes}), "A", "B") == sentence
 
 
 def test_the_level_decides_what_is_called_real():
-    fields = {"name": "accuracy", "a": 0.9, "b": 0.8, "difference": 0.1, "interval": (0.01, 0.2), "p_value": 0.02}
+    fields = {
+        "name": "accuracy",
+        "a": 0.9,
+        "b": 0.8,
+        "difference": 0.1,
+        "interval": (0.01, 0.2),
+        "p_value": 0.02,
+    }
     assert "is real" in in_words(Comparison(**fields), "A", "B")
     assert "may be chance" in in_words(Comparison(**fields), "A", "B", level=0.01)
 

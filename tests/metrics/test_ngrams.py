@@ -111,7 +111,9 @@ def test_numbers_worked_out_by_hand():
     # contexts before 0: {1}, before 1: {0, 2}, before 2: {1}; once 2, twice 1: D' = 2/4; freed 0.5*3/4 = 3/8,
     # a third of it each: Q(0) = Q(2) = 0.5/4 + 1/8 = 0.25, Q(1) = 1.5/4 + 1/8 = 0.5
     assert singletons.discount == 1
-    assert singletons.nats([[1], [2], [1, 2]]) == pytest.approx([math.log(2), math.log(4), math.log(2) + math.log(4)])
+    assert singletons.nats([[1], [2], [1, 2]]) == pytest.approx(
+        [math.log(2), math.log(4), math.log(2) + math.log(4)]
+    )
 
     # 0 1 0 1 2 0: pairs 01 twice, 10 once, 12 once, 20 once: D = 3/(3 + 2*1) = 0.6
     bigram = fit_bigram([[1], [1, 2]], vocab_size=3, end_token=0)

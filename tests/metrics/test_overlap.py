@@ -54,7 +54,11 @@ def test_coverage_density_and_span_are_those_of_grusky():
 
 
 def test_a_copy_of_the_source_has_nothing_novel():
-    for language, text in (("en", "One two three four five."), ("zh", "我们今天去北京"), (None, "我们去 Berlin!")):
+    for language, text in (
+        ("en", "One two three four five."),
+        ("zh", "我们今天去北京"),
+        (None, "我们去 Berlin!"),
+    ):
         facts = output_facts([text], [[text]], [text], language)
         assert [facts[f"novel_{order}grams"] for order in (1, 2, 3, 4)] == [0] * 4
         assert facts["copied_coverage"] == facts["length_ratio"] == 1
@@ -70,7 +74,14 @@ def test_case_is_not_seen_and_without_a_language_the_script_decides():
 def test_only_empty_outputs_give_none_where_nothing_is_defined():
     facts = output_facts(["", " "], [[""], [""]], ["a", "b"], "en")
     assert facts["empty"] == 1 and facts["mean_tokens"] == 0 and facts["repetitive"] == 0
-    for name in ("length_ratio", "novel_1grams", "novel_4grams", "copied_coverage", "copied_density", "copied_span"):
+    for name in (
+        "length_ratio",
+        "novel_1grams",
+        "novel_4grams",
+        "copied_coverage",
+        "copied_density",
+        "copied_span",
+    ):
         assert facts[name] is None
 
 

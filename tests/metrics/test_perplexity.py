@@ -51,10 +51,13 @@ def test_twenty_documents_are_resampled_and_their_blocks_are_not():
     scores = scores_of(*documents, blocks=Counts(*(np.repeat(np.asarray(c) / 2, 2) for c in documents)))
     loss = scores["loss"]
     assert loss.n == 20
-    assert loss.interval == pytest.approx(ratio_interval(documents.nats, documents.tokens, resamples=200, seed=0))
+    assert loss.interval == pytest.approx(
+        ratio_interval(documents.nats, documents.tokens, resamples=200, seed=0)
+    )
     assert (
         loss.signature
-        == "tokens:byte_bpe[4096]|context:256|stride:256|bootstrap:documents[200]|end_of_text:not counted|hftk"
+        == "tokens:byte_bpe[4096]|context:256|stride:256|bootstrap:documents[200]|end_of_text:not"
+        " counted|hftk"
     )
 
 
@@ -108,7 +111,10 @@ def test_a_loss_too_large_for_exp_is_an_infinite_perplexity():
 @pytest.mark.parametrize("bad", [math.inf, math.nan])
 def test_a_loss_that_is_not_finite_shows_and_has_no_interval(bad):
     scores = scores_of(
-        [1.0, bad, 2.0], [1, 1, 1], [1, 1, 1], blocks=Counts([1.0, bad, 1.0, 1.0], [1, 1, 0.5, 0.5], [1, 1, 1, 0])
+        [1.0, bad, 2.0],
+        [1, 1, 1],
+        [1, 1, 1],
+        blocks=Counts([1.0, bad, 1.0, 1.0], [1, 1, 0.5, 0.5], [1, 1, 1, 0]),
     )
     for score in scores.values():
         assert str(score.value) == str(bad)

@@ -23,7 +23,10 @@ def random_rows(n, seed, *, ties):
 def values_of(true, predicted, resamples=0):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        return {score.name: score.value for score in regression_scores(true, predicted, resamples=resamples, seed=0)}
+        return {
+            score.name: score.value
+            for score in regression_scores(true, predicted, resamples=resamples, seed=0)
+        }
 
 
 def reference(true, predicted):
@@ -94,7 +97,9 @@ def test_a_resample_scores_as_the_rows_that_it_stands_for(ties):
     for _ in range(20):
         rows = generator.integers(0, 25, size=25)
         weights = np.bincount(rows, minlength=25)[None].astype(float)
-        found = {name: statistic(weights)[0] for name, statistic in regression_statistics(true, predicted).items()}
+        found = {
+            name: statistic(weights)[0] for name, statistic in regression_statistics(true, predicted).items()
+        }
         assert found == pytest.approx(reference(true[rows], predicted[rows]), abs=1e-9)
 
 

@@ -85,7 +85,10 @@ def test_of_several_longest_subsequences_the_one_of_rouge_score_is_taken():
 
 @pytest.mark.parametrize("stem", [False, True])
 def test_ascii_tokens_are_those_of_rouge_score(stem):
-    text = "".join(map(chr, range(128))) + " Running cities' U.S.A. 1,000.50 under_score don't ponies generalizations"
+    text = (
+        "".join(map(chr, range(128)))
+        + " Running cities' U.S.A. 1,000.50 under_score don't ponies generalizations"
+    )
     assert UnicodeTokenizer(stem).tokenize(text) == DefaultTokenizer(stem).tokenize(text)
 
 
@@ -100,7 +103,9 @@ def test_a_perfect_prediction_scores_100_in_every_script(language):
 @pytest.mark.parametrize("language", PERFECT)
 def test_a_part_of_the_reference_scores_between_0_and_100(language):
     text = PERFECT[language]
-    assert ((rouge_rows([text[: len(text) // 2]], [[text]]) > 20) & (rouge_rows([text[:-2]], [[text]]) <= 100)).all()
+    assert (
+        (rouge_rows([text[: len(text) // 2]], [[text]]) > 20) & (rouge_rows([text[:-2]], [[text]]) <= 100)
+    ).all()
 
 
 def test_texts_too_short_for_an_ngram_score_0_as_in_rouge_score():
@@ -128,7 +133,9 @@ def test_the_english_stemmer_leaves_other_scripts_alone():
 
 def test_sentences_end_at_newlines_only_unless_asked_otherwise():
     reference, prediction = "It rains. We stay home.", "We stay home. It rains."
-    plain, split = (rouge_rows([prediction], [[reference]], split_sentences=split)[0] for split in (False, True))
+    plain, split = (
+        rouge_rows([prediction], [[reference]], split_sentences=split)[0] for split in (False, True)
+    )
     assert plain[3] == plain[2] == pytest.approx(60)
     assert split[2] == plain[2] and split[3] == pytest.approx(100)
     marked = RougeScorer(["rougeLsum"]).score("It rains.\nWe stay home.", "We stay home.\nIt rains.")
@@ -166,7 +173,9 @@ def test_the_signature_says_what_was_done():
     assert "bootstrap:rows[10]" in first.signature and "f1:x100" in first.signature
     one = rouge_scores(["a b"], [["a b"]], split_sentences=True, resamples=10, seed=0)[0]
     assert (
-        one.interval is None and "bootstrap:none" in one.signature and "sents:newline or sentence end" in one.signature
+        one.interval is None
+        and "bootstrap:none" in one.signature
+        and "sents:newline or sentence end" in one.signature
     )
 
 
@@ -180,7 +189,9 @@ def test_a_better_system_is_found_better():
     assert all(found.p_value == 1 for found in compare_rouge(bad, bad, references, resamples=200, seed=0))
 
 
-@pytest.mark.parametrize(("predictions", "references"), [([], []), (["a"], []), (["a"], ["a"]), (["a"], [[]])])
+@pytest.mark.parametrize(
+    ("predictions", "references"), [([], []), (["a"], []), (["a"], ["a"]), (["a"], [[]])]
+)
 def test_bad_input_is_refused(predictions, references):
     with pytest.raises(InputError):
         rouge_scores(predictions, references, **NO_INTERVALS)

@@ -64,7 +64,14 @@ def test_scores_and_signatures_are_those_of_sacrebleu(most_references):
 
 
 def test_scores_of_one_row_and_of_texts_without_a_match_are_those_of_sacrebleu():
-    for prediction, reference in [("a b", "c d"), ("", "a b"), ("a b", ""), ("", ""), ("a", "a"), ("a b c x", "a b c")]:
+    for prediction, reference in [
+        ("a b", "c d"),
+        ("", "a b"),
+        ("a b", ""),
+        ("", ""),
+        ("a", "a"),
+        ("a b c x", "a b c"),
+    ]:
         for score in translation_scores([prediction], [[reference]], None, **NO_INTERVALS):
             expected = sacre()[score.name].corpus_score([prediction], [[reference]]).score
             assert score.value == pytest.approx(expected, abs=1e-9)
@@ -96,16 +103,25 @@ def test_vectorised_values_equal_those_of_sacrebleu_for_every_resample():
     predictions, references = random_rows(6, 2, 2)
     for metric in translation_metrics(None):
         rows = np.array(metric.statistics(predictions, references), dtype=np.float64)
-        sums = np.concatenate([weights @ rows for weights in _weights(6, 200, 0)] + [np.zeros((1, rows.shape[1]))])
+        sums = np.concatenate(
+            [weights @ rows for weights in _weights(6, 200, 0)] + [np.zeros((1, rows.shape[1]))]
+        )
         expected = [metric.sacrebleu._compute_score_from_stats(line.tolist()).score for line in sums]
         assert metric.values(sums) == pytest.approx(expected, abs=1e-9)
 
 
 def test_bleu_of_sums_without_longer_matches_is_smoothed_as_in_sacrebleu():
-    sums = np.array([
-        [9, 9, 5, 0, 0, 0, 9, 8, 7, 6], [9, 12, 5, 2, 0, 0, 9, 8, 7, 6], [3, 2, 3, 2, 1, 0, 3, 2, 1, 0],
-        [0, 4, 0, 0, 0, 0, 0, 0, 0, 0], [9, 9, 0, 0, 0, 0, 9, 8, 7, 6], [4, 4, 4, 3, 2, 1, 4, 3, 2, 1],
-    ], dtype=float)  # fmt: skip
+    sums = np.array(
+        [
+            [9, 9, 5, 0, 0, 0, 9, 8, 7, 6],
+            [9, 12, 5, 2, 0, 0, 9, 8, 7, 6],
+            [3, 2, 3, 2, 1, 0, 3, 2, 1, 0],
+            [0, 4, 0, 0, 0, 0, 0, 0, 0, 0],
+            [9, 9, 0, 0, 0, 0, 9, 8, 7, 6],
+            [4, 4, 4, 3, 2, 1, 4, 3, 2, 1],
+        ],
+        dtype=float,
+    )
     expected = [BLEU()._compute_score_from_stats(line.tolist()).score for line in sums]
     assert translation.bleu_values(sums) == pytest.approx(expected, abs=1e-9)
 
@@ -131,11 +147,19 @@ def test_the_same_seed_gives_the_same_interval_and_one_row_gives_none():
 
 def test_the_tokenizer_follows_the_target_language():
     def tokenizer(language):
-        return translation_scores(["x"], [["x"]], language, **NO_INTERVALS)[0].signature.split("tok:")[1].split("|")[0]
+        return (
+            translation_scores(["x"], [["x"]], language, **NO_INTERVALS)[0]
+            .signature.split("tok:")[1]
+            .split("|")[0]
+        )
 
     assert {tokenizer(language) for language in (None, "", "de", "fr_XX", "eng_Latn", "English")} == {"13a"}
-    assert {tokenizer(language) for language in ("zh", "zh_CN", "zho_Hans", ">>cmn_Hans<<", "Chinese")} == {"zh"}
-    assert {tokenizer(language) for language in ("th", "tha_Thai", "lo", "km_KH", "mya_Mymr", "bo")} == {"char"}
+    assert {tokenizer(language) for language in ("zh", "zh_CN", "zho_Hans", ">>cmn_Hans<<", "Chinese")} == {
+        "zh"
+    }
+    assert {tokenizer(language) for language in ("th", "tha_Thai", "lo", "km_KH", "mya_Mymr", "bo")} == {
+        "char"
+    }
     for language, name in (("ja", "ja-mecab"), ("kor_Hang", "ko-mecab")):
         assert tokenizer(language) == "char" or tokenizer(language).startswith(name)
 
@@ -147,7 +171,9 @@ def test_japanese_falls_back_to_characters_where_mecab_is_missing(monkeypatch):
 
 
 def test_language_codes_and_names_are_recognized():
-    found = [language_code(name) for name in ("zh-TW", "yue_Hant", "__ja__", "ja_XX", "ko_KR", "Thai", "de", None)]
+    found = [
+        language_code(name) for name in ("zh-TW", "yue_Hant", "__ja__", "ja_XX", "ko_KR", "Thai", "de", None)
+    ]
     assert found == ["zh", "zh", "ja", "ja", "ko", "th", "", ""]
 
 
@@ -201,7 +227,9 @@ def test_differences_equal_a_plain_loop_over_the_same_resamples():
     for line in np.concatenate(list(_weights(8, 30, 2))):
         rows = np.repeat(np.arange(8), line.astype(int))
         stream = streams([references[row] for row in rows])
-        value_a, value_b = (BLEU(force=True).corpus_score([s[row] for row in rows], stream).score for s in (a, b))
+        value_a, value_b = (
+            BLEU(force=True).corpus_score([s[row] for row in rows], stream).score for s in (a, b)
+        )
         differences.append(value_a - value_b)
     assert found.interval == pytest.approx(percentile_interval(differences), abs=1e-9)
 

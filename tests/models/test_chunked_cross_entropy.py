@@ -1,4 +1,5 @@
-"""The loss in pieces is the loss of whole logits: value and gradient, for every kind of model, or it is not used."""
+"""The loss in pieces is the loss of whole logits: value and gradient, for every kind of model, or it is not
+used."""
 
 import copy
 
@@ -24,17 +25,43 @@ from hftk.models import chunked_cross_entropy
 from hftk.models.chunked_cross_entropy import IGNORED, ChunkedCrossEntropy, cross_entropy_sum, token_losses
 
 V = 61
-SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2, "intermediate_size": 32}
+SIZES = {
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "intermediate_size": 32,
+}
 SIDES = {
-    "d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2, "decoder_attention_heads": 2,
-    "encoder_ffn_dim": 32, "decoder_ffn_dim": 32, "max_position_embeddings": 32, "pad_token_id": 0, "eos_token_id": 1, "dropout": 0.0,
-}  # fmt: skip
+    "d_model": 16,
+    "encoder_layers": 1,
+    "decoder_layers": 1,
+    "encoder_attention_heads": 2,
+    "decoder_attention_heads": 2,
+    "encoder_ffn_dim": 32,
+    "decoder_ffn_dim": 32,
+    "max_position_embeddings": 32,
+    "pad_token_id": 0,
+    "eos_token_id": 1,
+    "dropout": 0.0,
+}
 
 
 def make(kind):
     torch.manual_seed(0)
     if kind == "gpt2":
-        return GPT2LMHeadModel(GPT2Config(vocab_size=V, n_embd=16, n_layer=1, n_head=2, n_positions=32, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0))  # fmt: skip
+        return GPT2LMHeadModel(
+            GPT2Config(
+                vocab_size=V,
+                n_embd=16,
+                n_layer=1,
+                n_head=2,
+                n_positions=32,
+                resid_pdrop=0,
+                embd_pdrop=0,
+                attn_pdrop=0,
+            )
+        )
     if kind == "llama":
         return LlamaForCausalLM(LlamaConfig(vocab_size=V, **SIZES))
     if kind == "gemma2":
@@ -46,7 +73,19 @@ def make(kind):
     if kind == "marian":
         return MarianMTModel(MarianConfig(vocab_size=V, decoder_vocab_size=V, **SIDES))
     tied = kind == "t5"
-    return T5ForConditionalGeneration(T5Config(vocab_size=V, d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2, dropout_rate=0, tie_word_embeddings=tied, decoder_start_token_id=0))  # fmt: skip
+    return T5ForConditionalGeneration(
+        T5Config(
+            vocab_size=V,
+            d_model=16,
+            d_kv=8,
+            d_ff=32,
+            num_layers=1,
+            num_heads=2,
+            dropout_rate=0,
+            tie_word_embeddings=tied,
+            decoder_start_token_id=0,
+        )
+    )
 
 
 def batch_for(model, rows=5, positions=9):
@@ -66,7 +105,13 @@ def batch_for(model, rows=5, positions=9):
 
 def whole(model, inputs, labels, smoothing):
     logits = model(**inputs, use_cache=False).logits
-    return cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="sum", label_smoothing=smoothing)
+    return cross_entropy(
+        logits.flatten(0, 1),
+        labels.flatten(),
+        ignore_index=IGNORED,
+        reduction="sum",
+        label_smoothing=smoothing,
+    )
 
 
 def gradients(model, loss):
@@ -123,12 +168,16 @@ def test_a_head_with_an_adapter_is_left_to_the_model():
     peft = pytest.importorskip("peft")
     model = peft.get_peft_model(make("gpt2"), peft.LoraConfig(target_modules=["c_attn", "lm_head"], r=2))
     inputs, labels = batch_for(model)
-    assert cross_entropy_sum(model, inputs, labels).item() == pytest.approx(whole(model, inputs, labels, 0.0).item(), rel=1e-5)
+    assert cross_entropy_sum(model, inputs, labels).item() == pytest.approx(
+        whole(model, inputs, labels, 0.0).item(), rel=1e-5
+    )
 
 
 def test_an_adapter_under_a_frozen_head_gets_its_gradient():
     peft = pytest.importorskip("peft")
-    model = peft.get_peft_model(make("llama"), peft.LoraConfig(target_modules=["q_proj"], r=2, init_lora_weights=False))
+    model = peft.get_peft_model(
+        make("llama"), peft.LoraConfig(target_modules=["q_proj"], r=2, init_lora_weights=False)
+    )
     inputs, labels = batch_for(model)
     before = gradients(model, whole(model, inputs, labels, 0.1))
     after = gradients(model, cross_entropy_sum(model, inputs, labels, label_smoothing=0.1))
@@ -141,7 +190,9 @@ def test_an_adapter_under_a_frozen_head_gets_its_gradient():
 @pytest.mark.parametrize("kind", ["llama", "gemma2"])
 def test_virtual_tokens_before_the_text_have_no_loss(kind):
     peft = pytest.importorskip("peft")
-    model = peft.get_peft_model(make(kind), peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3))
+    model = peft.get_peft_model(
+        make(kind), peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
+    )
     inputs, labels = batch_for(model)
     logits = model(**inputs, use_cache=False).logits[:, 3:]
     expected = cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="sum")
@@ -155,7 +206,9 @@ def test_the_nats_of_each_position_add_up(kind):
     inputs, labels = batch_for(model)
     nats = token_losses(model, inputs, labels)
     logits = model(**inputs).logits
-    expected = cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="none").view(labels.shape)
+    expected = cross_entropy(
+        logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="none"
+    ).view(labels.shape)
     assert torch.allclose(nats, expected, rtol=1e-4, atol=1e-5)
     assert not nats.requires_grad
     assert torch.all(nats[labels == IGNORED] == 0)
@@ -201,12 +254,16 @@ def test_autocast_is_as_close_to_the_truth_as_whole_logits_are():
         pieces = cross_entropy_sum(model, inputs, labels, label_smoothing=0.1)
     after = gradients(model, pieces)
     for name, gradient in exact.items():
-        assert torch.nn.functional.cosine_similarity(after[name].flatten(), gradient.flatten(), dim=0) > 0.99, name
+        assert (
+            torch.nn.functional.cosine_similarity(after[name].flatten(), gradient.flatten(), dim=0) > 0.99
+        ), name
 
 
 def test_logits_that_no_float_can_exponentiate_keep_their_loss():
     hidden, weight = torch.tensor([[1.0, 0.0]]), torch.tensor([[900.0, 0.0], [-900.0, 0.0], [0.0, 5.0]])
-    assert ChunkedCrossEntropy.apply(hidden, weight, None, torch.tensor([1]), 0.0).item() == pytest.approx(1800)
+    assert ChunkedCrossEntropy.apply(hidden, weight, None, torch.tensor([1]), 0.0).item() == pytest.approx(
+        1800
+    )
     assert ChunkedCrossEntropy.apply(hidden, weight, None, torch.tensor([0]), 0.0).item() == pytest.approx(0)
 
 

@@ -27,12 +27,20 @@ TREE = Path(__file__).parents[2] / "hftk"
 def tiny(kind: str) -> tuple[Any, str]:
     sizes: dict[str, dict[str, Any]] = {
         "gpt2": {"n_embd": 8, "n_head": 2, "n_layer": 2, "vocab_size": 40, "n_positions": 16},
-        "bert": {"hidden_size": 8, "num_attention_heads": 2, "num_hidden_layers": 2, "intermediate_size": 16, "vocab_size": 40},
+        "bert": {
+            "hidden_size": 8,
+            "num_attention_heads": 2,
+            "num_hidden_layers": 2,
+            "intermediate_size": 16,
+            "vocab_size": 40,
+        },
         "t5": {"d_model": 8, "d_kv": 4, "d_ff": 16, "num_heads": 2, "num_layers": 2, "vocab_size": 40},
     }
     auto = {
-        "gpt2": "AutoModelForCausalLM", "bert": "AutoModelForSequenceClassification", "t5": "AutoModelForSeq2SeqLM",
-    }[kind]  # fmt: skip
+        "gpt2": "AutoModelForCausalLM",
+        "bert": "AutoModelForSequenceClassification",
+        "t5": "AutoModelForSeq2SeqLM",
+    }[kind]
     made = transformers.AutoConfig.for_model(kind, **sizes[kind])
     return getattr(transformers, auto).from_config(made), auto
 
@@ -53,10 +61,13 @@ def test_every_load_goes_through_one_function_that_trusts_no_code() -> None:
     call = re.compile(r"(?<!def )(\w+)\.(from_pretrained|from_config)\(")
     found = {
         f"{path.relative_to(TREE)}: {match[0]}"
-        for path in TREE.rglob("*.py") if path.name not in ("hub_names.py", "usage.py")
+        for path in TREE.rglob("*.py")
+        if path.name not in ("hub_names.py", "usage.py")
         for match in call.finditer(path.read_text(encoding="utf-8"))
-    }  # fmt: skip
-    assert found == {"models/adapters.py: PeftModel.from_pretrained("}  # which takes the model that was loaded
+    }
+    assert found == {
+        "models/adapters.py: PeftModel.from_pretrained("
+    }  # which takes the model that was loaded
 
 
 @pytest.mark.parametrize("terminal", [False, True])
@@ -67,7 +78,11 @@ def test_a_folder_with_code_of_its_own_is_refused_and_its_code_is_not_run(
     folder, mark, data = tmp_path / "model", tmp_path / "mark", tmp_path / "d.txt"
     folder.mkdir()
     data.write_text("some text\n" * 20)
-    auto_map = {"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Model", "AutoTokenizer": [None, "own.T"]}
+    auto_map = {
+        "AutoConfig": "own.Config",
+        "AutoModelForCausalLM": "own.Model",
+        "AutoTokenizer": [None, "own.T"],
+    }
     (folder / "config.json").write_text(json.dumps({"model_type": "own", "auto_map": auto_map}))
     (folder / "tokenizer_config.json").write_text(json.dumps({"auto_map": auto_map}))
     (folder / "own.py").write_text(f"open({str(mark)!r}, 'w')\n")
@@ -75,17 +90,38 @@ def test_a_folder_with_code_of_its_own_is_refused_and_its_code_is_not_run(
     arguments = {
         "predict": ["-m", "hftk", "predict", str(folder), "--prompt", "some"],
         "evaluate": ["-m", "hftk", "evaluate", str(folder), "--data", str(data)],
-        "export": ["-m", "hftk", "export", str(folder), "--output", str(tmp_path / "out"), "--format", "onnx"],
-        "recipe": [str(TREE.parent / "recipes/gpt2_clm.py"), "--model.name", str(folder), "--data.path", str(data), "--output", str(tmp_path / "run")],
-    }[command]  # fmt: skip
+        "export": [
+            "-m",
+            "hftk",
+            "export",
+            str(folder),
+            "--output",
+            str(tmp_path / "out"),
+            "--format",
+            "onnx",
+        ],
+        "recipe": [
+            str(TREE.parent / "recipes/gpt2_clm.py"),
+            "--model.name",
+            str(folder),
+            "--data.path",
+            str(data),
+            "--output",
+            str(tmp_path / "run"),
+        ],
+    }[command]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(tmp_path / "modules")}
     above, below = pty.openpty()
     try:
         os.write(above, b"y\ny\ny\n")
         ended = subprocess.run(
-            [sys.executable, *arguments], env=environment, capture_output=True, text=True, timeout=300,
+            [sys.executable, *arguments],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=300,
             **({"stdin": below} if terminal else {"input": "y\ny\ny\n"}),
-        )  # fmt: skip
+        )
     finally:
         os.close(above)
         os.close(below)
@@ -115,9 +151,13 @@ def test_a_pickle_with_a_payload_is_refused_and_not_run(saved: tuple[Path, str],
 def test_auto_map_of_a_known_architecture_loads_the_class_of_the_library(saved: tuple[Path, str]) -> None:
     folder, auto = saved
     made = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**made, "auto_map": {"AutoConfig": "own.Config", auto: "own.Model"}}))
+    (folder / "config.json").write_text(
+        json.dumps({**made, "auto_map": {"AutoConfig": "own.Config", auto: "own.Model"}})
+    )
     config = ModelConfig(name=str(folder))
-    model, _ = load_weights(config, auto, transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False))
+    model, _ = load_weights(
+        config, auto, transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    )
     assert type(model).__module__.startswith("transformers.")
 
 

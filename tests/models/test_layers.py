@@ -17,7 +17,13 @@ from hftk.config import TrainConfig
 from hftk.models.layers import depths, find_problems, freeze
 from hftk.training.optimizers import layer_groups, make_optimizer
 
-BERT = {"num_hidden_layers": 3, "hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 24, "vocab_size": 20}
+BERT = {
+    "num_hidden_layers": 3,
+    "hidden_size": 16,
+    "num_attention_heads": 2,
+    "intermediate_size": 24,
+    "vocab_size": 20,
+}
 
 
 def bert() -> Any:
@@ -53,7 +59,17 @@ def test_a_decoder_lies_above_its_encoder():
 
 @pytest.mark.parametrize("architecture", ["gpt2", "llama"])
 def test_every_weight_of_a_decoder_has_its_depth(architecture):
-    fields = {"num_hidden_layers": 2, "hidden_size": 8, "num_attention_heads": 2, "num_key_value_heads": 2, "intermediate_size": 8} if architecture == "llama" else {"n_layer": 2, "n_embd": 8, "n_head": 2}  # fmt: skip
+    fields = (
+        {
+            "num_hidden_layers": 2,
+            "hidden_size": 8,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 2,
+            "intermediate_size": 8,
+        }
+        if architecture == "llama"
+        else {"n_layer": 2, "n_embd": 8, "n_head": 2}
+    )
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(architecture, vocab_size=20, **fields))
     found, layers = depths(model)
     assert layers == 2 and set(found.values()) == {0, 1, 2, 3}
@@ -63,8 +79,9 @@ def test_a_number_freezes_embeddings_and_that_many_layers():
     model = bert()
     freeze(["1"], model)
     assert {n.split(".layer.")[0] + n.partition(".layer.")[2][:1] for n in frozen_names(model)} == {
-        "bert.encoder0", *(n for n in frozen_names(model) if "embeddings" in n)
-    }  # fmt: skip
+        "bert.encoder0",
+        *(n for n in frozen_names(model) if "embeddings" in n),
+    }
 
 
 def test_a_name_means_whole_parts_of_names():

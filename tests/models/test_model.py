@@ -1,4 +1,5 @@
-"""Models by name and by size: what the settings say is what is made, and what cannot be made is said before any data is read."""
+"""Models by name and by size: what the settings say is what is made, and what cannot be made is said before
+any data is read."""
 
 from __future__ import annotations
 
@@ -35,9 +36,17 @@ SPLITS = Splits(train=Dataset.from_dict({"text": TEXTS}))
 SMALL = {"n_layer": 2, "n_embd": 32, "n_head": 2, "n_positions": 16}
 GPT2 = ModelConfig(size="tiny", tokenizer="characters", config=SMALL)
 LLAMA = ModelConfig(
-    size="tiny", architecture="llama", tokenizer="characters",
-    config={"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 48, "max_position_embeddings": 16},
-)  # fmt: skip
+    size="tiny",
+    architecture="llama",
+    tokenizer="characters",
+    config={
+        "num_hidden_layers": 2,
+        "hidden_size": 32,
+        "num_attention_heads": 2,
+        "intermediate_size": 48,
+        "max_position_embeddings": 16,
+    },
+)
 
 
 @pytest.fixture(autouse=True)
@@ -67,10 +76,12 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-# Sizes and fields ----------------------------------------------------------------------------------------------------
+# --- Sizes and fields
 
 
-@pytest.mark.parametrize(("size", "millions"), [("small", 124), ("medium", 355), ("large", 774), ("xl", 1558)])
+@pytest.mark.parametrize(
+    ("size", "millions"), [("small", 124), ("medium", 355), ("large", 774), ("xl", 1558)]
+)
 def test_sizes_of_gpt2_are_those_that_were_published(size: str, millions: int) -> None:
     from transformers import AutoModelForCausalLM
 
@@ -84,7 +95,8 @@ def test_sizes_of_gpt2_are_those_that_were_published(size: str, millions: int) -
 @pytest.mark.parametrize("architecture", ["gpt2", "llama"])
 def test_every_size_can_be_made(architecture: str) -> None:
     contexts = [
-        default_length(check_model(ModelConfig(size=s, architecture=architecture), TASK)) for s in model_sizes(architecture, TASK.auto_model)
+        default_length(check_model(ModelConfig(size=s, architecture=architecture), TASK))
+        for s in model_sizes(architecture, TASK.auto_model)
     ]
     assert contexts == sorted(contexts) and contexts[0] >= 128 and contexts[-1] == 1024
 
@@ -107,12 +119,15 @@ def test_the_context_is_found_under_each_name_for_it() -> None:
     assert default_length(model_config(ModelConfig(size="xl", architecture="llama"), TASK)) == 1024
 
 
-# What cannot be made -------------------------------------------------------------------------------------------------
+# --- What cannot be made
 
 
 def test_an_unknown_size_is_named_with_the_nearest_one() -> None:
     (problem,) = problems(ModelConfig(size="smal"))
-    assert problem.startswith("--model.size: expected one of tiny, mini, small") and "did you mean small?" in problem
+    assert (
+        problem.startswith("--model.size: expected one of tiny, mini, small")
+        and "did you mean small?" in problem
+    )
     assert "found nothing" in problems(ModelConfig())[0]
 
 
@@ -138,12 +153,18 @@ def test_numbers_that_do_not_fit_together_are_found_before_any_data_is_read(fiel
 def test_an_attention_that_is_not_installed_is_found_before_any_data_is_read(saved: Path) -> None:
     if torch.cuda.is_available():
         pytest.skip("it may be installed")
-    for config in (replace(GPT2, attention="flash_attention_2"), ModelConfig(name=str(saved), attention="flash_attention_2")):
+    for config in (
+        replace(GPT2, attention="flash_attention_2"),
+        ModelConfig(name=str(saved), attention="flash_attention_2"),
+    ):
         assert problems(config)[0].startswith("--model.attention: ")
 
 
 def test_a_block_longer_than_the_context_is_refused_with_what_to_type(saved: Path) -> None:
-    assert "--train.max_length 16, or a longer context: --model.config.n_positions 64" in problems(GPT2, max_length=64)[0]
+    assert (
+        "--train.max_length 16, or a longer context: --model.config.n_positions 64"
+        in problems(GPT2, max_length=64)[0]
+    )
     assert "--model.config.max_position_embeddings 64" in problems(LLAMA, max_length=64)[0]
     (problem,) = problems(ModelConfig(name=str(saved)), max_length=17)
     assert f"expected at most 16, the context of the model (--model.name {saved}), found 17" in problem
@@ -154,16 +175,21 @@ def test_a_block_longer_than_the_context_is_refused_with_what_to_type(saved: Pat
 @pytest.mark.parametrize(("kind", "least"), [("bpe", 257), ("characters", 3)])
 def test_a_vocabulary_too_small_for_its_tokenizer_is_refused(kind: str, least: int) -> None:
     (problem,) = problems(ModelConfig(size="tiny", tokenizer=kind, vocab_size=least - 1))
-    assert f"--model.vocab_size: expected at least {least} for --model.tokenizer {kind}, found {least - 1}" == problem
+    assert (
+        f"--model.vocab_size: expected at least {least} for --model.tokenizer {kind}, found {least - 1}"
+        == problem
+    )
     check_model(ModelConfig(size="tiny", tokenizer=kind, vocab_size=least), TASK)
 
 
 def test_several_problems_are_told_at_once() -> None:
-    found = problems(ModelConfig(size="tiny", tokenizer="characters", vocab_size=2, config={"n_head": 3}), max_length=10**6)
+    found = problems(
+        ModelConfig(size="tiny", tokenizer="characters", vocab_size=2, config={"n_head": 3}), max_length=10**6
+    )
     assert [p.split(":")[0] for p in found] == ["--train.max_length", "--model.vocab_size", "--model.config"]
 
 
-# Dropout and initialization ------------------------------------------------------------------------------------------
+# --- Dropout and initialization
 
 
 def test_dropout_is_set_on_all_dropouts_and_by_default_there_is_none() -> None:
@@ -183,7 +209,8 @@ def test_dropout_is_refused_for_models_without(tmp_path: Path) -> None:
 
 
 def matrices(model: Any) -> dict[str, tuple[torch.Tensor, int, int]]:
-    """Name to (weight, inputs, outputs) of every product; torch's Linear holds (outputs, inputs), GPT-2's Conv1D the reverse."""
+    """Name to (weight, inputs, outputs) of every product; torch's Linear holds (outputs, inputs), GPT-2's
+    Conv1D the reverse."""
     found = {}
     for name, module in model.named_modules():
         if type(module).__name__ == "Conv1D":
@@ -195,7 +222,9 @@ def matrices(model: Any) -> dict[str, tuple[torch.Tensor, int, int]]:
 
 @pytest.mark.parametrize("config", [GPT2, LLAMA], ids=["conv1d", "linear"])
 @pytest.mark.parametrize("scheme", ["xavier", "he"])
-def test_xavier_and_he_have_their_variance_and_leave_embeddings_biases_and_norms(config: ModelConfig, scheme: Any) -> None:
+def test_xavier_and_he_have_their_variance_and_leave_embeddings_biases_and_norms(
+    config: ModelConfig, scheme: Any
+) -> None:
     wide = {"n_embd": 64} if config is GPT2 else {"hidden_size": 64, "intermediate_size": 160}
     changed = replace(config, config={**config.config, **wide})
     model, _ = made(changed, initialization=scheme)
@@ -214,7 +243,7 @@ def test_xavier_and_he_have_their_variance_and_leave_embeddings_biases_and_norms
             assert torch.equal(parameter, theirs[name]), name
 
 
-# Seeds ---------------------------------------------------------------------------------------------------------------
+# --- Seeds
 
 
 def test_the_same_seed_gives_the_same_weights_and_another_one_others() -> None:
@@ -235,7 +264,7 @@ def test_the_global_random_state_is_neither_used_nor_changed(saved: Path) -> Non
         assert all(torch.equal(first[n], second[n]) for n in first)
 
 
-# Tokenizer and vocabulary --------------------------------------------------------------------------------------------
+# --- Tokenizer and vocabulary
 
 
 def test_a_tokenizer_is_trained_on_the_training_split_and_fits_the_model() -> None:
@@ -244,7 +273,9 @@ def test_a_tokenizer_is_trained_on_the_training_split_and_fits_the_model() -> No
     assert model.config.vocab_size == len(tokenizer) == model.get_input_embeddings().weight.shape[0]
     assert model.config.eos_token_id == tokenizer.eos_token_id == model.generation_config.eos_token_id == 0
     assert tokenizer.model_max_length == 16
-    assert console.noted() == [f"tokenizer: characters, trained on the training split, {len(tokenizer)} entries"]
+    assert console.noted() == [
+        f"tokenizer: characters, trained on the training split, {len(tokenizer)} entries"
+    ]
     assert len(made(GPT2, tokenizer=None, vocab_size=270)[1]) == 270
 
 
@@ -253,7 +284,9 @@ def test_more_rows_than_the_tokenizer_needs_may_be_asked_for() -> None:
     assert model.config.vocab_size == model.get_input_embeddings().weight.shape[0] == 64 > len(tokenizer)
 
 
-def test_a_model_made_on_the_spot_can_take_the_tokenizer_of_a_folder_that_holds_nothing_else(tmp_path: Path) -> None:
+def test_a_model_made_on_the_spot_can_take_the_tokenizer_of_a_folder_that_holds_nothing_else(
+    tmp_path: Path,
+) -> None:
     trained = train_characters(["other words"], 100)
     trained.pad_token = None
     trained.save_pretrained(tmp_path)
@@ -266,7 +299,10 @@ def test_a_model_made_on_the_spot_can_take_the_tokenizer_of_a_folder_that_holds_
 
 def test_a_tokenizer_that_is_not_there_is_found_before_any_data_is_read(offline: None) -> None:
     (problem,) = problems(replace(GPT2, tokenizer="character"))
-    assert problem.startswith("--model.tokenizer: there is no folder character") and "did you mean characters?" in problem
+    assert (
+        problem.startswith("--model.tokenizer: there is no folder character")
+        and "did you mean characters?" in problem
+    )
 
 
 def test_embeddings_grow_with_a_tokenizer_that_has_more_entries(saved: Path, tmp_path: Path) -> None:
@@ -279,12 +315,14 @@ def test_embeddings_grow_with_a_tokenizer_that_has_more_entries(saved: Path, tmp
     new = grown.get_input_embeddings().weight
     assert new.shape[0] == old.shape[0] + 2 == grown.config.vocab_size == grown.lm_head.out_features
     assert torch.equal(new[: old.shape[0]], old)
-    assert console.noted() == [f"embeddings grown to {new.shape[0]} rows: the tokenizer has more entries than the model"]
+    assert console.noted() == [
+        f"embeddings grown to {new.shape[0]} rows: the tokenizer has more entries than the model"
+    ]
     again, _ = load_model(ModelConfig(name=str(tmp_path)), TASK, SPLITS)
     assert torch.equal(again.get_input_embeddings().weight, new)
 
 
-# By name -------------------------------------------------------------------------------------------------------------
+# --- By name
 
 
 def test_what_was_saved_is_what_is_loaded(saved: Path) -> None:
@@ -311,7 +349,9 @@ def test_gelu_new_is_computed_by_one_kernel_and_is_the_same_function(saved: Path
     assert torch.allclose(slow(ids).logits, fast.eval()(ids).logits, atol=1e-6)
 
 
-@pytest.mark.parametrize(("dtype", "expected"), [("auto", torch.float32), ("bfloat16", torch.bfloat16), ("float16", torch.float16)])
+@pytest.mark.parametrize(
+    ("dtype", "expected"), [("auto", torch.float32), ("bfloat16", torch.bfloat16), ("float16", torch.float16)]
+)
 def test_weights_are_held_in_float32_unless_told_otherwise_whatever_the_file_has(
     saved: Path, tmp_path: Path, dtype: Any, expected: torch.dtype
 ) -> None:
@@ -330,17 +370,23 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
 
 
-@pytest.mark.parametrize("name", ["nobody/no-such-model-here", "out/no_such_folder", "/no/such/folder", "./missing"])
+@pytest.mark.parametrize(
+    "name", ["nobody/no-such-model-here", "out/no_such_folder", "/no/such/folder", "./missing"]
+)
 def test_a_missing_folder_or_a_hub_id_without_network_says_what_to_do(offline: None, name: str) -> None:
     (problem,) = problems(ModelConfig(name=name))
-    assert problem.startswith(f"--model.name: there is no folder {name}, and as a Hub id it cannot be loaded: ")
+    assert problem.startswith(
+        f"--model.name: there is no folder {name}, and as a Hub id it cannot be loaded: "
+    )
     assert "HF_HUB_OFFLINE" in problem and "--model.size tiny" in problem and "Traceback" not in problem
 
 
 def test_a_folder_without_a_model_says_what_is_in_it(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("x")
     (problem,) = problems(ModelConfig(name=str(tmp_path)))
-    assert "expected a folder with config.json, weights and tokenizer" in problem and "has notes.txt" in problem
+    assert (
+        "expected a folder with config.json, weights and tokenizer" in problem and "has notes.txt" in problem
+    )
     (tmp_path / "notes.txt").unlink()
     assert "has nothing" in problems(ModelConfig(name=str(tmp_path)))[0]
 
@@ -377,7 +423,7 @@ def test_damaged_files_are_an_input_error_and_no_traceback(saved: Path, tmp_path
     assert str(error.value).startswith(f"--model.name: {folder} cannot be loaded: ")
 
 
-# Everything at once --------------------------------------------------------------------------------------------------
+# --- Everything at once
 
 
 def test_check_gives_the_context_in_which_rows_are_judged() -> None:
@@ -398,17 +444,26 @@ def test_check_reports_every_problem_at_once() -> None:
 
 
 def test_check_holds_lengths_against_the_context() -> None:
-    config = CausalLMConfig(model=GPT2, eval=EvalConfig(stride=17), train=TrainConfig(max_tokens_per_batch=15))
+    config = CausalLMConfig(
+        model=GPT2, eval=EvalConfig(stride=17), train=TrainConfig(max_tokens_per_batch=15)
+    )
     with pytest.raises(InputError) as error:
         check(config, TASK)
     assert [p.setting for p in error.value.problems] == ["eval.stride", "train.max_tokens_per_batch"]
-    check(replace(config, eval=EvalConfig(stride=16), train=TrainConfig(max_tokens_per_batch=15, max_length=15)), TASK)
+    check(
+        replace(
+            config, eval=EvalConfig(stride=16), train=TrainConfig(max_tokens_per_batch=15, max_length=15)
+        ),
+        TASK,
+    )
 
 
 def test_check_finds_an_optimizer_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     config = CausalLMConfig(model=GPT2, train=TrainConfig(optimizer="lion"))
     find = __import__("importlib.util").util.find_spec
-    monkeypatch.setattr("importlib.util.find_spec", lambda name, *rest: None if name == "bitsandbytes" else find(name, *rest))
+    monkeypatch.setattr(
+        "importlib.util.find_spec", lambda name, *rest: None if name == "bitsandbytes" else find(name, *rest)
+    )
     with pytest.raises(InputError, match="lion comes from bitsandbytes"):
         check(config, TASK)
 

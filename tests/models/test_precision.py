@@ -63,14 +63,21 @@ def test_auto_without_anything_to_measure_is_fp32(flags: Any) -> None:
 
 
 @pytest.mark.parametrize(("supported", "chosen"), [(True, "bf16"), (False, "fp32")])
-def test_on_a_gpu_bf16_is_taken_where_it_is_in_hardware(monkeypatch: pytest.MonkeyPatch, supported: bool, chosen: str) -> None:
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: supported and not including_emulation)
+def test_on_a_gpu_bf16_is_taken_where_it_is_in_hardware(
+    monkeypatch: pytest.MonkeyPatch, supported: bool, chosen: str
+) -> None:
+    monkeypatch.setattr(
+        torch.cuda, "is_bf16_supported", lambda including_emulation: supported and not including_emulation
+    )
     found, reason = choose_precision("auto", torch.device("cuda"))
     assert found == chosen and "this GPU" in reason
 
 
 def test_on_other_devices_nothing_is_promised() -> None:
-    assert choose_precision("auto", torch.device("mps")) == ("fp32", "bf16 autocast is not established on mps")
+    assert choose_precision("auto", torch.device("mps")) == (
+        "fp32",
+        "bf16 autocast is not established on mps",
+    )
 
 
 def test_the_warm_up_run_is_not_timed(flags: Any) -> None:
@@ -101,7 +108,9 @@ def test_autocast_computes_products_in_bf16_and_fp32_changes_nothing() -> None:
         ("processor: 0\n", None),
     ],
 )
-def test_processor_flags_are_read_from_linux(monkeypatch: pytest.MonkeyPatch, text: str, found: set[str] | None) -> None:
+def test_processor_flags_are_read_from_linux(
+    monkeypatch: pytest.MonkeyPatch, text: str, found: set[str] | None
+) -> None:
     monkeypatch.setattr(Path, "read_text", lambda self, **kwargs: text)
     assert precision.cpu_flags() == found
 

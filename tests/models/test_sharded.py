@@ -1,4 +1,5 @@
-"""Models that are whole look so, layers are found in every kind of model, and shards on disk execute nothing."""
+"""Models that are whole look so, layers are found in every kind of model, and shards on disk execute
+nothing."""
 
 import os
 import pickle
@@ -26,11 +27,27 @@ from hftk.models.layers import layer_classes
 from hftk.training import sharded_checkpoints
 from hftk.training.sharded_trainer import _embeddings_in_root
 
-SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16, "vocab_size": 20}
+SMALL = {
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 16,
+    "vocab_size": 20,
+}
 BERT = BertConfig(**SMALL, max_position_embeddings=8)
 DECODER = BertConfig(**SMALL, max_position_embeddings=8, is_decoder=True, add_cross_attention=True)
 T5 = T5Config(vocab_size=20, d_model=16, d_kv=8, d_ff=16, num_layers=2, num_heads=2)
-BART = BartConfig(vocab_size=20, d_model=16, encoder_layers=2, decoder_layers=2, encoder_attention_heads=2, decoder_attention_heads=2, encoder_ffn_dim=16, decoder_ffn_dim=16, max_position_embeddings=8)  # fmt: skip
+BART = BartConfig(
+    vocab_size=20,
+    d_model=16,
+    encoder_layers=2,
+    decoder_layers=2,
+    encoder_attention_heads=2,
+    decoder_attention_heads=2,
+    encoder_ffn_dim=16,
+    decoder_ffn_dim=16,
+    max_position_embeddings=8,
+)
 MADE = {
     "bert": (lambda: BertForSequenceClassification(BERT), {"BertLayer"}, False),
     "bert, its head tied": (lambda: BertForMaskedLM(BERT), {"BertLayer"}, True),
@@ -39,7 +56,11 @@ MADE = {
         {"ModernBertEncoderLayer"},
         False,
     ),
-    "gpt2": (lambda: GPT2LMHeadModel(GPT2Config(n_embd=16, n_layer=2, n_head=2, vocab_size=20, n_positions=8)), {"GPT2Block"}, False),
+    "gpt2": (
+        lambda: GPT2LMHeadModel(GPT2Config(n_embd=16, n_layer=2, n_head=2, vocab_size=20, n_positions=8)),
+        {"GPT2Block"},
+        False,
+    ),
     "t5": (lambda: T5ForConditionalGeneration(T5), {"T5Block"}, True),
     "bart": (lambda: BartForConditionalGeneration(BART), {"BartEncoderLayer", "BartDecoderLayer"}, True),
     "two berts": (
@@ -47,8 +68,9 @@ MADE = {
         {"BertLayer"},
         None,
     ),
-}  # fmt: skip
-"""Name to model, the classes of its layers, and whether a third module has weights of its embeddings (or the bias of its head)."""
+}
+"""Name to model, the classes of its layers, and whether a third module has weights of its embeddings (or the
+bias of its head)."""
 
 
 @pytest.mark.parametrize("kind", MADE)
@@ -115,9 +137,12 @@ def test_what_is_loaded_has_the_bits_of_what_was_saved(saved):
     other, its_optimizer = trained(1)
     sharded_checkpoints.load_model(other, folder)
     sharded_checkpoints.load_optimizer(other, its_optimizer, folder)
-    assert all(torch.equal(mine, its) for mine, its in zip(model.parameters(), other.parameters(), strict=True))
+    assert all(
+        torch.equal(mine, its) for mine, its in zip(model.parameters(), other.parameters(), strict=True)
+    )
     states = [
-        [s[name] for s in o.state_dict()["state"].values() for name in sorted(s)] for o in (optimizer, its_optimizer)
+        [s[name] for s in o.state_dict()["state"].values() for name in sorted(s)]
+        for o in (optimizer, its_optimizer)
     ]
     assert len(states[0]) == 12 and all(torch.equal(mine, its) for mine, its in zip(*states, strict=True))
 

@@ -52,7 +52,7 @@ def characters() -> Any:
     return train_characters(TEXTS, 1000)
 
 
-# Byte-level BPE ------------------------------------------------------------------------------------------------------
+# --- Byte-level BPE
 
 
 @pytest.mark.parametrize("text", [*TEXTS, UNSEEN])
@@ -68,7 +68,9 @@ def test_bpe_learns_pairs_and_keeps_to_the_size_asked_for(bpe: Any) -> None:
     assert len(ids(train_byte_bpe(TEXTS, 257), "月")) == len("月".encode())
 
 
-def test_the_end_of_text_is_also_start_and_padding_and_is_not_in_plain_text(bpe: Any, characters: Any) -> None:
+def test_the_end_of_text_is_also_start_and_padding_and_is_not_in_plain_text(
+    bpe: Any, characters: Any
+) -> None:
     for tokenizer in (bpe, characters):
         assert {tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token} == {END_OF_TEXT}
         assert tokenizer.eos_token_id == 0
@@ -82,7 +84,7 @@ def test_training_is_deterministic(train: Any) -> None:
     assert first == second
 
 
-# Characters ----------------------------------------------------------------------------------------------------------
+# --- Characters
 
 
 @pytest.mark.parametrize("text", TEXTS)
@@ -106,7 +108,7 @@ def test_an_unknown_character_is_one_unknown_token_each(characters: Any) -> None
     assert characters.decode(found, skip_special_tokens=True) == "dog"
 
 
-# The table in place of the Rust tokenizer ----------------------------------------------------------------------------
+# --- The table in place of the Rust tokenizer
 
 
 def through_rust(tokenizer: Any, text: str) -> list[int]:
@@ -131,7 +133,9 @@ def test_special_tokens_written_out_in_a_text_are_what_the_tokenizer_makes_of_th
 def test_only_tokenizers_of_single_characters_have_a_table(bpe: Any) -> None:
     from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 
-    def plain(pattern: Any = None, behaviour: str = "isolated", normalizer: Any = None, invert: bool = False) -> Any:
+    def plain(
+        pattern: Any = None, behaviour: str = "isolated", normalizer: Any = None, invert: bool = False
+    ) -> Any:
         tokenizer = Tokenizer(models.WordLevel({"?": 0, "a": 1}, unk_token="?"))
         tokenizer.pre_tokenizer = pre_tokenizers.Split(pattern or Regex(r"[\s\S]"), behaviour, invert=invert)
         if normalizer:
@@ -140,8 +144,12 @@ def test_only_tokenizers_of_single_characters_have_a_table(bpe: Any) -> None:
 
     assert character_table(plain()) is not None
     others = [
-        plain(Regex(r"\S")), plain("a"), plain(behaviour="removed"), plain(normalizer=normalizers.Lowercase()), plain(invert=True),
-    ]  # fmt: skip
+        plain(Regex(r"\S")),
+        plain("a"),
+        plain(behaviour="removed"),
+        plain(normalizer=normalizers.Lowercase()),
+        plain(invert=True),
+    ]
     no_split = plain()
     no_split.pre_tokenizer = pre_tokenizers.Whitespace()
     no_unknown = Tokenizer(models.WordLevel({"a": 0}, unk_token="?"))
@@ -150,7 +158,7 @@ def test_only_tokenizers_of_single_characters_have_a_table(bpe: Any) -> None:
         assert character_table(other) is None
 
 
-# Saving --------------------------------------------------------------------------------------------------------------
+# --- Saving
 
 
 @pytest.mark.parametrize("model_type", [None, "gpt2", "llama"])
@@ -173,7 +181,7 @@ def test_saved_and_loaded_by_transformers_it_is_the_same(
     assert (character_table(loaded.backend_tokenizer) is None) == (kind == "bpe")
 
 
-# Encoders ------------------------------------------------------------------------------------------------------------
+# --- Encoders
 
 KINDS = ("bpe", "wordpiece", "characters")
 MANY_TIES = """
@@ -195,8 +203,12 @@ def encoder(request: pytest.FixtureRequest) -> Any:
 
 
 def test_every_process_trains_the_same_tokenizer() -> None:
-    """Hash tables are seeded anew in each process, so that a second training in this one would prove nothing."""
-    found = [subprocess.run([sys.executable, "-c", MANY_TIES], capture_output=True, text=True, check=True).stdout for _ in range(2)]  # fmt: skip
+    """Hash tables are seeded anew in each process, so that a second training in this one would prove
+    nothing."""
+    found = [
+        subprocess.run([sys.executable, "-c", MANY_TIES], capture_output=True, text=True, check=True).stdout
+        for _ in range(2)
+    ]
     assert found[0] == found[1] and len(set(found[0].split())) == 6
 
 
@@ -211,15 +223,26 @@ def test_encoders_frame_texts_and_pairs_as_bert_does(encoder: Any) -> None:
 
 def test_the_special_tokens_of_encoders_come_first_in_one_order(encoder: Any) -> None:
     assert encoder.convert_ids_to_tokens(range(5)) == list(BERT_TOKENS.values())
-    assert (encoder.pad_token_id, encoder.unk_token_id, encoder.cls_token_id, encoder.sep_token_id, encoder.mask_token_id) == (0, 1, 2, 3, 4)  # fmt: skip
-    assert not set(range(5)) & set(ids(encoder, "the quick dog, 床前明月光")) and ids(encoder, "a [SEP]")[-1] == 3
+    assert (
+        encoder.pad_token_id,
+        encoder.unk_token_id,
+        encoder.cls_token_id,
+        encoder.sep_token_id,
+        encoder.mask_token_id,
+    ) == (0, 1, 2, 3, 4)
+    assert (
+        not set(range(5)) & set(ids(encoder, "the quick dog, 床前明月光"))
+        and ids(encoder, "a [SEP]")[-1] == 3
+    )
     assert sorted(encoder.get_vocab().values()) == list(range(len(encoder)))
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_encoders_keep_to_the_size_asked_for(kind: str) -> None:
     letters = "abcdefghijklmnopqrstuvwxyzαβγδεζηθικλμνξοπρστυφχψω"
-    text = " ".join(letters[i:] + letters[:i] for i in range(len(letters)))  # each letter begins a word, each goes on with one
+    text = " ".join(
+        letters[i:] + letters[:i] for i in range(len(letters))
+    )  # each letter begins a word, each goes on with one
     for size in (SMALLEST_VOCABULARY[kind] + 5, 300):
         assert len(train_tokenizer(kind, [text], size, frame="bert")) <= size
     assert len(train_tokenizer("wordpiece", [text], 64)) <= 64
@@ -231,7 +254,11 @@ def test_wordpiece_cuts_words_into_pieces_and_takes_chinese_characters_as_words(
     pieces = tokenizer.tokenize("sleepleep")
     assert pieces[0] == "sleep" and all(piece.startswith("##") for piece in pieces[1:]) and len(pieces) > 1
     assert "".join(pieces).replace("##", "") == "sleepleep"
-    assert tokenizer.tokenize("sleeq 龍月") == ["[UNK]", "[UNK]", "月"]  # a word with a character never seen; a character never seen
+    assert tokenizer.tokenize("sleeq 龍月") == [
+        "[UNK]",
+        "[UNK]",
+        "月",
+    ]  # a word with a character never seen; a character never seen
     assert tokenizer.decode(ids(tokenizer, "sleeping sleeps")) == "sleeping sleeps"
 
 
@@ -252,7 +279,7 @@ def test_encoders_saved_and_loaded_are_the_same(tmp_path: Path, encoder: Any) ->
         assert loaded.model_input_names == encoder.model_input_names and loaded.pad_token_id == 0
 
 
-# Encoder-decoders ----------------------------------------------------------------------------------------------------
+# --- Encoder-decoders
 
 
 @pytest.fixture(scope="module", params=("bpe", "characters"))

@@ -1,4 +1,5 @@
-"""hftk inside the kernel of a notebook: errors to be read, an interrupt that leaves the kernel alive, bars where they belong."""
+"""hftk inside the kernel of a notebook: errors to be read, an interrupt that leaves the kernel alive, bars
+where they belong."""
 
 import asyncio
 import os
@@ -13,11 +14,14 @@ pytest.importorskip("ipykernel")
 ROOT = Path(__file__).parents[2]
 
 CELLS = {
-    "wrong input": """
+    "wrong input": (
+        """
 from hftk.config import InputError, Problem
 raise InputError(Problem(setting="train.epochs", message="expected more than 0, found -1", fix="use 3"), "another")
-""",
-    "interrupted twice": """
+"""
+    ),
+    "interrupted twice": (
+        """
 import os, signal, time
 from hftk.launch.signals import graceful
 precious = 42
@@ -27,27 +31,38 @@ with graceful():
     os.kill(os.getpid(), signal.SIGINT)
     time.sleep(5)
     print("not reached")
-""",
-    "afterwards": """
+"""
+    ),
+    "afterwards": (
+        """
 print(precious, signal.getsignal(signal.SIGINT) is signal.default_int_handler)
-""",
-    "a bar": """
+"""
+    ),
+    "a bar": (
+        """
 from hftk.progress import in_notebook, progress_bar, write_beside
 bar = progress_bar(total=3)
 write_beside(bar, "step 1: loss 2.0")
 bar.close()
 print(in_notebook())
-""",
+"""
+    ),
 }
 
 
 @pytest.fixture(scope="module")
 def outputs(tmp_path_factory):
     """Name of a cell to its outputs, all run by one kernel."""
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in CELLS.values()])
+    notebook = nbformat.v4.new_notebook(
+        cells=[nbformat.v4.new_code_cell(source) for source in CELLS.values()]
+    )
     folder = tmp_path_factory.mktemp("kernel")
     client = nbclient.NotebookClient(
-        notebook, timeout=120, kernel_name="python3", allow_errors=True, resources={"metadata": {"path": str(folder)}}
+        notebook,
+        timeout=120,
+        kernel_name="python3",
+        allow_errors=True,
+        resources={"metadata": {"path": str(folder)}},
     )
     settings = {"PYTHONPATH": str(ROOT), "IPYTHONDIR": str(folder / ".ipython")}
     asyncio.run(client.async_execute(env={**os.environ, **settings}))
@@ -55,7 +70,9 @@ def outputs(tmp_path_factory):
 
 
 def said(outputs, stream="stdout"):
-    return "".join(output.text for output in outputs if output.output_type == "stream" and output.name == stream)
+    return "".join(
+        output.text for output in outputs if output.output_type == "stream" and output.name == stream
+    )
 
 
 @pytest.mark.launch
@@ -68,7 +85,9 @@ def test_wrong_input_is_told_without_a_traceback(outputs):
 @pytest.mark.launch
 @pytest.mark.skipif(os.name == "nt", reason="no SIGINT to a process of its own")
 def test_a_second_interrupt_ends_the_cell_and_not_the_kernel(outputs):
-    assert [o.ename for o in outputs["interrupted twice"] if o.output_type == "error"] == ["KeyboardInterrupt"]
+    assert [o.ename for o in outputs["interrupted twice"] if o.output_type == "error"] == [
+        "KeyboardInterrupt"
+    ]
     assert "not reached" not in said(outputs["interrupted twice"])
     assert said(outputs["afterwards"]) == "42 True\n"
 

@@ -1,4 +1,5 @@
-"""The notebooks run from the first cell to the last, are committed without outputs, and exist in two languages with one code."""
+"""The notebooks run from the first cell to the last, are committed without outputs, and exist in two
+languages with one code."""
 
 import asyncio
 import os
@@ -48,7 +49,7 @@ def plots(notebook):
     return [output for output in outputs if "image/png" in output.get("data", {})]
 
 
-# As they are committed ----------------------------------------------------------------------------------------------------------
+# --- As they are committed
 
 
 def test_the_number_of_notebooks_is_known():
@@ -60,14 +61,17 @@ def test_the_number_of_notebooks_is_known():
 def test_it_is_valid_and_holds_no_trace_of_a_run(path):
     notebook = read(path)
     nbformat.validate(notebook)
-    assert notebook.metadata.kernelspec.name == "python3" and set(notebook.metadata) == {"kernelspec", "language_info"}
+    assert notebook.metadata.kernelspec.name == "python3" and set(notebook.metadata) == {
+        "kernelspec",
+        "language_info",
+    }
     ids = [cell.id for cell in notebook.cells]
     assert len(set(ids)) == len(ids) and all(re.fullmatch(r"[a-z0-9-]+", name) for name in ids)
     for cell in cells(notebook, "code"):
         assert not cell.outputs and cell.execution_count is None and not cell.metadata, cell.id
-    assert not re.search(r"/(home|root|tmp|work|Users|mnt|opt)/|[A-Z]:\\\\", path.read_text(encoding="utf-8")), (
-        "a machine's path"
-    )
+    assert not re.search(
+        r"/(home|root|tmp|work|Users|mnt|opt)/|[A-Z]:\\\\", path.read_text(encoding="utf-8")
+    ), "a machine's path"
 
 
 @EVERY
@@ -100,12 +104,13 @@ def test_the_chinese_version_has_the_same_cells_and_the_same_code(path):
             r"\$\$[^$]+\$\$",
         ):  # headings, code, lists, formulas
             found = [
-                [re.sub(r"[\s,.]+", "", part) for part in re.findall(pattern, cell.source)] for cell in (mine, other)
+                [re.sub(r"[\s,.]+", "", part) for part in re.findall(pattern, cell.source)]
+                for cell in (mine, other)
             ]
             assert found[0] == found[1], f"{mine.id}: {pattern}"
 
 
-# As they run --------------------------------------------------------------------------------------------------------------------
+# --- As they run
 
 
 def execute(notebook, folder, **environment):
@@ -125,13 +130,21 @@ def execute(notebook, folder, **environment):
 
 @pytest.fixture(scope="module")
 def runs(request, tmp_path_factory):
-    """Name to (future of the executed notebook, its folder): those that the tests at hand ask for, two at a time."""
-    wanted = {item.callspec.params["ran"] for item in request.session.items if "ran" in getattr(item, "fixturenames", ()) and hasattr(item, "callspec")}  # fmt: skip
+    """Name to (future of the executed notebook, its folder): those that the tests at hand ask for, two at a
+    time."""
+    wanted = {
+        item.callspec.params["ran"]
+        for item in request.session.items
+        if "ran" in getattr(item, "fixturenames", ()) and hasattr(item, "callspec")
+    }
     folders = {name: tmp_path_factory.mktemp(name) for name in sorted(wanted)}
     longest_first = sorted(folders, key=lambda name: (-PLOTS[name], name))
     with ThreadPoolExecutor(2) as pool:
         yield {
-            name: (pool.submit(execute, read(ROOT / "notebooks" / f"{name}.ipynb"), folders[name]), folders[name])
+            name: (
+                pool.submit(execute, read(ROOT / "notebooks" / f"{name}.ipynb"), folders[name]),
+                folders[name],
+            )
             for name in longest_first
         }
     for folder in folders.values():
@@ -183,14 +196,17 @@ def test_the_scores_have_intervals_and_the_report_is_shown(ran):
 @pytest.mark.slow
 @EACH
 def test_it_runs_with_the_model_that_the_reader_names(ran, tmp_path):
-    """As with a real model from the Hub; here it is the one that the notebook has trained, in a folder of another name."""
+    """As with a real model from the Hub; here it is the one that the notebook has trained, in a folder of
+    another name."""
     name, executed, folder = ran
     theory = name == "from_theory_to_practice"
     shutil.copytree(folder / "out" / "notebooks" / ("theory/base" if theory else name), tmp_path / "model")
     notebook = read(ROOT / "notebooks" / f"{name}.ipynb")
     source = "\n".join(cell.source for cell in cells(notebook, "code"))
     if not theory:
-        assert source.count("MODEL = None  #") == 1 and source.count("max_steps=") + source.count("epochs=") == 1
+        assert (
+            source.count("MODEL = None  #") == 1 and source.count("max_steps=") + source.count("epochs=") == 1
+        )
     for cell in cells(notebook, "code"):
         cell.source = cell.source.replace("MODEL = None  #", f"MODEL = {str(tmp_path / 'model')!r}  #")
         if not theory:
@@ -205,9 +221,12 @@ def test_it_runs_with_the_model_that_the_reader_names(ran, tmp_path):
     [("some/model", True, "some/model: "), (None, True, "packages/model: "), (None, False, "out/base: ")],
 )
 def test_the_model_of_the_attention_maps_is_chosen_and_said(named, installed, chosen, monkeypatch, capsys):
-    """The cell alone: what the environment names comes first, then the installed package, then a model made on the spot."""
+    """The cell alone: what the environment names comes first, then the installed package, then a model made
+    on the spot."""
     (cell,) = [
-        cell for cell in read(ROOT / "notebooks" / "from_theory_to_practice.ipynb").cells if cell.id == "choose-model"
+        cell
+        for cell in read(ROOT / "notebooks" / "from_theory_to_practice.ipynb").cells
+        if cell.id == "choose-model"
     ]
     monkeypatch.delenv("HFTK_NOTEBOOK_MODEL", raising=False)
     if named:

@@ -26,17 +26,30 @@ def of_size(parameters: float) -> Footprint:
     """A model of float32 weights under Adam, without a batch."""
     n = int(parameters)
     return Footprint(
-        parameters=n, trained=n, largest_layer=n // 32, outside_layers=0, weights=4 * n, gradients=4 * n, optimizer=8 * n, peak={},
-        batch_peak=0, kept=0, judging_peak=0, tokens=1, flops_forward=2 * n, flops_training=6 * n,
-    )  # fmt: skip
+        parameters=n,
+        trained=n,
+        largest_layer=n // 32,
+        outside_layers=0,
+        weights=4 * n,
+        gradients=4 * n,
+        optimizer=8 * n,
+        peak={},
+        batch_peak=0,
+        kept=0,
+        judging_peak=0,
+        tokens=1,
+        flops_forward=2 * n,
+        flops_training=6 * n,
+    )
 
 
-# Published figures ----------------------------------------------------------------------------------------------------
+# --- Published figures
 
 
 @pytest.mark.parametrize(("sharding", "gigabytes"), [("none", 120), ("fsdp", 1.9)])
 def test_states_are_those_of_figure_1_of_the_zero_paper(sharding: Any, gigabytes: float) -> None:
-    """Rajbhandari et al. 2020: 7.5 billion weights, mixed-precision Adam, 64 devices; fsdp is what they call stage 3."""
+    """Rajbhandari et al. 2020: 7.5 billion weights, mixed-precision Adam, 64 devices; fsdp is what they call
+    stage 3."""
     states = states_per_device(of_size(7.5e9), sharding, 64)
     assert sum(states.values()) / 1e9 == pytest.approx(gigabytes, abs=0.1)
 
@@ -49,7 +62,8 @@ def test_deepspeed_keeps_a_copy_of_its_own_of_float32_weights(sharding: Any, byt
 
 @pytest.fixture(scope="module")
 def llama() -> Any:
-    """Llama 2 7B pre-trained on 2 T tokens as its paper says (Touvron et al. 2023, arXiv:2307.09288): 8 A100 of 80 GB, 4,096 tokens."""
+    """Llama 2 7B pre-trained on 2 T tokens as its paper says (Touvron et al. 2023, arXiv:2307.09288): 8 A100
+    of 80 GB, 4,096 tokens."""
     task = causal(
         model=ModelConfig(name="meta-llama/Llama-2-7b-hf"),
         train=TrainConfig(max_length=4096, per_device_batch_size=1, epochs=1),
@@ -70,7 +84,9 @@ def test_llama_2_7b_takes_the_gpu_hours_that_meta_published(llama_plan: Any) -> 
 
 
 @pytest.mark.slow
-def test_llama_2_7b_has_the_states_of_the_zero_paper_and_fits_on_8_devices_only_when_sharded(llama_plan: Any) -> None:
+def test_llama_2_7b_has_the_states_of_the_zero_paper_and_fits_on_8_devices_only_when_sharded(
+    llama_plan: Any,
+) -> None:
     states = sum(llama_plan.memory[kind] for kind in ("weights", "gradients", "optimizer"))
     assert states == pytest.approx(16 * 6_738_415_616 / 8, rel=1e-3)
     assert llama_plan.fits
@@ -79,7 +95,9 @@ def test_llama_2_7b_has_the_states_of_the_zero_paper_and_fits_on_8_devices_only_
 
 @pytest.mark.slow
 def test_counted_operations_agree_with_the_formula_of_the_palm_paper(llama_plan: Any) -> None:
-    assert llama_plan.flops["training_per_token"] == pytest.approx(llama_plan.flops["formula_per_token"], rel=0.02)
+    assert llama_plan.flops["training_per_token"] == pytest.approx(
+        llama_plan.flops["formula_per_token"], rel=0.02
+    )
     # By hand: 6 N + 12 x 32 layers x 4,096 wide x 4,096 tokens.
     assert llama_plan.flops["formula_per_token"] == 6 * 6_738_415_616 + 12 * 32 * 4096 * 4096
 
@@ -87,21 +105,35 @@ def test_counted_operations_agree_with_the_formula_of_the_palm_paper(llama_plan:
 @pytest.mark.parametrize(
     ("name", "parameters"),
     [
-        ("gpt2", 124_439_808), ("gpt2-xl", 1_557_611_200), ("SmolLM2-135M", 134_515_008), ("Llama-2-7b", 6_738_415_616),
-        ("Llama-2-70b", 68_976_648_192), ("Llama-3-8B", 8_030_261_248), ("Mistral-7B-v0.1", 7_241_732_096),
-        ("Qwen2.5-7B", 7_615_616_512), ("Qwen2.5-0.5B", 494_032_768), ("Llama-3.2-1B", 1_235_814_400),
+        ("gpt2", 124_439_808),
+        ("gpt2-xl", 1_557_611_200),
+        ("SmolLM2-135M", 134_515_008),
+        ("Llama-2-7b", 6_738_415_616),
+        ("Llama-2-70b", 68_976_648_192),
+        ("Llama-3-8B", 8_030_261_248),
+        ("Mistral-7B-v0.1", 7_241_732_096),
+        ("Qwen2.5-7B", 7_615_616_512),
+        ("Qwen2.5-0.5B", 494_032_768),
+        ("Llama-3.2-1B", 1_235_814_400),
         ("TinyLlama-1.1B", 1_100_048_384),
     ],
-)  # fmt: skip
+)
 def test_published_decoders_have_as_many_parameters_as_published(name: str, parameters: int) -> None:
     assert _parameters(name, "AutoModelForCausalLM") == parameters
 
 
 @pytest.mark.parametrize(
     ("name", "parameters"),
-    [("t5-small", 60_506_624), ("t5-base", 222_903_552), ("t5-large", 737_668_096),     ("bart-base", 139_420_416), ("bart-large", 406_291_456), ("opus-mt-en-de", 74_410_496),
-     ("nllb-200-distilled-600m", 615_073_792)],
-)  # fmt: skip
+    [
+        ("t5-small", 60_506_624),
+        ("t5-base", 222_903_552),
+        ("t5-large", 737_668_096),
+        ("bart-base", 139_420_416),
+        ("bart-large", 406_291_456),
+        ("opus-mt-en-de", 74_410_496),
+        ("nllb-200-distilled-600m", 615_073_792),
+    ],
+)
 def test_published_encoder_decoders_have_as_many_parameters_as_published(name: str, parameters: int) -> None:
     found = _parameters(name, "AutoModelForSeq2SeqLM")
     # Sinusoidal positions are constants that some counts take in.
@@ -110,9 +142,15 @@ def test_published_encoder_decoders_have_as_many_parameters_as_published(name: s
 
 @pytest.mark.parametrize(
     ("name", "parameters"),
-    [("bert-base-uncased", 109_482_240), ("bert-large-uncased", 335_141_888), ("distilbert-base-uncased", 66_362_880),
-     ("roberta-base", 124_645_632), ("xlm-roberta-base", 278_043_648), ("all-minilm-l6-v2", 22_713_216)],
-)  # fmt: skip
+    [
+        ("bert-base-uncased", 109_482_240),
+        ("bert-large-uncased", 335_141_888),
+        ("distilbert-base-uncased", 66_362_880),
+        ("roberta-base", 124_645_632),
+        ("xlm-roberta-base", 278_043_648),
+        ("all-minilm-l6-v2", 22_713_216),
+    ],
+)
 def test_published_encoders_have_as_many_parameters_as_published(name: str, parameters: int) -> None:
     assert _parameters(name, "AutoModel") == pytest.approx(parameters, rel=0.001)
 
@@ -132,7 +170,7 @@ def test_every_published_shape_has_a_short_name_of_its_own() -> None:
     assert len(BY_SHORT_NAME) == len(SHAPES)
 
 
-# Devices --------------------------------------------------------------------------------------------------------------
+# --- Devices
 
 
 def test_ddp_holds_gradients_twice_and_one_device_does_not() -> None:
@@ -152,7 +190,7 @@ def test_lora_states_are_those_of_the_adapter_alone() -> None:
     assert zero["optimizer"] == (80 + 40) / 2
 
 
-# Batches --------------------------------------------------------------------------------------------------------------
+# --- Batches
 
 
 @pytest.mark.parametrize(
@@ -177,7 +215,8 @@ def test_micro_batches_are_cut_as_training_cuts_them(
 
 def test_the_largest_batch_fits_and_one_row_more_does_not() -> None:
     task = causal(
-        model=ModelConfig(size="tiny", vocab_size=512), train=TrainConfig(per_device_batch_size=4, max_length=64)
+        model=ModelConfig(size="tiny", vocab_size=512),
+        train=TrainConfig(per_device_batch_size=4, max_length=64),
     )
     setup = Setup(device_memory=300e6)
     found = plan(task.config, task, setup)
@@ -199,13 +238,17 @@ def test_what_does_not_fit_gets_three_changes_that_do() -> None:
 
 
 def test_time_and_cost_follow_from_a_measured_speed() -> None:
-    task = causal(model=ModelConfig(size="tiny"), train=TrainConfig(per_device_batch_size=2, max_length=50, epochs=2))
-    run = plan(task.config, task, Setup(devices=2, tokens=10_000, tokens_per_second=100, price_per_hour=3.6)).run
+    task = causal(
+        model=ModelConfig(size="tiny"), train=TrainConfig(per_device_batch_size=2, max_length=50, epochs=2)
+    )
+    run = plan(
+        task.config, task, Setup(devices=2, tokens=10_000, tokens_per_second=100, price_per_hour=3.6)
+    ).run
     assert run["steps"] == 100 and run["tokens"] == 20_000 and run["seconds"] == 200
     assert run["cost"] == pytest.approx(0.4)
 
 
-# Wrong wishes ---------------------------------------------------------------------------------------------------------
+# --- Wrong wishes
 
 
 def test_all_wrong_wishes_are_told_at_once() -> None:

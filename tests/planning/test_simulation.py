@@ -47,7 +47,9 @@ def counted(task: Any, precision: str = "fp32", **changes: Any) -> Footprint:
 
 @pytest.mark.parametrize("architecture", KINDS)
 @pytest.mark.parametrize(("precision", "checkpointing"), [("fp32", False), ("bf16", False), ("fp32", True)])
-def test_real_tensors_take_what_the_count_says(architecture: str, precision: str, checkpointing: bool) -> None:
+def test_real_tensors_take_what_the_count_says(
+    architecture: str, precision: str, checkpointing: bool
+) -> None:
     task = task_of(architecture, gradient_checkpointing=checkpointing)
     found = counted(task, precision)
     made = planned_config(task.config.model, task)
@@ -55,7 +57,9 @@ def test_real_tensors_take_what_the_count_says(architecture: str, precision: str
     live = LiveBytes()
     with live:
         model = simulation._make(task.config, task, made, None)
-        chunked_cross_entropy._in_pieces[model] = True  # a real model would be tried first, a fake one cannot be
+        chunked_cross_entropy._in_pieces[model] = (
+            True  # a real model would be tried first, a fake one cannot be
+        )
         real = simulation._count_step(task.config, task, model, shape, shape, precision, False, live)
     assert (real.weights, real.gradients, real.optimizer) == (found.weights, found.gradients, found.optimizer)
     assert real.flops_training == found.flops_training
@@ -77,8 +81,8 @@ def test_other_optimizers_hold_what_they_hold(optimizer: str, each: int) -> None
 
 
 def test_forward_operations_are_two_for_each_weight_and_token_beside_attention() -> None:
-    """GPT-2 tiny by hand: 4 layers of width 128 with 12 x 128^2 weights in matrices, 24 tokens of context, and a head of 300 x 128 whose two
-    gradients are computed with the loss."""
+    """GPT-2 tiny by hand: 4 layers of width 128 with 12 x 128^2 weights in matrices, 24 tokens of context,
+    and a head of 300 x 128 whose two gradients are computed with the loss."""
     found = counted(task_of("gpt2"))
     per_token = 2 * (4 * 12 * 128**2 + 3 * 300 * 128) + 4 * 4 * 128 * 24
     assert found.flops_forward == per_token * found.tokens
@@ -163,7 +167,11 @@ def test_adapters_train_little_and_quantization_shrinks_the_rest(method: str) ->
     sizes = {}
     for bits in (None, 8, 4):
         low: Any = QuantizationConfig(bits=bits)  # type: ignore[arg-type]
-        config = ModelConfig(size="tiny", adapter=AdapterConfig(method=method, rank=None if method == "ia3" else 4), quantization=low)  # type: ignore[arg-type]
+        config = ModelConfig(
+            size="tiny",
+            adapter=AdapterConfig(method=method, rank=None if method == "ia3" else 4),
+            quantization=low,
+        )  # type: ignore[arg-type]
         with FakeTensorMode(allow_non_fake_inputs=True):
             model = adapt(simulation._build(task.config, task, made), config, task.auto_model)
         parameters = list(model.parameters())
@@ -184,14 +192,22 @@ def test_offloaded_activations_take_no_byte_between_forward_and_backward() -> No
 
 
 def test_layers_that_a_run_keeps_whole_are_planned_whole() -> None:
-    """T5 keeps the second layer of its feed-forward blocks in float32, and so do the settings with what they skip."""
-    for architecture, more, kept in (("t5", {}, {"wo"}), ("llama", {"skip_modules": ["model.layers.0"]}, {"q_proj", "down_proj"})):
+    """T5 keeps the second layer of its feed-forward blocks in float32, and so do the settings with what they
+    skip."""
+    for architecture, more, kept in (
+        ("t5", {}, {"wo"}),
+        ("llama", {"skip_modules": ["model.layers.0"]}, {"q_proj", "down_proj"}),
+    ):
         task = task_of(architecture)
         changes = {"model": {"quantization": {"bits": 8, **more}, "adapter": {"method": "lora"}}}
         task = type(task)(override(task.config, changes))
         model = simulation._make(task.config, task, planned_config(task.config.model, task), None)
         low = {name for name, module in model.named_modules() if isinstance(module, QuantizedLinear)}
-        whole = {name for name, module in model.named_modules() if type(module) is torch.nn.Linear and "lora_" not in name}
+        whole = {
+            name
+            for name, module in model.named_modules()
+            if type(module) is torch.nn.Linear and "lora_" not in name
+        }
         of_layer_0 = [name for name in low if ".layers.0." in name]
         assert low and kept <= {name.removesuffix(".base_layer").rpartition(".")[2] for name in whole}
         assert architecture == "t5" or not of_layer_0

@@ -1,4 +1,5 @@
-"""Whatever is shipped in recipes/ can be read: found by walking the folder, and the number found is asserted."""
+"""Whatever is shipped in recipes/ can be read: found by walking the folder, and the number found is
+asserted."""
 
 import ast
 import importlib.util
@@ -38,14 +39,17 @@ def test_a_recipe_is_a_page_with_a_command_a_task_and_a_config(script):
     recipe = load(script)
     assert isinstance(recipe.CONFIG, hftk.RunConfig) and not list(recipe.CONFIG.problems())
     task = recipe.TASK(recipe.CONFIG)
-    assert recipe.CONFIG.model.size in model_sizes(task.architecture, task.auto_model), "runs with no argument and no network"
+    assert recipe.CONFIG.model.size in model_sizes(task.architecture, task.auto_model), (
+        "runs with no argument and no network"
+    )
     assert callable(recipe.main) and recipe.CONFIG.output == f"out/{script.stem}"
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_a_config_is_a_part_of_its_recipe(path):
     command = re.search(
-        r"accelerate launch recipes/(\w+)\.py --config recipes/configs/(\S+)", path.read_text(encoding="utf-8")
+        r"accelerate launch recipes/(\w+)\.py --config recipes/configs/(\S+)",
+        path.read_text(encoding="utf-8"),
     )
     assert command and command[2] == path.name
     recipe = load(RECIPES / f"{command[1]}.py")
@@ -80,8 +84,26 @@ def test_a_recipe_runs_with_a_config_for_any(script, name, tmp_path):
         pytest.importorskip(package)
     recipe = load(script)
     path = RECIPES / "configs" / f"{name}.yaml"
-    small = ["--train.max_steps", "2", "--data.max_rows", "24", "--eval.max_rows", "4", "--eval.resamples", "0", "--train.per_device_batch_size", "4",
-             "--train.global_batch_size", "4", "--generation.max_new_tokens", "4", "--model.size", "tiny", "--output", str(tmp_path / "out")]  # fmt: skip
+    small = [
+        "--train.max_steps",
+        "2",
+        "--data.max_rows",
+        "24",
+        "--eval.max_rows",
+        "4",
+        "--eval.resamples",
+        "0",
+        "--train.per_device_batch_size",
+        "4",
+        "--train.global_batch_size",
+        "4",
+        "--generation.max_new_tokens",
+        "4",
+        "--model.size",
+        "tiny",
+        "--output",
+        str(tmp_path / "out"),
+    ]
     result = recipe.main(parsing.parse(recipe.CONFIG, ["--config", str(path), *small]))
     assert result.model["adapter"] == "lora"
     assert (tmp_path / "out" / "adapter_model.safetensors").is_file()

@@ -32,7 +32,11 @@ def recipe():
     return module
 
 
-WORDS = {"sport": "ball goal team match score", "food": "bread soup salt oven taste", "weather": "rain cloud wind storm sun"}
+WORDS = {
+    "sport": "ball goal team match score",
+    "food": "bread soup salt oven taste",
+    "weather": "rain cloud wind storm sun",
+}
 
 
 def made_up_rows(kind, count=120):
@@ -42,7 +46,11 @@ def made_up_rows(kind, count=120):
     for number in range(count):
         topics = rng.sample(list(WORDS), 2)
         shares = [4, rng.randint(0, 3)] if kind != "several" else [3, 3 * (number % 2)]
-        words = [rng.choice(WORDS[topic].split()) for topic, n in zip(topics, shares, strict=True) for _ in range(n)]
+        words = [
+            rng.choice(WORDS[topic].split())
+            for topic, n in zip(topics, shares, strict=True)
+            for _ in range(n)
+        ]
         row = {"text": f"{' '.join(words)} {rng.choice('abcdefghij')}{number}"}
         if kind == "pairs":
             other = topics[number % 2]
@@ -50,7 +58,9 @@ def made_up_rows(kind, count=120):
         elif kind == "several":
             row["label"] = topics if number % 2 else topics[:1]
         elif kind == "numbers":
-            row["label"] = round(sum(word in WORDS["sport"].split() for word in words) / len(words), 3) + 0.001
+            row["label"] = (
+                round(sum(word in WORDS["sport"].split() for word in words) / len(words), 3) + 0.001
+            )
         else:
             row["label"] = topics[0]
         rows.append(row)
@@ -71,7 +81,14 @@ def small(config, source, output, **changes):
         {
             "data": {"sample": None, "path": str(source), "validation_fraction": 0.2, "test_fraction": 0.2},
             "model": {"config": SHAPE, "vocab_size": 200},
-            "train": {"epochs": 6, "precision": "fp32", "learning_rate": 2e-2, "max_length": 14, "per_device_batch_size": 16, "global_batch_size": 16},
+            "train": {
+                "epochs": 6,
+                "precision": "fp32",
+                "learning_rate": 2e-2,
+                "max_length": 14,
+                "per_device_batch_size": 16,
+                "global_batch_size": 16,
+            },
             "eval": {"resamples": 50, "batch_size": 7},
             "output": str(output),
         },
@@ -79,7 +96,7 @@ def small(config, source, output, **changes):
     return override(config, changes)
 
 
-# The whole recipe ------------------------------------------------------------------------------------------------------------
+# --- The whole recipe
 
 
 @pytest.fixture(scope="module")
@@ -93,12 +110,18 @@ def done(recipe, tmp_path_factory):
         metric = {"numbers": "pearson", "several": "f1_macro"}.get(kind, "accuracy")
         config = small(recipe.CONFIG, source, folder / "out", train={"metric_for_best_model": metric})
         hftk.run(recipe.main, config, [])
-        found[kind] = folder / "out", json.loads((folder / "out/record.json").read_text(encoding="utf-8")), rows
+        found[kind] = (
+            folder / "out",
+            json.loads((folder / "out/record.json").read_text(encoding="utf-8")),
+            rows,
+        )
     return found
 
 
 def lines_of(folder):
-    return [json.loads(line) for line in (folder / "predictions.jsonl").read_text(encoding="utf-8").splitlines()]
+    return [
+        json.loads(line) for line in (folder / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
 
 
 def judged_rows(recipe, folder):
@@ -111,9 +134,17 @@ def judged_rows(recipe, folder):
 def test_all_files_are_there(done, kind):
     folder, _, _ = done[kind]
     assert {path.name for path in folder.iterdir()} == {
-        "model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json", "config.yaml", "record.json",
-        "predictions.jsonl", "report.html", "status.json", "checkpoints",
-    }  # fmt: skip
+        "model.safetensors",
+        "config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "config.yaml",
+        "record.json",
+        "predictions.jsonl",
+        "report.html",
+        "status.json",
+        "checkpoints",
+    }
     assert json.loads((folder / "status.json").read_text())["state"] == "done"
 
 
@@ -121,31 +152,63 @@ def test_all_files_are_there(done, kind):
 def test_there_is_one_prediction_for_each_row_in_order(recipe, done, kind):
     folder, record, written = done[kind]
     lines, rows = lines_of(folder), judged_rows(recipe, folder)
-    assert [line["index"] for line in lines] == list(range(len(rows))) and len(rows) == record["data"]["rows"]["test"] > 10
+    assert [line["index"] for line in lines] == list(range(len(rows))) and len(rows) == record["data"][
+        "rows"
+    ]["test"] > 10
     label_of = {(row["text"], row.get("text_pair")): row["label"] for row in written}
     for line, row in zip(lines, rows, strict=True):
         label = label_of[row["text"], row.get("text_pair")]
-        expected = {"several": sorted(label) if kind == "several" else None, "pairs": str(label).lower()}.get(kind, label)
+        expected = {"several": sorted(label) if kind == "several" else None, "pairs": str(label).lower()}.get(
+            kind, label
+        )
         assert line["reference"] == (pytest.approx(expected) if kind == "numbers" else expected)
         if kind != "numbers":
             assert set(line["probabilities"]) == set(WORDS if kind != "pairs" else ("true", "false"))
-    assert all(row["text"] == text for row, text in zip(rows, [w["text"] for w in written if w["text"] in set(rows["text"])], strict=True))
+    assert all(
+        row["text"] == text
+        for row, text in zip(
+            rows, [w["text"] for w in written if w["text"] in set(rows["text"])], strict=True
+        )
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_record_holds_scores_of_all_systems_and_what_the_task_found(done, kind):
     _, record, _ = done[kind]
     assert record["task"] == "classification" and record["processes"] == 1
-    assert {score["when"] for score in record["scores"]} == {"before", "after", "baseline:majority", "baseline:tfidf"}
-    names = {when: [s["name"] for s in record["scores"] if s["when"] == when] for when in ("before", "after", "baseline:tfidf")}
+    assert {score["when"] for score in record["scores"]} == {
+        "before",
+        "after",
+        "baseline:majority",
+        "baseline:tfidf",
+    }
+    names = {
+        when: [s["name"] for s in record["scores"] if s["when"] == when]
+        for when in ("before", "after", "baseline:tfidf")
+    }
     assert names["before"] == names["after"]
     main = {"one": "accuracy", "pairs": "accuracy", "several": "f1_micro", "numbers": "pearson"}[kind]
     assert names["after"][0] == main and main in names["baseline:tfidf"]
-    assert all(score["split"] == "test" and score["n"] == record["data"]["rows"]["test"] for score in record["scores"])
+    assert all(
+        score["split"] == "test" and score["n"] == record["data"]["rows"]["test"]
+        for score in record["scores"]
+    )
     titles = [section["title"] for section in record["analysis"]]
     expected = {
-        "one": ["Confusion matrix", "By class", "Calibration", "Most confident mistakes", "Suspicious labels"],
-        "several": ["By class", "Calibration", "Most confident mistakes", "Chosen on the validation split", "Suspicious labels"],
+        "one": [
+            "Confusion matrix",
+            "By class",
+            "Calibration",
+            "Most confident mistakes",
+            "Suspicious labels",
+        ],
+        "several": [
+            "By class",
+            "Calibration",
+            "Most confident mistakes",
+            "Chosen on the validation split",
+            "Suspicious labels",
+        ],
         "numbers": ["Predicted against true", "Largest errors"],
     }
     assert titles == ["Against the baselines", *expected["one" if kind == "pairs" else kind]]
@@ -157,7 +220,9 @@ def test_the_record_holds_scores_of_all_systems_and_what_the_task_found(done, ki
     cut = record["data"]["judged"]
     assert cut["max_length"] == 14 and {"truncated_rows", "tokens_lost", "tokens", "longest"} <= set(cut)
     assert record["data"]["training"]["max_length"] == 14 and "cleaned" in record["data"]
-    assert record["data"]["labels"]["problem_type"] and any("problem_type" in line for line in record["choices"])
+    assert record["data"]["labels"]["problem_type"] and any(
+        "problem_type" in line for line in record["choices"]
+    )
     evaluated = [point for point in record["history"] if "eval_loss" in point]
     metric = record["config"]["train"]["metric_for_best_model"]
     assert len(evaluated) == 6 and all(f"eval_{metric}" in point for point in evaluated)
@@ -165,7 +230,9 @@ def test_the_record_holds_scores_of_all_systems_and_what_the_task_found(done, ki
 
 def test_it_learns(done):
     value = {(s["name"], s["when"]): s["value"] for s in done["one"][1]["scores"]}
-    assert value["accuracy", "after"] > max(value["accuracy", "before"], value["accuracy", "baseline:majority"])
+    assert value["accuracy", "after"] > max(
+        value["accuracy", "before"], value["accuracy", "baseline:majority"]
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -235,7 +302,9 @@ def test_the_command_evaluate_finds_the_scores_of_the_run(recipe, done, kind, ca
 def test_the_command_predict_says_what_the_run_said(recipe, done, kind, capsys, tmp_path):
     folder, _, _ = done[kind]
     rows = judged_rows(recipe, folder)
-    texts = write(tmp_path / "texts.jsonl", [{role: row[role] for role in row if role != "label"} for row in rows])
+    texts = write(
+        tmp_path / "texts.jsonl", [{role: row[role] for role in row if role != "label"} for row in rows]
+    )
     capsys.readouterr()
     assert command(["predict", str(folder), "--file", str(texts)]) == 0
     said = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
@@ -256,10 +325,12 @@ def test_a_run_compared_with_itself_is_no_different(done, kind, capsys):
     found = json.loads(capsys.readouterr().out)
     after = {score["name"]: score["value"] for score in record["scores"] if score["when"] == "after"}
     for comparison in found["comparisons"]:
-        assert comparison["difference"] == 0 and comparison["a"] == pytest.approx(after[comparison["name"]], rel=1e-6)
+        assert comparison["difference"] == 0 and comparison["a"] == pytest.approx(
+            after[comparison["name"]], rel=1e-6
+        )
 
 
-# From a model that is there already ----------------------------------------------------------------------------------------------
+# --- From a model that is there already
 
 
 def test_a_pretrained_model_takes_the_defaults_for_pretrained_ones(recipe, done):
@@ -269,7 +340,9 @@ def test_a_pretrained_model_takes_the_defaults_for_pretrained_ones(recipe, done)
     named = parsing.parse(made, ["--model.name", str(folder)])
     assert (named.train.learning_rate, named.train.epochs, named.model.size) == (None, None, None)
     assert named.train.warmup == made.train.warmup and named.train.restore_best
-    given = parsing.parse(made, ["--train.learning_rate", "3e-5", "--train.epochs", "2", "--model.name", str(folder)])
+    given = parsing.parse(
+        made, ["--train.learning_rate", "3e-5", "--train.epochs", "2", "--model.name", str(folder)]
+    )
     assert (given.train.learning_rate, given.train.epochs) == (3e-5, 2)
 
 
@@ -290,8 +363,19 @@ def test_training_goes_on_from_a_run_with_the_same_labels(recipe, done, kind, tm
     folder, _, rows = done[kind]
     config = parsing.parse(
         recipe.CONFIG,
-        ["--model.name", str(folder), "--data.path", str(write(tmp_path / "rows.jsonl", rows)), "--train.max_steps", "1", "--output", str(tmp_path / "out"), "--eval.resamples", "0"],
-    )  # fmt: skip
+        [
+            "--model.name",
+            str(folder),
+            "--data.path",
+            str(write(tmp_path / "rows.jsonl", rows)),
+            "--train.max_steps",
+            "1",
+            "--output",
+            str(tmp_path / "out"),
+            "--eval.resamples",
+            "0",
+        ],
+    )
     record = recipe.main(config)
     assert any("5e-05" in line for line in record.choices), "the learning rate for pre-trained weights"
 
@@ -299,25 +383,39 @@ def test_training_goes_on_from_a_run_with_the_same_labels(recipe, done, kind, tm
 def test_thresholds_of_an_earlier_run_are_not_taken_over(recipe, done, tmp_path):
     """They were tuned for other labels."""
     folder, _, rows = done["several"]
-    renamed = [{**row, "label": ["x", *row["label"]] if i % 3 else row["label"]} for i, row in enumerate(rows)]
+    renamed = [
+        {**row, "label": ["x", *row["label"]] if i % 3 else row["label"]} for i, row in enumerate(rows)
+    ]
     fewer = [{**row, "label": [label for label in row["label"] if label != "food"]} for row in renamed]
     source = write(tmp_path / "rows.jsonl", fewer)  # three labels as before, but other ones
     config = parsing.parse(
         recipe.CONFIG,
-        ["--model.name", str(folder), "--data.path", str(source), "--train.max_steps", "1", "--output", str(tmp_path / "out"), "--no-tune_thresholds"],
-    )  # fmt: skip
+        [
+            "--model.name",
+            str(folder),
+            "--data.path",
+            str(source),
+            "--train.max_steps",
+            "1",
+            "--output",
+            str(tmp_path / "out"),
+            "--no-tune_thresholds",
+        ],
+    )
     recipe.main(config)
     line = lines_of(tmp_path / "out")[0]
     assert line["prediction"] == [name for name, p in line["probabilities"].items() if p >= 0.5]
     assert not json.loads((tmp_path / "out/config.json").read_text()).get("thresholds")
 
 
-# Wrong input -----------------------------------------------------------------------------------------------------------------------
+# --- Wrong input
 
 
 def test_a_measure_that_does_not_exist_is_refused_before_data_are_read(recipe, tmp_path):
     flags = ["--train.metric_for_best_model", "nonsense", "--data.path", str(tmp_path / "not there")]
-    with pytest.raises(InputError, match="expected loss or a score of classification, found nonsense") as error:
+    with pytest.raises(
+        InputError, match="expected loss or a score of classification, found nonsense"
+    ) as error:
         recipe.main(parsing.parse(recipe.CONFIG, flags))
     assert [problem.setting for problem in error.value.problems] == ["train.metric_for_best_model"]
     assert "accuracy" in error.value.problems[0].fix
@@ -374,8 +472,15 @@ TROUBLE = {
 @pytest.mark.parametrize("kind", TROUBLE)
 def test_label_trouble_gives_one_clear_screen(recipe, kind, tmp_path, capsys):
     train, test = trouble(kind)
-    files = [str(write(tmp_path / f"{name}.jsonl", rows)) for name, rows in (("train", train), ("test", test))]
-    config = small(recipe.CONFIG, None, tmp_path / "out", data={"path": None, "train": files[0], "test": files[1], "test_fraction": None})
+    files = [
+        str(write(tmp_path / f"{name}.jsonl", rows)) for name, rows in (("train", train), ("test", test))
+    ]
+    config = small(
+        recipe.CONFIG,
+        None,
+        tmp_path / "out",
+        data={"path": None, "train": files[0], "test": files[1], "test_fraction": None},
+    )
     capsys.readouterr()
     with pytest.raises(SystemExit) as ending:
         hftk.run(recipe.main, config, [])
@@ -390,10 +495,19 @@ def test_label_trouble_gives_one_clear_screen(recipe, kind, tmp_path, capsys):
 @pytest.mark.launch
 def test_the_command_itself_ends_with_2_and_one_screen(tmp_path):
     train, test = trouble("a label only in test")
-    files = [str(write(tmp_path / f"{name}.jsonl", rows)) for name, rows in (("train", train), ("test", test))]
+    files = [
+        str(write(tmp_path / f"{name}.jsonl", rows)) for name, rows in (("train", train), ("test", test))
+    ]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     flags = ["--data.train", files[0], "--data.test", files[1], "--output", "out"]
-    run = subprocess.run([sys.executable, str(SCRIPT), *flags], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    run = subprocess.run(
+        [sys.executable, str(SCRIPT), *flags],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert run.returncode == 2 and "Traceback" not in run.stderr and "politics in 1 row" in run.stderr
     assert len(run.stderr.splitlines()) < 24
     assert {path.name for path in (tmp_path / "out").iterdir()} <= {"config.yaml", "status.json"}
@@ -405,8 +519,20 @@ def test_the_help_is_quick_and_shows_meanings():
     seconds = []
     for _ in range(2):  # the first may read files from the disk
         started = time.perf_counter()
-        run = subprocess.run([sys.executable, str(SCRIPT), "--help"], env=environment, capture_output=True, text=True, check=True)
+        run = subprocess.run(
+            [sys.executable, str(SCRIPT), "--help"],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
         seconds.append(time.perf_counter() - started)
     assert min(seconds) < 1.5
-    for part in ("--problem_type", "--class_weights", "--train.metric_for_best_model", "What a row's label is", "as in scikit-learn"):
+    for part in (
+        "--problem_type",
+        "--class_weights",
+        "--train.metric_for_best_model",
+        "What a row's label is",
+        "as in scikit-learn",
+    ):
         assert part in " ".join(run.stdout.split()), part

@@ -19,9 +19,13 @@ from hftk.training import schedules
 ROOT = Path(__file__).parents[2]
 SHAPE = {"n_layer": 2, "n_head": 2, "n_embd": 32, "n_positions": 64}
 LLAMA = {
-    "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2, "hidden_size": 32, "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "hidden_size": 32,
+    "intermediate_size": 64,
     "max_position_embeddings": 64,
-}  # fmt: skip
+}
 
 
 pytestmark = pytest.mark.usefixtures("tiny_runs")
@@ -36,9 +40,17 @@ def recipe():
 
 
 def documents():
-    who, what, where = ("cat", "dog", "bird", "fox"), ("sat", "slept", "sang", "ate"), ("mat", "hill", "roof", "tree")
+    who, what, where = (
+        ("cat", "dog", "bird", "fox"),
+        ("sat", "slept", "sang", "ate"),
+        ("mat", "hill", "roof", "tree"),
+    )
     return [
-        f"The {a} {b} on the {c}, and then {n} times more." for a in who for b in what for c in where for n in range(5)
+        f"The {a} {b} on the {c}, and then {n} times more."
+        for a in who
+        for b in what
+        for c in where
+        for n in range(5)
     ]
 
 
@@ -64,7 +76,7 @@ def small(config, source, output, **changes):
     return override(config, changes)
 
 
-# The whole recipe ------------------------------------------------------------------------------------------------------------
+# --- The whole recipe
 
 
 @pytest.fixture(scope="module")
@@ -83,9 +95,18 @@ def record_of(folder):
 def test_all_files_are_there(done):
     folder, _ = done
     assert {path.name for path in folder.iterdir()} == {
-        "model.safetensors", "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json",
-        "config.yaml", "record.json", "predictions.jsonl", "report.html", "status.json", "checkpoints",
-    }  # fmt: skip
+        "model.safetensors",
+        "config.json",
+        "generation_config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "config.yaml",
+        "record.json",
+        "predictions.jsonl",
+        "report.html",
+        "status.json",
+        "checkpoints",
+    }
     assert (folder / "checkpoints/checkpoint-20/manifest.json").exists()
     assert json.loads((folder / "status.json").read_text())["state"] == "done"
 
@@ -93,12 +114,29 @@ def test_all_files_are_there(done):
 def test_the_record_holds_what_is_promised(done):
     record = record_of(done[0])
     assert set(record) >= {
-        "hftk", "task", "config", "command", "data", "history", "scores", "samples", "seconds", "tokens_per_second",
-        "peak_memory_bytes", "processes", "hardware", "versions", "git",
-    }  # fmt: skip
+        "hftk",
+        "task",
+        "config",
+        "command",
+        "data",
+        "history",
+        "scores",
+        "samples",
+        "seconds",
+        "tokens_per_second",
+        "peak_memory_bytes",
+        "processes",
+        "hardware",
+        "versions",
+        "git",
+    }
     assert record["task"] == "causal_lm" and record["processes"] == 1 and record["hftk"] == hftk.__version__
     assert set(record["seconds"]) == {"load", "train", "evaluate", "save", "total"}
-    assert record["seconds"]["train"] > 0 and record["tokens_per_second"] > 0 and record["peak_memory_bytes"] > 1e7
+    assert (
+        record["seconds"]["train"] > 0
+        and record["tokens_per_second"] > 0
+        and record["peak_memory_bytes"] > 1e7
+    )
     promised = {"step", "epoch", "loss", "learning_rate", "tokens", "seconds"}
     assert all(set(point) >= promised for point in record["history"])
     assert [point["step"] for point in record["history"]] == list(range(1, 21))
@@ -117,7 +155,12 @@ def test_the_record_holds_what_is_promised(done):
         }
         low, high = score["interval"]
         assert low <= score["value"] <= high
-    assert {score["when"] for score in record["scores"]} == {"before", "after", "baseline:unigram", "baseline:bigram"}
+    assert {score["when"] for score in record["scores"]} == {
+        "before",
+        "after",
+        "baseline:unigram",
+        "baseline:bigram",
+    }
     assert len(record["samples"]) == 3 and all("prediction" in sample for sample in record["samples"])
 
 
@@ -144,7 +187,9 @@ def test_the_folder_loads_with_transformers_alone(done):
     text = tokenizer.decode(batch["input_ids"][0])
     assert text == "The cat sat on the roof"
     checkpoint = AutoModelForCausalLM.from_pretrained(folder / "checkpoints/checkpoint-20")
-    assert torch.equal(checkpoint.eval()(**batch).logits, ours(**batch).logits) and checkpoint.config.use_cache
+    assert (
+        torch.equal(checkpoint.eval()(**batch).logits, ours(**batch).logits) and checkpoint.config.use_cache
+    )
 
 
 def test_its_config_fed_back_gives_the_same_weights(recipe, done, tmp_path):
@@ -154,7 +199,8 @@ def test_its_config_fed_back_gives_the_same_weights(recipe, done, tmp_path):
     first, again = (load_file(path / "model.safetensors") for path in (folder, tmp_path / "again"))
     assert first.keys() == again.keys() and all(torch.equal(first[name], again[name]) for name in first)
     timeless = [
-        [{**point, "seconds": 0} for point in record_of(path)["history"]] for path in (folder, tmp_path / "again")
+        [{**point, "seconds": 0} for point in record_of(path)["history"]]
+        for path in (folder, tmp_path / "again")
     ]
     assert timeless[0] == timeless[1]
 
@@ -169,7 +215,7 @@ def test_a_finished_run_is_continued_without_training(recipe, done, capsys):
     assert "20 of 20 steps done" in capsys.readouterr().out
 
 
-# Every setting of training, three steps each -----------------------------------------------------------------------------------
+# --- Every setting of training, three steps each
 
 SETTINGS = {
     **{f"schedule {name}": {"schedule": name} for name in Schedule.__args__},
@@ -194,7 +240,9 @@ SETTINGS = {
 def shared(recipe):
     """Splits, and a task that encodes them once for each tokenizer and block size."""
     texts = documents()
-    splits = Splits(train=Dataset.from_dict({"text": texts[:-20]}), validation=Dataset.from_dict({"text": texts[-20:]}))
+    splits = Splits(
+        train=Dataset.from_dict({"text": texts[:-20]}), validation=Dataset.from_dict({"text": texts[-20:]})
+    )
     encoded = {}
 
     class CausalLM(recipe.TASK):
@@ -225,15 +273,21 @@ def test_every_setting_trains(recipe, shared, name, tmp_path):
         pytest.importorskip("bitsandbytes")
     config, trained = three_steps(recipe, shared, tmp_path, **SETTINGS[name])
     assert [point["step"] for point in trained.history] == [1, 2, 3]
-    assert all(math.isfinite(point[key]) for point in trained.history for key in ("loss", "eval_loss", "grad_norm"))
+    assert all(
+        math.isfinite(point[key]) for point in trained.history for key in ("loss", "eval_loss", "grad_norm")
+    )
     train = config.train
     if train.schedule != "reduce_on_plateau":
         warmup = schedules.warmup_steps(train.warmup, 3)
         shares = [
-            schedules.schedule_factor(train.schedule, step, 3, warmup, train.min_learning_rate / train.learning_rate)
+            schedules.schedule_factor(
+                train.schedule, step, 3, warmup, train.min_learning_rate / train.learning_rate
+            )
             for step in range(3)
         ]
-        assert [p["learning_rate"] for p in trained.history] == pytest.approx([train.learning_rate * s for s in shares])
+        assert [p["learning_rate"] for p in trained.history] == pytest.approx(
+            [train.learning_rate * s for s in shares]
+        )
 
 
 @pytest.mark.parametrize("scheme", ["default", "xavier", "he"])
@@ -243,13 +297,19 @@ def test_every_initialization_trains(recipe, shared, scheme, tmp_path):
 
 def test_the_first_loss_goes_by_the_initialization(recipe, shared, tmp_path):
     first = {
-        scheme: three_steps(recipe, shared, tmp_path / scheme, model={"initialization": scheme})[1].history[0]["loss"]
+        scheme: (
+            three_steps(recipe, shared, tmp_path / scheme, model={"initialization": scheme})[1].history[0][
+                "loss"
+            ]
+        )
         for scheme in ("default", "xavier", "he")
     }
     assert len(set(first.values())) == 3
 
 
-@pytest.mark.parametrize("settings", [{}, {"dropout": 0.1}, {"attention": "eager"}, {"tokenizer": "characters"}])
+@pytest.mark.parametrize(
+    "settings", [{}, {"dropout": 0.1}, {"attention": "eager"}, {"tokenizer": "characters"}]
+)
 def test_llama_and_settings_of_the_model_train(recipe, shared, settings, tmp_path):
     three_steps(recipe, shared, tmp_path / "gpt2", model=settings)
     if "dropout" not in settings:  # Llama has none but in its attention
@@ -266,9 +326,9 @@ def test_llama_and_settings_of_the_model_train(recipe, shared, settings, tmp_pat
 
 def test_epochs_and_steps_say_the_same(recipe, shared, tmp_path):
     by_steps = three_steps(recipe, shared, tmp_path / "steps", max_steps=6)[1]
-    by_epochs = three_steps(recipe, shared, tmp_path / "epochs", max_steps=None, epochs=by_steps.history[-1]["epoch"])[
-        1
-    ]
+    by_epochs = three_steps(
+        recipe, shared, tmp_path / "epochs", max_steps=None, epochs=by_steps.history[-1]["epoch"]
+    )[1]
     assert [p["loss"] for p in by_epochs.history] == [p["loss"] for p in by_steps.history]
     assert by_steps.history[-1]["epoch"] > 0.2
 
@@ -300,7 +360,9 @@ def test_a_stream_trains_and_goes_on_where_it_stopped(recipe, source, tmp_path):
 def test_a_compiled_model_trains_alike(recipe, shared, tmp_path):
     plain = three_steps(recipe, shared, tmp_path / "plain")[1]
     compiled = three_steps(recipe, shared, tmp_path / "compiled", torch_compile=True)[1]
-    assert [p["loss"] for p in compiled.history] == pytest.approx([p["loss"] for p in plain.history], rel=1e-4)
+    assert [p["loss"] for p in compiled.history] == pytest.approx(
+        [p["loss"] for p in plain.history], rel=1e-4
+    )
     assert set(load_file(tmp_path / "compiled/model.safetensors")) == set(
         load_file(tmp_path / "plain/model.safetensors")
     )

@@ -1,4 +1,5 @@
-"""A headless Chromium, talked to through its DevTools protocol over two pipes: pages as people and their keys meet them."""
+"""A headless Chromium, talked to through its DevTools protocol over two pipes: pages as people and their keys
+meet them."""
 
 from __future__ import annotations
 
@@ -14,7 +15,11 @@ from pathlib import Path
 from typing import Any
 
 PROGRAM = next(
-    (found for name in ("chromium", "chromium-browser", "google-chrome", "chrome") if (found := shutil.which(name))),
+    (
+        found
+        for name in ("chromium", "chromium-browser", "google-chrome", "chrome")
+        if (found := shutil.which(name))
+    ),
     None,
 )
 SECONDS = 90.0
@@ -43,8 +48,12 @@ class Browser:
             f"--user-data-dir={self.home}",
         ]
         self.process = subprocess.Popen(
-            [PROGRAM, *flags, "about:blank"], preexec_fn=place, pass_fds=(3, 4), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )  # fmt: skip
+            [PROGRAM, *flags, "about:blank"],
+            preexec_fn=place,
+            pass_fds=(3, 4),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
         for fd in (*ends, their_in, their_out):
             os.close(fd)
         self.number, self.buffer, self.session = 0, b"", ""
@@ -80,9 +89,12 @@ class Browser:
             self.events.append(told)
 
     def open(self, page: Path, *, width: int = 1280, dark: bool = False, media: str = "") -> None:
-        """Load a page in a window of a width, in the light or dark theme of the system, for the screen or for print."""
+        """Load a page in a window of a width, in the light or dark theme of the system, for the screen or for
+        print."""
         self.events.clear()
-        self.call("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=False)
+        self.call(
+            "Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=False
+        )
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.call("Emulation.setEmulatedMedia", media=media, features=[scheme])
         self.call("Page.navigate", url=page.as_uri())
@@ -98,7 +110,9 @@ class Browser:
     def press(self, key: str) -> None:
         codes = {"Tab": 9, "ArrowLeft": 37, "Home": 36, "Escape": 27}
         for kind in ("rawKeyDown", "keyUp"):
-            self.call("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=codes[key])
+            self.call(
+                "Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=codes[key]
+            )
 
     def complaints(self) -> list[str]:
         """Errors, warnings and uncaught exceptions of the page, and every address beside the page's own."""
@@ -111,7 +125,9 @@ class Browser:
                 found.append(f"console: {params['args']}")
             elif method == "Log.entryAdded":
                 found.append(params["entry"]["text"])
-            elif method == "Network.requestWillBeSent" and not params["request"]["url"].startswith(("file:", "data:")):
+            elif method == "Network.requestWillBeSent" and not params["request"]["url"].startswith(
+                ("file:", "data:")
+            ):
                 found.append(f"asked {params['request']['url']}")
         return found
 

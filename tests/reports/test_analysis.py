@@ -38,7 +38,7 @@ def confusion(size: int) -> dict[str, Any]:
     return {"kind": "matrix", "title": "Confusion", "rows": names, "columns": names, "values": values}
 
 
-# The page ---------------------------------------------------------------------------------------------------------------
+# --- The page
 
 
 def test_sections_stand_between_curves_and_samples_in_order_and_in_the_navigation() -> None:
@@ -47,7 +47,9 @@ def test_sections_stand_between_curves_and_samples_in_order_and_in_the_navigatio
     titles = [section["title"] for section in every_section()]
     assert heads[1:9] == ["Curves", *titles, "Samples"]
     navigation = html[html.index("<nav") : html.index("</nav")]
-    assert re.findall(r'#(analysis-\d)">([^<]+)', navigation) == [(f"analysis-{i}", t) for i, t in enumerate(titles, 1)]
+    assert re.findall(r'#(analysis-\d)">([^<]+)', navigation) == [
+        (f"analysis-{i}", t) for i, t in enumerate(titles, 1)
+    ]
 
 
 def test_a_matrix_shows_its_numbers_its_totals_and_the_share_of_each_row() -> None:
@@ -56,14 +58,18 @@ def test_a_matrix_shows_its_numbers_its_totals_and_the_share_of_each_row() -> No
     matrix = matrix[: matrix.index("</table>")]
     assert re.findall(r"<td[^>]*>(\d+)</td>", matrix) == ["800", "112", "912", "93", "816", "909"]
     assert (
-        'title="negative → positive: 112 of 912 (12.3 %)"' in matrix and 'class="other" style="--share:0.123"' in matrix
+        'title="negative → positive: 112 of 912 (12.3 %)"' in matrix
+        and 'class="other" style="--share:0.123"' in matrix
     )
     assert "predicted label" in matrix and "true label" in matrix
 
 
 def test_shares_of_a_row_add_up_to_one_and_an_empty_row_has_none() -> None:
     shown = view(kind="matrix", rows=["a", "b"], columns=["a", "c", "d"], values=[[1, 1, 2], [0, 0, 0]])
-    assert [[cell["share"] for cell in row["cells"]] for row in shown["rows"]] == [[0.25, 0.25, 0.5], [0, 0, 0]]
+    assert [[cell["share"] for cell in row["cells"]] for row in shown["rows"]] == [
+        [0.25, 0.25, 0.5],
+        [0, 0, 0],
+    ]
     assert [row["total"] for row in shown["rows"]] == ["4", "0"] and not shown["diagonal"]
 
 
@@ -81,20 +87,26 @@ def test_beyond_thirty_names_the_largest_cells_off_the_diagonal_are_listed() -> 
 def test_a_long_name_is_cut_and_stands_whole_in_the_title() -> None:
     name = "a very long name of a label indeed"
     html = render_html(run({**confusion(2), "rows": [name, "b"], "columns": [name, "b"]}))
-    assert html.count(f'title="{name}"') == 2 and ">a very long n…indeed<" in html, "its end tells it from others"
+    assert html.count(f'title="{name}"') == 2 and ">a very long n…indeed<" in html, (
+        "its end tells it from others"
+    )
 
 
 def test_a_table_aligns_numbers_and_shows_intervals() -> None:
     html = render_html(classification_run())
     assert '<td class="number">0.9012 <span class="between">[0.8812, 0.9212]</span></td>' in html
-    assert '<th scope="row" lang="" dir="auto">negative</th>' in html and '<td class="number">912</td>' in html
+    assert (
+        '<th scope="row" lang="" dir="auto">negative</th>' in html and '<td class="number">912</td>' in html
+    )
     assert "negative 0.9012 [0.8812, 0.9212] 0.0500 912 – " in text(classification_run())
 
 
 def test_a_table_of_more_than_fifty_rows_says_how_many_are_left_out() -> None:
     rows = [{"label": f"row {i}", "n": i} for i in range(1234)]
     table = {"kind": "table", "title": "Long", "columns": [{"key": "label"}, {"key": "n"}], "rows": rows}
-    assert len(view(**table)["rows"]) == 50 and "row 49" in text(run(table)) and "row 50" not in text(run(table))
+    assert (
+        len(view(**table)["rows"]) == 50 and "row 49" in text(run(table)) and "row 50" not in text(run(table))
+    )
     assert "and 1,184 more" in text(run(table)) and "and 1,184 more" in render_markdown(run(table))
 
 
@@ -102,15 +114,31 @@ def test_examples_are_cards_ten_open_and_fifty_at_most() -> None:
     rows = [{"text": f"text {i}", "label": "a", "prediction": "b", "probability": 0.9} for i in range(60)]
     html = render_html(run({"kind": "examples", "title": "Mistakes", "rows": rows}))
     assert (
-        html.count("<article") == 50 and "<summary>40 more</summary>" in html and "10 more are in record.json" in html
+        html.count("<article") == 50
+        and "<summary>40 more</summary>" in html
+        and "10 more are in record.json" in html
     )
     assert html.index("text 9<") < html.index("<summary>40 more") < html.index("text 10<")
 
 
 def test_the_reliability_diagram_places_dots_by_confidence_and_accuracy() -> None:
     bins = [
-        {"low": 0.0, "high": 0.5, "rows": 25, "confidence": 0.25, "accuracy": 0.5, "accuracy_interval": [0.25, 0.75]},
-        {"low": 0.5, "high": 1.0, "rows": 100, "confidence": 0.75, "accuracy": 1.0, "accuracy_interval": None},
+        {
+            "low": 0.0,
+            "high": 0.5,
+            "rows": 25,
+            "confidence": 0.25,
+            "accuracy": 0.5,
+            "accuracy_interval": [0.25, 0.75],
+        },
+        {
+            "low": 0.5,
+            "high": 1.0,
+            "rows": 100,
+            "confidence": 0.75,
+            "accuracy": 1.0,
+            "accuracy_interval": None,
+        },
         {"low": 1.0, "high": 1.0, "rows": 0, "confidence": None, "accuracy": None, "accuracy_interval": None},
     ]
     shown = view(kind="reliability", bins=bins)
@@ -127,7 +155,10 @@ def test_a_scatter_draws_a_thousand_points_at_most_always_the_same_ones() -> Non
     points = [[i / 7, (i * 37 % 1000) / 7] for i in range(4000)]
     shown = view(kind="scatter", points=points)
     assert sum(path.count("M") for path in shown["layers"]) == 1000
-    assert shown == view(kind="scatter", points=points) and "4,000 points, 1,000 of them drawn" in shown["description"]
+    assert (
+        shown == view(kind="scatter", points=points)
+        and "4,000 points, 1,000 of them drawn" in shown["description"]
+    )
     few = view(kind="scatter", points=[[0, 1], [1, 0], [math.nan, 1]])
     (x0, y0), (x1, y1) = (map(float, re.findall(r"M([\d.]+) ([\d.]+)", path)[0]) for path in few["layers"])
     assert (y0, y1) == (pytest.approx(1000 - x1), pytest.approx(1000 - x0))  # equal axes
@@ -136,18 +167,36 @@ def test_a_scatter_draws_a_thousand_points_at_most_always_the_same_ones() -> Non
 @pytest.mark.parametrize(
     "section",
     [
-        {"kind": "heatmap", "title": "New", "grid": [[1, 2], {"a": None}]}, {"title": "No kind", "value": 3}, {"kind": ["x"]},
-        "text", None, 7, [], {},
-        {"kind": "matrix", "rows": ["a"], "columns": ["a"], "values": [[1, 2]]}, {"kind": "matrix", "rows": "ab"},
+        {"kind": "heatmap", "title": "New", "grid": [[1, 2], {"a": None}]},
+        {"title": "No kind", "value": 3},
+        {"kind": ["x"]},
+        "text",
+        None,
+        7,
+        [],
+        {},
+        {"kind": "matrix", "rows": ["a"], "columns": ["a"], "values": [[1, 2]]},
+        {"kind": "matrix", "rows": "ab"},
         {"kind": "matrix", "rows": ["a"], "columns": ["a"], "values": [["x"]]},
-        {"kind": "table", "columns": [{"title": "x"}], "rows": [{}]}, {"kind": "table", "columns": [{"key": "x"}], "rows": [1]},
-        {"kind": "table", "columns": [], "rows": []}, {"kind": "examples", "rows": ["a"]}, {"kind": "examples", "rows": []},
-        {"kind": "reliability", "bins": [{}]}, {"kind": "reliability", "bins": []},
-        {"kind": "reliability", "bins": [{"low": 0, "high": 1, "rows": 5, "confidence": 0.5, "accuracy": 50}]},
-        {"kind": "scatter", "points": []}, {"kind": "scatter", "points": [[1]]}, {"kind": "facts"}, {"kind": "facts", "facts": []},
-        {"kind": "matrix", "rows": [], "columns": [], "values": []}, {"kind": "scatter", "points": [[1, 1]]},
+        {"kind": "table", "columns": [{"title": "x"}], "rows": [{}]},
+        {"kind": "table", "columns": [{"key": "x"}], "rows": [1]},
+        {"kind": "table", "columns": [], "rows": []},
+        {"kind": "examples", "rows": ["a"]},
+        {"kind": "examples", "rows": []},
+        {"kind": "reliability", "bins": [{}]},
+        {"kind": "reliability", "bins": []},
+        {
+            "kind": "reliability",
+            "bins": [{"low": 0, "high": 1, "rows": 5, "confidence": 0.5, "accuracy": 50}],
+        },
+        {"kind": "scatter", "points": []},
+        {"kind": "scatter", "points": [[1]]},
+        {"kind": "facts"},
+        {"kind": "facts", "facts": []},
+        {"kind": "matrix", "rows": [], "columns": [], "values": []},
+        {"kind": "scatter", "points": [[1, 1]]},
     ],
-)  # fmt: skip
+)
 def test_no_section_breaks_a_report(section: Any) -> None:
     assert "analysis-1" in render_html(run(section)) and render_markdown(run(section))
 
@@ -161,14 +210,29 @@ def test_an_unknown_or_broken_section_is_shown_as_facts() -> None:
 def test_nothing_of_a_section_becomes_markup() -> None:
     a = ATTACK
     sections = [
-        {"kind": "matrix", "title": a, "note": a, "split": a, "rows": [a, "b"], "columns": [a, "b"], "values": [[1, 1], [1, 1]],
-         "row_title": a, "column_title": a},
-        {"kind": "table", "title": a, "columns": [{"key": a, "title": a}], "rows": [{a: a}, {a: {a: a}}, {a: a * 9}]},
+        {
+            "kind": "matrix",
+            "title": a,
+            "note": a,
+            "split": a,
+            "rows": [a, "b"],
+            "columns": [a, "b"],
+            "values": [[1, 1], [1, 1]],
+            "row_title": a,
+            "column_title": a,
+        },
+        {
+            "kind": "table",
+            "title": a,
+            "columns": [{"key": a, "title": a}],
+            "rows": [{a: a}, {a: {a: a}}, {a: a * 9}],
+        },
         {"kind": "examples", "title": a, "rows": [{a: a, "text": a, "label": a, "prediction": a}]},
         {"kind": "scatter", "title": a, "points": [[1, 2]], "x_title": a, "y_title": a},
-        {"kind": "facts", "title": a, "facts": {a: a, "inner": {a: [{a: a}]}}}, {"kind": a, a: [a, {a: a}]},
+        {"kind": "facts", "title": a, "facts": {a: a, "inner": {a: [{a: a}]}}},
+        {"kind": a, a: [a, {a: a}]},
         {"kind": "reliability", "title": a, "bins": [{"low": a}]},
-    ]  # fmt: skip
+    ]
     page, empty = Page(render_html(run(*sections))), Page(render_html(run()))
     assert "img" not in {tag for tag, _ in page.tags} and len(page.scripts) == len(empty.scripts)
     assert not any(key.startswith("on") for _, attrs in page.tags for key in attrs) and ATTACK in page.text
@@ -178,15 +242,20 @@ def test_nothing_of_a_section_becomes_markup() -> None:
 def test_markdown_has_tables_and_fenced_examples() -> None:
     said = render_markdown(classification_run())
     assert "## Confusion matrix (test)\n\nMost mistakes are short reviews." in said
-    assert "| true label / predicted label | negative | positive | all |\n| --- | ---: | ---: | ---: |" in said
+    assert (
+        "| true label / predicted label | negative | positive | all |\n| --- | ---: | ---: | ---: |" in said
+    )
     assert "| negative | 800 | 112 | 912 |" in said
     assert "| negative | 0.9012 \\[0.8812, 0.9212\\] | 0.0500 | 912 | – |" in said
     assert "| 0.90 to 1.00 | 360 | 0.9600 | 0.9100 \\[0.8600, 0.9500\\] |" in said
-    assert "```text\ntext: a film of <b>ideas</b> .\ntext pair: its pair\nprediction: positive\nlabel: negative" in said
+    assert (
+        "```text\ntext: a film of <b>ideas</b> .\ntext pair: its pair\nprediction: positive\nlabel: negative"
+        in said
+    )
     assert "50 points: true value from" in said and "- temperature: 1.31" in said
 
 
-# Scores between 0 and 1 -------------------------------------------------------------------------------------------------
+# --- Scores between 0 and 1
 
 
 def test_scores_of_the_validation_split_have_a_chart_and_columns() -> None:
@@ -203,21 +272,23 @@ def test_scores_on_other_scales_have_a_chart_each() -> None:
     record = RunRecord(hftk="1", task="x", history=history)
     assert [c.title for c in charts(record)] == ["Validation scores", "Validation MSE"]
     assert len(evaluations(record)) == 2
-    assert [c.title for c in charts(RunRecord(hftk="1", task="x", history=[{"step": 1, "eval_f1": 0.5}]))] == [
-        "Validation F1"
-    ]
+    assert [
+        c.title for c in charts(RunRecord(hftk="1", task="x", history=[{"step": 1, "eval_f1": 0.5}]))
+    ] == ["Validation F1"]
 
 
 def test_accuracy_reads_well_against_its_baselines() -> None:
     def accuracy(value: float, when: str = "after", ends: tuple[float, float] | None = None) -> Score:
-        return Score(name="accuracy", value=value, higher_is_better=True, n=80, interval=ends, split="test", when=when)
+        return Score(
+            name="accuracy", value=value, higher_is_better=True, n=80, interval=ends, split="test", when=when
+        )
 
     main, before = accuracy(0.8875, ends=(0.87, 0.9)), accuracy(0.492, "before")
     loss = Score(name="loss", value=0.3, higher_is_better=False, n=80, split="test")
     rivals = [accuracy(0.5, "baseline:majority"), accuracy(0.8012, "baseline:tfidf")]
     said = verdict(RunRecord(hftk="1", task="classification", scores=[before, main, loss, *rivals]))
-    assert said == (
-        "Test accuracy is 0.8875 [0.8700, 0.9000] after training, up from 0.4920 before, "
+    assert (
+        said == "Test accuracy is 0.8875 [0.8700, 0.9000] after training, up from 0.4920 before, "
         "and above the TF-IDF baseline's 0.8012."
     )
     said = verdict(RunRecord(hftk="1", task="classification", scores=[main, loss, rivals[0]]))

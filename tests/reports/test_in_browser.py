@@ -1,4 +1,5 @@
-"""The pages in a real browser, where one is installed: no complaint, no request, readable in both themes, usable by keys, printable."""
+"""The pages in a real browser, where one is installed: no complaint, no request, readable in both themes,
+usable by keys, printable."""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ REAL = ("quickstart", "multi30k_en_de", "goemotions_minilm", "songci_zh")
 
 
 def awkward() -> RunRecord:
-    """Right-to-left and Chinese text, words without an end, 28 classes with long names, curves of one point."""
+    """Right-to-left and Chinese text, words without an end, 28 classes with long names, curves of one
+    point."""
     names = [f"a_quite_long_label_number_{i}" for i in range(28)]
     samples = [
         {
@@ -53,7 +55,9 @@ def awkward() -> RunRecord:
 
 def together() -> str:
     run = replace(classification_run(), analysis=[])
-    test = Comparison(name="accuracy", a=0.88, b=0.9, difference=-0.02, interval=(-0.03, -0.01), p_value=0.002)
+    test = Comparison(
+        name="accuracy", a=0.88, b=0.9, difference=-0.02, interval=(-0.03, -0.01), p_value=0.002
+    )
     runs = [
         Compared(name="out/" + "first" * 9, record=run, answers=["a" * 60, "b"]),
         Compared(name="second", record=run, tests=[test], words=["So."], answers=["b", "b"]),
@@ -70,7 +74,11 @@ def browser() -> Iterator[Browser]:
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("pages")
-    records = {**EVERY_RUN, **{name: load_record(RESULTS / f"{name}.json") for name in REAL}, "awkward": awkward()}
+    records = {
+        **EVERY_RUN,
+        **{name: load_record(RESULTS / f"{name}.json") for name in REAL},
+        "awkward": awkward(),
+    }
     texts = {**{name: render_html(record) for name, record in records.items()}, "together": together()}
     for name, text in texts.items():
         (folder / f"{name}.html").write_text(text, encoding="utf-8")
@@ -87,8 +95,13 @@ def test_the_browser_has_no_complaint_nothing_is_asked_of_a_network_and_nothing_
     browser.open(pages[name])
     assert browser.run("document.documentElement.classList.contains('scripted')"), "its script has run"
     for width in (1280, 360):
-        browser.call("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=False)
-        wide = "[...document.querySelectorAll('body *')].filter((e) => e.getBoundingClientRect().right > innerWidth + 1 && !e.closest('.scroll, pre')).map((e) => e.className || e.tagName)"
+        browser.call(
+            "Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=False
+        )
+        wide = (
+            "[...document.querySelectorAll('body *')].filter((e) => e.getBoundingClientRect().right >"
+            " innerWidth + 1 && !e.closest('.scroll, pre')).map((e) => e.className || e.tagName)"
+        )
         assert browser.run("document.documentElement.scrollWidth") <= width, browser.run(wide)
     browser.run("for (const e of document.querySelectorAll('details')) e.open = true")
     assert browser.complaints() == []
@@ -126,22 +139,30 @@ CONTRAST = """
 
 @pytest.mark.parametrize("dark", [False, True])
 @pytest.mark.parametrize("name", ["classification", "together", "nothing"])
-def test_every_text_can_be_read_in_both_themes(browser: Browser, pages: dict[str, Path], name: str, dark: bool) -> None:
+def test_every_text_can_be_read_in_both_themes(
+    browser: Browser, pages: dict[str, Path], name: str, dark: bool
+) -> None:
     browser.open(pages[name], dark=dark)
     ratio, text = browser.run(CONTRAST)
     assert ratio >= 4.5, f"{text!r} has a contrast of {ratio:.2f} (WCAG 2.1 AA asks for 4.5)"
-    red, green, blue = browser.run("getComputedStyle(document.body).backgroundColor.match(/\\d+/g).map(Number)")
+    red, green, blue = browser.run(
+        "getComputedStyle(document.body).backgroundColor.match(/\\d+/g).map(Number)"
+    )
     assert (red + green + blue < 200) == dark
 
 
-def test_the_keyboard_reaches_the_values_of_a_curve_and_the_theme(browser: Browser, pages: dict[str, Path]) -> None:
+def test_the_keyboard_reaches_the_values_of_a_curve_and_the_theme(
+    browser: Browser, pages: dict[str, Path]
+) -> None:
     browser.open(pages["gpt2"])
     browser.press("Tab")
     assert browser.run("document.activeElement.textContent") == "Skip to the scores"
     browser.run("document.querySelector('#curves .plot').focus()")
     browser.press("Home")
     tip = "document.querySelector('#curves .tip')"
-    assert browser.run(f"{tip}.hidden") is False and browser.run(f"{tip}.textContent").startswith("step 6training ")
+    assert browser.run(f"{tip}.hidden") is False and browser.run(f"{tip}.textContent").startswith(
+        "step 6training "
+    )
     browser.press("ArrowLeft")
     value = browser.run("document.querySelector('#curves .plot').getAttribute('aria-valuetext')")
     assert value.startswith("step 6: training ")
@@ -151,13 +172,17 @@ def test_the_keyboard_reaches_the_values_of_a_curve_and_the_theme(browser: Brows
     browser.run("document.querySelector('.theme').click()")
     assert browser.run("getComputedStyle(document.body).backgroundColor") != before
     browser.run("document.querySelector('.theme').click()")
-    assert browser.run("getComputedStyle(document.body).backgroundColor") == before and browser.complaints() == []
+    assert (
+        browser.run("getComputedStyle(document.body).backgroundColor") == before
+        and browser.complaints() == []
+    )
 
 
 def test_the_pointer_shows_the_values_of_all_curves(browser: Browser, pages: dict[str, Path]) -> None:
     browser.open(pages["classification"])
     box = browser.run(
-        "(() => { const p = document.querySelector('#curves .plot'); p.scrollIntoView({behavior: 'instant'}); const b = p.getBoundingClientRect(); return [b.left, b.top, b.width, b.height]; })()"
+        "(() => { const p = document.querySelector('#curves .plot'); p.scrollIntoView({behavior: 'instant'});"
+        " const b = p.getBoundingClientRect(); return [b.left, b.top, b.width, b.height]; })()"
     )
     browser.call("Input.dispatchMouseEvent", type="mouseMoved", x=box[0] + box[2] - 2, y=box[1] + box[3] / 2)
     told = browser.run("document.querySelector('#curves .tip').textContent")

@@ -30,39 +30,63 @@ class CausalLMConfig(RunConfig):
     prompts: list[str] = field(default_factory=list)
 
 
-def score(value: float = 61.3, when: str = "after", interval: tuple[float, float] | None = (58.9, 63.8)) -> Score:
+def score(
+    value: float = 61.3, when: str = "after", interval: tuple[float, float] | None = (58.9, 63.8)
+) -> Score:
     return Score(
-        name="perplexity", value=value, higher_is_better=False, n=312, interval=interval, split="test", when=when
+        name="perplexity",
+        value=value,
+        higher_is_better=False,
+        n=312,
+        interval=interval,
+        split="test",
+        when=when,
     )
 
 
 def evaluation(when: str, text: str) -> Any:
     sample = {"prompt": "明月几时有", "text": text, "reference": "把酒问青天"}
-    sections = [{"title": "Confusion matrix", "kind": "matrix", "values": np.array([[2, 1]]), "share": math.nan}]
+    sections = [
+        {"title": "Confusion matrix", "kind": "matrix", "values": np.array([[2, 1]]), "share": math.nan}
+    ]
     return SimpleNamespace(
-        scores=[score(when=when)], samples=[sample], seconds=2.0, split="test", analysis=sections,
+        scores=[score(when=when)],
+        samples=[sample],
+        seconds=2.0,
+        split="test",
+        analysis=sections,
         facts={"tokens": 7} if when == "after" else {},
-    )  # fmt: skip
+    )
 
 
 def trained() -> Any:
     return SimpleNamespace(
-        history=[{"step": 1, "loss": 4.5, "eval_loss": None}], seconds={"train": 10.0, "evaluate": 1.0, "save": 0.5},
-        tokens_per_second=1000.0, peak_memory_bytes=5, model_facts={"parameters": 7}, choices=["bf16: faster here"],
-        data_facts={"tokens": 99}, analysis=[{"title": "Suspicious labels", "kind": "examples", "rows": []}],
-    )  # fmt: skip
+        history=[{"step": 1, "loss": 4.5, "eval_loss": None}],
+        seconds={"train": 10.0, "evaluate": 1.0, "save": 0.5},
+        tokens_per_second=1000.0,
+        peak_memory_bytes=5,
+        model_facts={"parameters": 7},
+        choices=["bf16: faster here"],
+        data_facts={"tokens": 99},
+        analysis=[{"title": "Suspicious labels", "kind": "examples", "rows": []}],
+    )
 
 
 def made(**changes: Any) -> RunRecord:
     config = changes.pop("config", CausalLMConfig(prompts=["中文"]))
     splits = Splits(train=None, facts={"rows": {"train": 3}})  # type: ignore[arg-type]
     return record(
-        config, splits, trained(), evaluation("before", "的的"), evaluation("after", "把酒问青天"), [score(85.2, "baseline:bigram")],
+        config,
+        splits,
+        trained(),
+        evaluation("before", "的的"),
+        evaluation("after", "把酒问青天"),
+        [score(85.2, "baseline:bigram")],
         **changes,
-    )  # fmt: skip
+    )
 
 
-# Joining ----------------------------------------------------------------------------------------------------------------
+# --- Joining
 
 
 def test_a_record_joins_what_the_stages_returned() -> None:
@@ -89,15 +113,30 @@ def test_analysis_is_that_after_training_then_that_of_training_as_plain_values()
 
 def test_the_first_score_after_training_is_the_main_one() -> None:
     names = (("loss", "before"), ("accuracy", "after"), ("loss", "after"), ("accuracy", "baseline:majority"))
-    scores = [Score(name=n, value=0.5, when=w, higher_is_better=n != "loss", n=3, split="test") for n, w in names]
+    scores = [
+        Score(name=n, value=0.5, when=w, higher_is_better=n != "loss", n=3, split="test") for n, w in names
+    ]
     assert RunRecord(hftk="1", task="classification", scores=scores).main_score is scores[1]
 
 
 def test_a_record_holds_every_promised_name() -> None:
     promised = {
-        "hftk", "task", "config", "command", "data", "history", "scores", "samples", "seconds", "tokens_per_second",
-        "peak_memory_bytes", "processes", "hardware", "versions", "git",
-    }  # fmt: skip
+        "hftk",
+        "task",
+        "config",
+        "command",
+        "data",
+        "history",
+        "scores",
+        "samples",
+        "seconds",
+        "tokens_per_second",
+        "peak_memory_bytes",
+        "processes",
+        "hardware",
+        "versions",
+        "git",
+    }
     assert promised <= made().to_dict().keys()
     assert {"load", "train", "evaluate", "save", "total"} == made().seconds.keys()
 
@@ -106,7 +145,9 @@ def test_seconds_of_the_evaluations_outside_training_are_added() -> None:
     assert made().seconds == {"load": 0.0, "train": 10.0, "evaluate": 5.0, "save": 0.5, "total": 15.5}
     start = datetime.now(UTC) - timedelta(seconds=60)
     timed = made(started=start)
-    assert timed.seconds["total"] == pytest.approx(60, abs=2) and timed.started == start.isoformat(timespec="seconds")
+    assert timed.seconds["total"] == pytest.approx(60, abs=2) and timed.started == start.isoformat(
+        timespec="seconds"
+    )
 
 
 def test_the_start_comes_from_the_status_of_this_process_only(tmp_path: Path) -> None:
@@ -146,7 +187,7 @@ def test_the_next_run_of_a_notebook_does_not_tell_the_choices_of_the_last_one() 
         console.forget()
 
 
-# The file ---------------------------------------------------------------------------------------------------------------
+# --- The file
 
 
 def test_what_is_saved_comes_back(tmp_path: Path) -> None:
@@ -159,9 +200,13 @@ def test_what_is_saved_comes_back(tmp_path: Path) -> None:
 
 def test_numbers_that_json_does_not_know_become_null(tmp_path: Path) -> None:
     result = RunRecord(
-        hftk="1", task="x", history=[{"step": np.int64(3), "loss": math.nan, "eval_loss": np.float32(0.5), "grad_norm": math.inf}],
+        hftk="1",
+        task="x",
+        history=[
+            {"step": np.int64(3), "loss": math.nan, "eval_loss": np.float32(0.5), "grad_norm": math.inf}
+        ],
         scores=[score(math.inf, interval=(1.0, math.inf))],
-    )  # fmt: skip
+    )
     text = save_record(result, tmp_path).read_text(encoding="utf-8")
     assert "NaN" not in text and "Infinity" not in text
     loaded = load_record(tmp_path)
@@ -177,7 +222,13 @@ def test_plain_values_stay_and_others_become_text() -> None:
         "set": {"y", "x"},
         "type": np.dtype("int8"),
     }
-    assert plain(values) == {"a": [1, 2.5, True, None], "3": [0, 1], "path": "a/b", "set": ["x", "y"], "type": "int8"}
+    assert plain(values) == {
+        "a": [1, 2.5, True, None],
+        "3": [0, 1],
+        "path": "a/b",
+        "set": ["x", "y"],
+        "type": "int8",
+    }
 
 
 def test_half_a_surrogate_pair_does_not_stop_the_record_from_being_written(tmp_path: Path) -> None:
@@ -216,7 +267,12 @@ def test_older_and_newer_records_load(tmp_path: Path) -> None:
         '{"hftk": "0.0.1", "task": "x", "future": [1], "data": null}', encoding="utf-8"
     )
     loaded = load_record(tmp_path)
-    assert loaded.scores == [] and loaded.data == {} and loaded.analysis == [] and loaded.extra == {"future": [1]}
+    assert (
+        loaded.scores == []
+        and loaded.data == {}
+        and loaded.analysis == []
+        and loaded.extra == {"future": [1]}
+    )
     save_record(loaded, tmp_path)
     assert json.loads((tmp_path / "record.json").read_text())["future"] == [1]
 
@@ -246,17 +302,21 @@ def test_a_folder_of_runs_names_them(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (b'{"hftk": "1",\n "task": }', "line 2, column 10"), (b"[1, 2]", "found a list"), (b'{"a": 1}', "under 'hftk'"),
-        (b"", "line 1, column 1"), (b'{"hftk": "1", "task": "x", "scores": "good"}', "expected a list under 'scores'"),
-        (b'{"hftk": "1", "task": "x", "scores": [3]}', "expected a score"), (b"\xff\xfe{}", "expected UTF-8"),
+        (b'{"hftk": "1",\n "task": }', "line 2, column 10"),
+        (b"[1, 2]", "found a list"),
+        (b'{"a": 1}', "under 'hftk'"),
+        (b"", "line 1, column 1"),
+        (b'{"hftk": "1", "task": "x", "scores": "good"}', "expected a list under 'scores'"),
+        (b'{"hftk": "1", "task": "x", "scores": [3]}', "expected a score"),
+        (b"\xff\xfe{}", "expected UTF-8"),
     ],
-)  # fmt: skip
+)
 def test_a_file_that_is_no_record_says_where_and_why(content: bytes, said: str, tmp_path: Path) -> None:
     (tmp_path / "record.json").write_bytes(content)
     assert said in message(tmp_path) and "record.json" in message(tmp_path)
 
 
-# Privacy ----------------------------------------------------------------------------------------------------------------
+# --- Privacy
 
 
 def test_secrets_in_a_command_are_redacted_and_the_rest_can_be_pasted() -> None:
@@ -275,16 +335,24 @@ def test_secrets_in_a_command_are_redacted_and_the_rest_can_be_pasted() -> None:
     shown = redact_command([*words, "--train.max_tokens_per_batch", "4096", "--generation.max_new_tokens=8"])
     assert not any(secret in shown for secret in ("abc", "def", "ghi", "jkl"))
     assert shown.count("<redacted>") == 4
-    assert shown.endswith('"a b.txt" "中.txt" --train.max_tokens_per_batch 4096 --generation.max_new_tokens=8')
+    assert shown.endswith(
+        '"a b.txt" "中.txt" --train.max_tokens_per_batch 4096 --generation.max_new_tokens=8'
+    )
 
 
 def test_what_looks_like_a_token_is_redacted_wherever_it_stands() -> None:
     token = "hf_" + "A1b2" * 8
     assert private(f"x {token} https://me:pw@host/a") == "x <redacted> https://<redacted>@host/a"
-    config = {"train": {"extra": {"hub_token": "short", "max_tokens": 5}}, "list": [token], "tokenizer": "bpe"}
+    config = {
+        "train": {"extra": {"hub_token": "short", "max_tokens": 5}},
+        "list": [token],
+        "tokenizer": "bpe",
+    }
     assert redact(config) == {
-        "train": {"extra": {"hub_token": "<redacted>", "max_tokens": 5}}, "list": ["<redacted>"], "tokenizer": "bpe",
-    }  # fmt: skip
+        "train": {"extra": {"hub_token": "<redacted>", "max_tokens": 5}},
+        "list": ["<redacted>"],
+        "tokenizer": "bpe",
+    }
 
 
 def test_the_home_folder_is_a_tilde_that_the_shell_still_expands(
@@ -293,19 +361,31 @@ def test_the_home_folder_is_a_tilde_that_the_shell_still_expands(
     home = tmp_path / "ada"
     monkeypatch.setattr(Path, "home", lambda: home)
     assert private(f"{home}/x {home}2/x") == f"~/x {home}2/x"
-    assert redact_command(["p", f"{home}/my texts/", f"--data.path={home}/t"]) == 'p ~/"my texts/" --data.path=~/t'
+    assert (
+        redact_command(["p", f"{home}/my texts/", f"--data.path={home}/t"])
+        == 'p ~/"my texts/" --data.path=~/t'
+    )
 
 
-def test_paths_below_the_working_directory_become_relative(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_paths_below_the_working_directory_become_relative(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.chdir(tmp_path)
     here = Path.cwd()
-    assert redact_command([str(here / "recipes" / "a.py"), f"--output={here}/out"]) == "recipes/a.py --output=out"
+    assert (
+        redact_command([str(here / "recipes" / "a.py"), f"--output={here}/out"])
+        == "recipes/a.py --output=out"
+    )
     assert private(f"read {here}/a.txt of {here} and {here}2") == f"read a.txt of . and {here}2"
 
 
-def test_nothing_in_a_record_names_the_machine_or_its_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_in_a_record_names_the_machine_or_its_user(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(Path, "home", lambda: tmp_path / "ada")
-    config = CausalLMConfig(output=str(tmp_path / "ada" / "out"), train=TrainConfig(extra={"hub_token": "s3cret"}))
+    config = CausalLMConfig(
+        output=str(tmp_path / "ada" / "out"), train=TrainConfig(extra={"hub_token": "s3cret"})
+    )
     text = json.dumps(plain(made(config=config, command=f"python {tmp_path}/ada/run.py").to_dict()))
     assert "/ada" not in text and "s3cret" not in text and "~/out" in text and "~/run.py" in text
     import platform
@@ -313,7 +393,7 @@ def test_nothing_in_a_record_names_the_machine_or_its_user(tmp_path: Path, monke
     assert len(platform.node()) < 6 or platform.node() not in text
 
 
-# The machine ------------------------------------------------------------------------------------------------------------
+# --- The machine
 
 
 def test_the_environment_says_what_a_second_person_needs() -> None:
@@ -325,11 +405,11 @@ def test_the_environment_says_what_a_second_person_needs() -> None:
 
 def test_the_number_of_threads_is_kept_where_torch_is_loaded_and_torch_is_not_loaded_for_it() -> None:
     code = (
-        "import sys, hftk.reports.record as r; e = r.environment(); assert 'threads' not in e['hardware'], e;"
-        "assert not {'torch', 'transformers', 'jinja2'} & set(sys.modules);"
-        "import types; t = types.ModuleType('torch'); t.get_num_threads = lambda: 7; off = types.SimpleNamespace(is_available=bool);"
-        "t.cuda = off; t.backends = types.SimpleNamespace(mps=off); sys.modules['torch'] = t;"
-        "assert r.environment()['hardware']['threads'] == 7"
+        "import sys, hftk.reports.record as r; e = r.environment(); assert 'threads' not in e['hardware'],"
+        " e;assert not {'torch', 'transformers', 'jinja2'} & set(sys.modules);import types; t ="
+        " types.ModuleType('torch'); t.get_num_threads = lambda: 7; off ="
+        " types.SimpleNamespace(is_available=bool);t.cuda = off; t.backends = types.SimpleNamespace(mps=off);"
+        " sys.modules['torch'] = t;assert r.environment()['hardware']['threads'] == 7"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
 
@@ -358,9 +438,12 @@ def test_a_machine_without_git_and_psutil_still_gets_a_record(monkeypatch: pytes
 
 
 def test_the_command_is_what_was_typed_also_under_accelerate(tmp_path: Path) -> None:
-    """The stand-in launcher starts a child as ``accelerate launch`` does: the child sees only its own words."""
+    """The stand-in launcher starts a child as ``accelerate launch`` does: the child sees only its own
+    words."""
     child = tmp_path / "recipe.py"
-    child.write_text("from hftk.launch.environment import command_line\nprint(command_line())", encoding="utf-8")
+    child.write_text(
+        "from hftk.launch.environment import command_line\nprint(command_line())", encoding="utf-8"
+    )
     launcher = tmp_path / "accelerate"
     launcher.write_text(
         "import subprocess, sys\nat = next(i for i, w in enumerate(sys.argv) if w.endswith('.py'))\n"
@@ -377,4 +460,7 @@ def test_the_command_is_what_was_typed_also_under_accelerate(tmp_path: Path) -> 
 
     assert shown(str(child), "--train.epochs", "3") == "python recipe.py --train.epochs 3"
     typed = ["launch", "--num_processes", "2", "recipe.py", "--hub_token", "x"]
-    assert shown(str(launcher), *typed) == 'accelerate launch --num_processes 2 recipe.py --hub_token "<redacted>"'
+    assert (
+        shown(str(launcher), *typed)
+        == 'accelerate launch --num_processes 2 recipe.py --hub_token "<redacted>"'
+    )

@@ -20,7 +20,7 @@ from hftk.task import Score
 every_run = pytest.mark.parametrize("name", EVERY_RUN)
 
 
-# The page ---------------------------------------------------------------------------------------------------------------
+# --- The page
 
 
 @every_run
@@ -43,7 +43,9 @@ def test_the_page_asks_nothing_of_any_network(name: str) -> None:
     for tag, attrs in Page(html).tags:
         for key in ("src", "href", "action", "data", "poster", "srcset"):
             assert attrs.get(key, "#").startswith(("#", "data:")), (tag, attrs)
-    assert not re.search(r"url\(|@import|https?:|//[\w.]+\.\w+/|fetch\(|XMLHttpRequest|sendBeacon|WebSocket", html)
+    assert not re.search(
+        r"url\(|@import|https?:|//[\w.]+\.\w+/|fetch\(|XMLHttpRequest|sendBeacon|WebSocket", html
+    )
     assert "default-src 'none'" in html
 
 
@@ -51,15 +53,36 @@ def test_a_page_stays_below_300_kb_however_long_the_history() -> None:
     assert len(render_html(gpt2_run(points=50_000)).encode()) < 300_000
 
 
-@pytest.mark.parametrize("attack", ["<script>alert(1)</script>", "</script><img src=x onerror=alert(1)>", '"><b onclick="x">', "]]>", "{{ 7*7 }}"])  # fmt: skip
+@pytest.mark.parametrize(
+    "attack",
+    [
+        "<script>alert(1)</script>",
+        "</script><img src=x onerror=alert(1)>",
+        '"><b onclick="x">',
+        "]]>",
+        "{{ 7*7 }}",
+    ],
+)
 def test_nothing_of_a_record_becomes_markup(attack: str) -> None:
     record = RunRecord(
-        hftk=attack, task=attack, status=attack, command=attack, config={"output": attack, attack: attack, "model": {"name": attack}},
-        choices=[attack], model={attack: attack}, data={attack: {attack: attack}, "t": [{attack: attack}]}, seconds={attack: 3.0},
-        history=[{"step": 1, "loss": 1.0, "eval_loss": 2.0, attack: attack}], samples=[{attack: attack, "prompt": attack}],
+        hftk=attack,
+        task=attack,
+        status=attack,
+        command=attack,
+        config={"output": attack, attack: attack, "model": {"name": attack}},
+        choices=[attack],
+        model={attack: attack},
+        data={attack: {attack: attack}, "t": [{attack: attack}]},
+        seconds={attack: 3.0},
+        history=[{"step": 1, "loss": 1.0, "eval_loss": 2.0, attack: attack}],
+        samples=[{attack: attack, "prompt": attack}],
         scores=[score(attack, 1.0, unit=attack, signature=attack), score(attack, 2.0, "baseline:" + attack)],
-        hardware={attack: attack}, versions={attack: attack}, git={"commit": attack}, started=attack, finished=attack,
-    )  # fmt: skip
+        hardware={attack: attack},
+        versions={attack: attack},
+        git={"commit": attack},
+        started=attack,
+        finished=attack,
+    )
     plain_page, page = Page(render_html(RunRecord(hftk="1", task="x"))), Page(render_html(record))
     assert not {"img", "b"} & {tag for tag, _ in page.tags}
     assert not any(key.startswith("on") for _, attrs in page.tags for key in attrs)
@@ -122,7 +145,9 @@ def test_an_empty_run_says_so_in_words() -> None:
 def test_samples_are_shown_side_by_side_with_what_was_said_before() -> None:
     html = render_html(gpt2_run())
     assert "把酒问青天。不知天上宫阙" in html and "text before training" in html
-    assert [html.count(f'<div class="{role}">') for role in ("input", "output", "before", "reference")] == [2] * 4
+    assert [html.count(f'<div class="{role}">') for role in ("input", "output", "before", "reference")] == [
+        2
+    ] * 4
 
 
 def test_a_short_prediction_is_marked_right_or_wrong() -> None:
@@ -151,7 +176,9 @@ def test_data_facts_become_one_table_per_split_and_counts_of_zero_one_line() -> 
 
 
 def test_the_page_of_a_run_that_shares_rows_between_splits_does_not_claim_otherwise() -> None:
-    record = RunRecord(hftk="1", task="x", data={"rows": {"train": 5}, "proof": {"method": "hashes", "overlap": 2}})
+    record = RunRecord(
+        hftk="1", task="x", data={"rows": {"train": 5}, "proof": {"method": "hashes", "overlap": 2}}
+    )
     text = Page(render_html(record)).text
     assert "No row stands" not in text and "overlap" in text
 
@@ -180,15 +207,24 @@ def test_a_page_made_from_the_file_equals_the_one_made_from_the_run(tmp_path: Pa
         assert render_html(load_record(tmp_path / name)) == render_html(record)
 
 
-# Words ------------------------------------------------------------------------------------------------------------------
+# --- Words
 
 
 def test_the_summary_is_five_lines_that_say_what_matters() -> None:
     assert summary_lines(gpt2_run()) == [
-        "Trained gpt2 (mini), 4.21 million parameters, on python_docs: 3 epochs, 1,200 steps, 4.3 million tokens.",
-        "Test perplexity is 61.34 [58.94, 63.74] after training, down from 4,093 before, and below the bigram model's 85.20.",
+        (
+            "Trained gpt2 (mini), 4.21 million parameters, on python_docs: 3 epochs, 1,200 steps, 4.3 million"
+            " tokens."
+        ),
+        (
+            "Test perplexity is 61.34 [58.94, 63.74] after training, down from 4,093 before, and below the"
+            " bigram model's 85.20."
+        ),
         "Took 2 min 48 s (training 1 min 48 s), 39,690 tokens/s, 1.31 GB of memory at peak.",
-        f"Weights, tokenizer and settings: {Path('out/gpt2_clm')}    report: {Path('out/gpt2_clm/report.html')}",
+        (
+            f"Weights, tokenizer and settings: {Path('out/gpt2_clm')}    report:"
+            f" {Path('out/gpt2_clm/report.html')}"
+        ),
         f"Next: hftk predict {Path('out/gpt2_clm')}",
     ]
 
@@ -210,7 +246,9 @@ def test_the_verdict_tells_better_from_worse_in_both_directions() -> None:
     assert "but above the bigram model's 5.000" in said(
         score("ppl", 7.0, **down), score("ppl", 5.0, "baseline:bigram", **down)
     )
-    assert "but below the lead 3 baseline's" in said(score("f1", 1.0, **up), score("f1", 5.0, "baseline:lead_3", **up))
+    assert "but below the lead 3 baseline's" in said(
+        score("f1", 1.0, **up), score("f1", 5.0, "baseline:lead_3", **up)
+    )
     best_of_two = said(
         score("f1", 9.0, **up), score("f1", 5.0, "baseline:a", **up), score("f1", 6.0, "baseline:b", **up)
     )
@@ -228,9 +266,23 @@ def test_the_verdict_does_not_claim_what_the_intervals_do_not_show() -> None:
 
 
 def test_numbers_keep_four_digits_and_group_thousands() -> None:
-    shown = {4093.2: "4,093", 61.344: "61.34", 0.88751: "0.8875", 2e-5: "2e-5", 0.0: "0", math.nan: "–", 1234: "1,234"}
+    shown = {
+        4093.2: "4,093",
+        61.344: "61.34",
+        0.88751: "0.8875",
+        2e-5: "2e-5",
+        0.0: "0",
+        math.nan: "–",
+        1234: "1,234",
+    }
     assert {value: number(value) for value in shown} == shown
-    assert [duration(s) for s in (0.84, 43, 151, 3840, None)] == ["0.8 s", "43 s", "2 min 31 s", "1 h 04 min", "–"]
+    assert [duration(s) for s in (0.84, 43, 151, 3840, None)] == [
+        "0.8 s",
+        "43 s",
+        "2 min 31 s",
+        "1 h 04 min",
+        "–",
+    ]
     assert [size(b) for b in (812_000_000, 1_312_444_416, 0)] == ["812 MB", "1.31 GB", "–"]
     assert [about(c) for c in (999, 823_000, 1_240_000, 999_999)] == [
         "999",
@@ -251,18 +303,30 @@ def test_markdown_says_the_same_as_the_page(name: str) -> None:
 
 def test_markdown_shows_hostile_text_as_text() -> None:
     record = RunRecord(
-        hftk="1", task="x", samples=[{"text": "```\n# no heading"}], choices=["a|b <script>"],
+        hftk="1",
+        task="x",
+        samples=[{"text": "```\n# no heading"}],
+        choices=["a|b <script>"],
         scores=[score("a|b", 1.0), score("<img>", 1.0)],
-    )  # fmt: skip
+    )
     text = render_markdown(record)
     assert "a\\|b" in text and "<script>" not in text and "<img>" not in text and "````text" in text
 
 
-# Charts -----------------------------------------------------------------------------------------------------------------
+# --- Charts
 
 
 def test_axes_have_round_ticks_inside_their_ends() -> None:
-    for values in ([0, 1204], [3.1, 9.2], [5, 5], [0, 1e-3], [-3, 4], [61.3, 4012], [1e-7, 5e-4], [0.88, 0.91]):
+    for values in (
+        [0, 1204],
+        [3.1, 9.2],
+        [5, 5],
+        [0, 1e-3],
+        [-3, 4],
+        [61.3, 4012],
+        [1e-7, 5e-4],
+        [0.88, 0.91],
+    ):
         made = axis(values)
         assert 2 <= len(made.ticks) <= 9 and all(0 <= at <= 1000 for at, _ in made.ticks)
         assert all(0 <= made.place(v) <= 1000 for v in values)

@@ -35,7 +35,9 @@ def llama_tokenizer(gpt2_tokenizer: Any) -> Any:
 
     backend = type(gpt2_tokenizer.backend_tokenizer).from_str(gpt2_tokenizer.backend_tokenizer.to_str())
     backend.add_special_tokens(["<s>", "</s>"])
-    backend.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", backend.token_to_id("<s>"))])
+    backend.post_processor = TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", backend.token_to_id("<s>"))]
+    )
     return PreTrainedTokenizerFast(
         tokenizer_object=backend, bos_token="<s>", eos_token="</s>", pad_token="</s>", unk_token="<|unknown|>"
     )

@@ -34,16 +34,28 @@ FIELDS: dict[str, dict[str, Any]] = {
     "bert": {"num_hidden_layers": 2, "hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 24},
     "distilbert": {"n_layers": 2, "dim": 16, "n_heads": 2, "hidden_dim": 24},
     "roberta": {"num_hidden_layers": 2, "hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 24},
-    "modernbert": {"num_hidden_layers": 2, "hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 24},
+    "modernbert": {
+        "num_hidden_layers": 2,
+        "hidden_size": 16,
+        "num_attention_heads": 2,
+        "intermediate_size": 24,
+    },
     "gpt2": {"n_layer": 2, "n_embd": 16, "n_head": 2, "n_positions": 64},
 }
 
 
 def rows_of(
-    kind: str, values: Sequence[Any] | None = None, texts: Sequence[str] = TEXTS, pairs: Sequence[str] | None = None
+    kind: str,
+    values: Sequence[Any] | None = None,
+    texts: Sequence[str] = TEXTS,
+    pairs: Sequence[str] | None = None,
 ) -> Dataset:
     given = {SINGLE: CLASSES, MULTI: SETS, REGRESSION: NUMBERS}[kind] if values is None else list(values)
-    label = {SINGLE: ClassLabel(names=NAMES), MULTI: List(ClassLabel(names=NAMES)), REGRESSION: Value("float64")}[kind]
+    label = {
+        SINGLE: ClassLabel(names=NAMES),
+        MULTI: List(ClassLabel(names=NAMES)),
+        REGRESSION: Value("float64"),
+    }[kind]
     table: dict[str, Any] = {"text": list(texts)} | ({"text_pair": list(pairs)} if pairs is not None else {})
     types = Types({**{role: Value("string") for role in table}, "label": label})
     return Dataset.from_dict({**table, "label": given}, features=types)
@@ -60,7 +72,9 @@ def make(architecture: str, kind: str = SINGLE, pairs: Sequence[str] | None = No
         from transformers import AutoConfig, AutoModelForSequenceClassification
 
         tokenizer = train_byte_bpe(TEXTS, 300)
-        fields = task_of().model_settings(Splits(train=rows)) | FIELDS["gpt2"] | {"vocab_size": len(tokenizer)}
+        fields = (
+            task_of().model_settings(Splits(train=rows)) | FIELDS["gpt2"] | {"vocab_size": len(tokenizer)}
+        )
         torch.manual_seed(0)
         config = AutoConfig.for_model("gpt2", **{**fields, "num_labels": len(fields["id2label"])})
         model = AutoModelForSequenceClassification.from_config(config)
@@ -69,7 +83,11 @@ def make(architecture: str, kind: str = SINGLE, pairs: Sequence[str] | None = No
                 torch.nn.init.normal_(parameter, std=0.25)
         return model.eval(), tokenizer
     config = ModelConfig(
-        size="tiny", architecture=architecture, config=FIELDS[architecture], vocab_size=200, initialization="xavier"
+        size="tiny",
+        architecture=architecture,
+        config=FIELDS[architecture],
+        vocab_size=200,
+        initialization="xavier",
     )
     model, tokenizer = load_model(config, task_of(), Splits(train=rows))
     return model.eval(), tokenizer

@@ -18,9 +18,15 @@ from hftk.training.trainer import ExactTrainer
 
 CONTEXT = 64
 BART = {
-    "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 2, "decoder_attention_heads": 2, "d_model": 32,
-    "encoder_ffn_dim": 64, "decoder_ffn_dim": 64, "max_position_embeddings": CONTEXT,
-}  # fmt: skip
+    "encoder_layers": 2,
+    "decoder_layers": 2,
+    "encoder_attention_heads": 2,
+    "decoder_attention_heads": 2,
+    "d_model": 32,
+    "encoder_ffn_dim": 64,
+    "decoder_ffn_dim": 64,
+    "max_position_embeddings": CONTEXT,
+}
 SHAPES: dict[str, dict[str, Any]] = {
     "t5": {"num_layers": 2, "num_decoder_layers": 2, "num_heads": 2, "d_model": 32, "d_kv": 16, "d_ff": 64},
     "marian": BART,
@@ -29,14 +35,20 @@ ARCHITECTURES = ("t5", "marian", "bart")
 
 
 def rows_of(count: int, *, seed: int = 0, longest: int = 40) -> Dataset:
-    """Sources of 2 to ``longest`` characters, which are the tokens here; the target are its letters but a, sorted."""
+    """Sources of 2 to ``longest`` characters, which are the tokens here; the target are its letters but a,
+    sorted."""
     rng = random.Random(seed)
-    sources = ["".join(rng.choice("aaabcd") for _ in range(rng.randint(1, longest - 1))) + "." for _ in range(count)]
-    return Dataset.from_dict({"source": sources, "target": ["".join(sorted(text.replace("a", ""))) for text in sources]})
+    sources = [
+        "".join(rng.choice("aaabcd") for _ in range(rng.randint(1, longest - 1))) + "." for _ in range(count)
+    ]
+    return Dataset.from_dict(
+        {"source": sources, "target": ["".join(sorted(text.replace("a", ""))) for text in sources]}
+    )
 
 
 def bart_folder(folder: Path) -> str:
-    """A BART as it comes from elsewhere: its decoder starts with the end token, and an end is forced at the last place."""
+    """A BART as it comes from elsewhere: its decoder starts with the end token, and an end is forced at the
+    last place."""
     from transformers import BartConfig, BartForConditionalGeneration
 
     from hftk.models.tokenizers import train_characters
@@ -44,26 +56,52 @@ def bart_folder(folder: Path) -> str:
     tokenizer = train_characters(["abcd."], 16, frame="t5")
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        made = BartConfig(**BART, vocab_size=len(tokenizer), pad_token_id=0, bos_token_id=None, eos_token_id=1, decoder_start_token_id=1, forced_eos_token_id=1)  # fmt: skip
+        made = BartConfig(
+            **BART,
+            vocab_size=len(tokenizer),
+            pad_token_id=0,
+            bos_token_id=None,
+            eos_token_id=1,
+            decoder_start_token_id=1,
+            forced_eos_token_id=1,
+        )
         BartForConditionalGeneration(made).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return str(folder)
 
 
-def make_config(output: Any, architecture: str, *, kind: Any = None, name: str | None = None, **changes: Any) -> Any:
-    """fp32, character tokens, three steps of plain SGD without dropout; ``changes`` are ``train={...}`` and the like."""
+def make_config(
+    output: Any, architecture: str, *, kind: Any = None, name: str | None = None, **changes: Any
+) -> Any:
+    """fp32, character tokens, three steps of plain SGD without dropout; ``changes`` are ``train={...}`` and
+    the like."""
     if name is not None:
         model = ModelConfig(name=name, dropout=0.0)
     else:
-        model = ModelConfig(size="tiny", architecture=architecture, tokenizer="characters", config=SHAPES[architecture], dropout=0.0)
+        model = ModelConfig(
+            size="tiny",
+            architecture=architecture,
+            tokenizer="characters",
+            config=SHAPES[architecture],
+            dropout=0.0,
+        )
     config = (kind or hftk.SummarizationConfig)(
         model=model,
         train=TrainConfig(
-            max_steps=3, per_device_batch_size=16, global_batch_size=16, learning_rate=0.1, optimizer="sgd", max_grad_norm=0.0,
-            precision="fp32", log_steps=1, save_steps=0,
+            max_steps=3,
+            per_device_batch_size=16,
+            global_batch_size=16,
+            learning_rate=0.1,
+            optimizer="sgd",
+            max_grad_norm=0.0,
+            precision="fp32",
+            log_steps=1,
+            save_steps=0,
         ),
-        eval=EvalConfig(resamples=0), generation=GenerationSettings(max_new_tokens=0), output=str(output),
-    )  # fmt: skip
+        eval=EvalConfig(resamples=0),
+        generation=GenerationSettings(max_new_tokens=0),
+        output=str(output),
+    )
     return override(config, changes)
 
 
@@ -107,7 +145,9 @@ def fit(config: Any, splits: Splits) -> tuple[Any, dict[str, torch.Tensor]]:
         def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
             loss = super().training_step(*args, **kwargs)
             if not gradient:
-                gradient.update({n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})
+                gradient.update(
+                    {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+                )
             return loss
 
     with mock.patch.object(training, "ExactTrainer", Watched):

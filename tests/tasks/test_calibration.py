@@ -9,17 +9,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from made_classifiers import (
-    FIELDS,
-    NAMES,
-    PRESENT,
-    batch_of,
-    logits_of,
-    made,
-    make,
-    rows_of,
-    task_of,
-)
+from made_classifiers import FIELDS, NAMES, PRESENT, batch_of, logits_of, made, make, rows_of, task_of
 
 from hftk import console
 from hftk.config import ModelConfig
@@ -117,14 +107,19 @@ def test_thresholds_are_chosen_on_validation_and_kept_in_the_saved_config(
     assert thresholds == pytest.approx(model.config.thresholds, abs=1e-4) and thresholds != [0.5] * 3
     assert np.array_equal(tuned["chosen"], probabilities >= np.array(model.config.thresholds))
     f1 = lambda chosen: 2 * (chosen * PRESENT.numpy()).sum(0) / (chosen.sum(0) + PRESENT.numpy().sum(0))  # noqa: E731
-    assert (f1(tuned["chosen"]) >= f1(plain["chosen"])).all() and (f1(tuned["chosen"]) > f1(plain["chosen"])).any()
+    assert (f1(tuned["chosen"]) >= f1(plain["chosen"])).all() and (
+        f1(tuned["chosen"]) > f1(plain["chosen"])
+    ).any()
     model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     loaded, loaded_tokenizer = load_trained(str(tmp_path), auto_model="AutoModelForSequenceClassification")
     assert loaded.config.thresholds == model.config.thresholds
-    again = look_of(Classification.from_model_config(ClassificationConfig(), loaded.config), loaded, loaded_tokenizer, splits)(
-        "validation"
-    )[1]
+    again = look_of(
+        Classification.from_model_config(ClassificationConfig(), loaded.config),
+        loaded,
+        loaded_tokenizer,
+        splits,
+    )("validation")[1]
     assert np.array_equal(again["chosen"], tuned["chosen"])
 
 

@@ -1,4 +1,5 @@
-"""Every token is trained and judged exactly once, in its own document alone, and the loss is the one that can be worked out."""
+"""Every token is trained and judged exactly once, in its own document alone, and the loss is the one that can
+be worked out."""
 
 from __future__ import annotations
 
@@ -22,14 +23,29 @@ from hftk.tasks.causal_lm import CausalLM, CausalLMConfig
 from hftk.tasks.decoder_inputs import IGNORED, collate, end_of_text, next_token_logits, start_of_text
 from hftk.tasks.tokenization import tokenize
 
-LENGTHS = (1, 3, 7, 8, 9, 16, 17, 30, 2, 5)  # shorter than, equal to and longer than blocks of 8, with and without the end
+LENGTHS = (
+    1,
+    3,
+    7,
+    8,
+    9,
+    16,
+    17,
+    30,
+    2,
+    5,
+)  # shorter than, equal to and longer than blocks of 8, with and without the end
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
-DOCUMENTS = ["".join(LETTERS[(7 * row + 3 * i * i + i) % 26] for i in range(n)) for row, n in enumerate(LENGTHS)]
+DOCUMENTS = [
+    "".join(LETTERS[(7 * row + 3 * i * i + i) % 26] for i in range(n)) for row, n in enumerate(LENGTHS)
+]
 BLOCK = 8
 
 
 def task_of(packing: Any = "documents", stride: int | None = None, **train: Any) -> CausalLM:
-    return CausalLM(CausalLMConfig(packing=packing, train=TrainConfig(**train), eval=EvalConfig(stride=stride)))
+    return CausalLM(
+        CausalLMConfig(packing=packing, train=TrainConfig(**train), eval=EvalConfig(stride=stride))
+    )
 
 
 def rows_of(*texts: str) -> Dataset:
@@ -39,17 +55,25 @@ def rows_of(*texts: str) -> Dataset:
 FIELDS = {
     "gpt2": {"n_layer": 2, "n_embd": 32, "n_head": 2, "n_positions": 32, "vocab_size": 64},
     "llama": {
-        "num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 48, "max_position_embeddings": 32,
+        "num_hidden_layers": 2,
+        "hidden_size": 32,
+        "num_attention_heads": 2,
+        "intermediate_size": 48,
+        "max_position_embeddings": 32,
         "vocab_size": 64,
     },
-}  # fmt: skip
+}
 
 
 def make_model(architecture: str, attention: Any = "auto") -> Any:
     config = ModelConfig(
-        size="tiny", architecture=architecture, tokenizer="characters", config=FIELDS[architecture], initialization="xavier",
+        size="tiny",
+        architecture=architecture,
+        tokenizer="characters",
+        config=FIELDS[architecture],
+        initialization="xavier",
         attention=attention,
-    )  # fmt: skip
+    )
     model, _ = load_model(config, task_of(), Splits(train=rows_of(*DOCUMENTS)))
     return model.eval()
 
@@ -59,7 +83,7 @@ def models() -> dict[str, Any]:
     return {name: make_model(name) for name in FIELDS}
 
 
-# Training blocks -----------------------------------------------------------------------------------------------------
+# --- Training blocks
 
 
 def pieces_of(features: Features) -> list[tuple[list[int], list[int]]]:
@@ -77,7 +101,9 @@ def pieces_of(features: Features) -> list[tuple[list[int], list[int]]]:
 @pytest.mark.parametrize("packing", ["documents", "concatenate"])
 def test_every_token_and_every_end_of_text_is_a_target_exactly_once(tokenizer: Any, packing: str) -> None:
     features = task_of(packing).encode(rows_of(*DOCUMENTS), tokenizer, max_length=BLOCK, training=True)
-    targets = Counter(label for row in features.columns["labels"] for label in row.tolist() if label != IGNORED)
+    targets = Counter(
+        label for row in features.columns["labels"] for label in row.tolist() if label != IGNORED
+    )
     expected = Counter(token for d in tokenize(DOCUMENTS, tokenizer) for token in d.tolist())
     expected[end_of_text(tokenizer)] += len(DOCUMENTS)
     assert targets == expected
@@ -96,7 +122,9 @@ def test_pieces_of_packed_blocks_read_as_the_documents(tokenizer: Any) -> None:
 
 
 def test_concatenated_blocks_read_as_one_long_text(gpt2_tokenizer: Any) -> None:
-    features = task_of("concatenate").encode(rows_of(*DOCUMENTS), gpt2_tokenizer, max_length=BLOCK, training=True)
+    features = task_of("concatenate").encode(
+        rows_of(*DOCUMENTS), gpt2_tokenizer, max_length=BLOCK, training=True
+    )
     by_text = sorted(pieces_of(features), key=lambda piece: -len(piece[0]))
     assert [len(i) for i, _ in by_text].count(BLOCK) == len(by_text) - 1  # all full but the last
     labels = [label for _, row in by_text for label in row]
@@ -120,7 +148,9 @@ def test_a_document_without_a_token_trains_its_end_and_is_judged_on_nothing(gpt2
     features = task.encode(rows_of("", "ab", ""), gpt2_tokenizer, max_length=BLOCK, training=True)
     assert sum(int((row == 0).sum()) for row in features.columns["labels"]) == 3
     judged = task.encode(rows_of("", "ab", ""), gpt2_tokenizer, max_length=BLOCK, training=False)
-    assert judged.rows.tolist() == [1] and [row.tolist() for row in judged.columns["labels"]] == [tokenize(["ab"], gpt2_tokenizer)[0].tolist()]
+    assert judged.rows.tolist() == [1] and [row.tolist() for row in judged.columns["labels"]] == [
+        tokenize(["ab"], gpt2_tokenizer)[0].tolist()
+    ]
 
 
 def test_no_documents_give_no_blocks(gpt2_tokenizer: Any) -> None:
@@ -152,7 +182,7 @@ def test_packing_wastes_little(gpt2_tokenizer: Any) -> None:
     assert features.facts["padding"] < 0.02
 
 
-# Tokens that start and end a document --------------------------------------------------------------------------------
+# --- Tokens that start and end a document
 
 
 def test_a_document_starts_with_the_start_token_that_the_tokenizer_adds_and_else_with_the_end(
@@ -175,11 +205,13 @@ def test_a_tokenizer_without_an_end_of_text_is_an_input_error() -> None:
         task_of().encode(rows_of("abc"), without, max_length=BLOCK, training=True)
 
 
-# Windows -------------------------------------------------------------------------------------------------------------
+# --- Windows
 
 
 @pytest.mark.parametrize("stride", [1, 4, 7, 8, None])
-def test_every_token_is_judged_once_in_as_much_context_as_the_stride_leaves(tokenizer: Any, stride: int | None) -> None:
+def test_every_token_is_judged_once_in_as_much_context_as_the_stride_leaves(
+    tokenizer: Any, stride: int | None
+) -> None:
     features = task_of(stride=stride).encode(rows_of(*DOCUMENTS), tokenizer, max_length=BLOCK, training=False)
     start = start_of_text(tokenizer)
     judged: dict[int, list[int]] = {row: [] for row in range(len(DOCUMENTS))}
@@ -191,20 +223,29 @@ def test_every_token_is_judged_once_in_as_much_context_as_the_stride_leaves(toke
         first = at - counted[0]  # the window begins at this token of the document
         assert inputs == whole[first : first + len(inputs)] and first % (stride or BLOCK) == 0
         assert [labels[n] for n in counted] == whole[at + 1 : at + 1 + len(counted)]
-        assert counted[0] >= (BLOCK - (stride or BLOCK) if first else 0)  # context before the first judged token
+        assert counted[0] >= (
+            BLOCK - (stride or BLOCK) if first else 0
+        )  # context before the first judged token
         judged[row] += [labels[n] for n in counted]
     assert [judged[r] for r in judged] == [d.tolist() for d in tokenize(DOCUMENTS, tokenizer)]
     assert features.rows.tolist() == sorted(features.rows.tolist())
     assert features.lengths.max() <= BLOCK
 
 
-@pytest.mark.parametrize(("tokens", "stride", "windows"), [(8, None, 1), (9, None, 2), (16, None, 2), (8, 4, 1), (9, 4, 2), (16, 4, 3), (17, 1, 10)])
-def test_there_are_no_more_windows_than_needed(gpt2_tokenizer: Any, tokens: int, stride: int | None, windows: int) -> None:
-    features = task_of(stride=stride).encode(rows_of(LETTERS[:tokens]), gpt2_tokenizer, max_length=BLOCK, training=False)
+@pytest.mark.parametrize(
+    ("tokens", "stride", "windows"),
+    [(8, None, 1), (9, None, 2), (16, None, 2), (8, 4, 1), (9, 4, 2), (16, 4, 3), (17, 1, 10)],
+)
+def test_there_are_no_more_windows_than_needed(
+    gpt2_tokenizer: Any, tokens: int, stride: int | None, windows: int
+) -> None:
+    features = task_of(stride=stride).encode(
+        rows_of(LETTERS[:tokens]), gpt2_tokenizer, max_length=BLOCK, training=False
+    )
     assert len(features) == windows
 
 
-# Loss ----------------------------------------------------------------------------------------------------------------
+# --- Loss
 
 
 def alone(model: Any, inputs: list[int]) -> torch.Tensor:
@@ -221,7 +262,9 @@ def by_hand(model: Any, inputs: list[int], labels: list[int]) -> float:
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("architecture", ["gpt2", "llama"])
-def test_a_packed_piece_has_the_logits_of_the_piece_alone(architecture: str, attention: str, gpt2_tokenizer: Any) -> None:
+def test_a_packed_piece_has_the_logits_of_the_piece_alone(
+    architecture: str, attention: str, gpt2_tokenizer: Any
+) -> None:
     model = make_model(architecture, attention)
     features = task_of().encode(rows_of(*DOCUMENTS), gpt2_tokenizer, max_length=24, training=True)
     assert max(len(p) for p in features.columns["pieces"]) > 2
@@ -232,12 +275,16 @@ def test_a_packed_piece_has_the_logits_of_the_piece_alone(architecture: str, att
         at = 0
         for n in features[i]["pieces"]:
             piece = slice(at, at + n)
-            torch.testing.assert_close(logits[i, piece], alone(model, batch["input_ids"][i, piece].tolist()), rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(
+                logits[i, piece], alone(model, batch["input_ids"][i, piece].tolist()), rtol=1e-5, atol=1e-5
+            )
             at += n
 
 
 @pytest.mark.parametrize("architecture", ["gpt2", "llama"])
-def test_the_loss_is_the_sum_that_can_be_worked_out_by_hand(models: dict[str, Any], architecture: str, gpt2_tokenizer: Any) -> None:
+def test_the_loss_is_the_sum_that_can_be_worked_out_by_hand(
+    models: dict[str, Any], architecture: str, gpt2_tokenizer: Any
+) -> None:
     model, task = models[architecture], task_of()
     features = task.encode(rows_of(*DOCUMENTS), gpt2_tokenizer, max_length=24, training=True)
     with torch.no_grad():
@@ -261,7 +308,9 @@ def test_attention_crosses_documents_where_they_are_concatenated_and_nowhere_els
     for packing, crosses in (("concatenate", True), ("documents", False)):
         changed = []
         for first in ("aaaa", "zzzz"):
-            features = task_of(packing).encode(rows_of(first, "abcd"), gpt2_tokenizer, max_length=24, training=True)
+            features = task_of(packing).encode(
+                rows_of(first, "abcd"), gpt2_tokenizer, max_length=24, training=True
+            )
             assert len(features) == 1
             with torch.no_grad():
                 changed.append(next_token_logits(models[architecture], collate([features[0]]))[0, 6:10])
@@ -280,7 +329,9 @@ def test_padding_does_not_change_the_loss(models: dict[str, Any], gpt2_tokenizer
     assert together[1] == sum(n for _, n in single)
 
 
-def test_label_smoothing_is_in_training_only_and_is_the_published_one(models: dict[str, Any], gpt2_tokenizer: Any) -> None:
+def test_label_smoothing_is_in_training_only_and_is_the_published_one(
+    models: dict[str, Any], gpt2_tokenizer: Any
+) -> None:
     model, plain, smooth = models["gpt2"], task_of(), task_of(label_smoothing=0.1)
     features = plain.encode(rows_of("abcdefg"), gpt2_tokenizer, max_length=BLOCK, training=True)
     batch = collate([features[0]])
@@ -301,26 +352,41 @@ def test_outputs_of_the_rows_add_up_to_the_loss(models: dict[str, Any], gpt2_tok
     with torch.no_grad():
         total, items = task.loss(models["llama"], batch)["tokens"]
         outputs = task.outputs(models["llama"], batch)
-    assert outputs["nats"].dtype == torch.float64 and outputs["nats"].shape == outputs["tokens"].shape == (len(features),)
+    assert outputs["nats"].dtype == torch.float64 and outputs["nats"].shape == outputs["tokens"].shape == (
+        len(features),
+    )
     assert outputs["nats"].sum().item() == pytest.approx(total.item(), rel=1e-6)
     assert outputs["tokens"].sum() == items == sum(LENGTHS)
-    assert task.eval_loss({k: v.numpy() for k, v in outputs.items()}) == pytest.approx(total.item() / sum(LENGTHS), rel=1e-6)
+    assert task.eval_loss({k: v.numpy() for k, v in outputs.items()}) == pytest.approx(
+        total.item() / sum(LENGTHS), rel=1e-6
+    )
     for i in range(len(features)):
         expected = by_hand(models["llama"], features[i]["input_ids"].tolist(), features[i]["labels"].tolist())
         assert outputs["nats"][i].item() == pytest.approx(expected, rel=1e-4, abs=1e-5)
 
 
 @pytest.mark.parametrize("architecture", ["gpt2", "llama"])
-def test_the_evaluated_loss_does_not_depend_on_the_batch_size(models: dict[str, Any], architecture: str, gpt2_tokenizer: Any) -> None:
+def test_the_evaluated_loss_does_not_depend_on_the_batch_size(
+    models: dict[str, Any], architecture: str, gpt2_tokenizer: Any
+) -> None:
     task = task_of(stride=4)
     rows = rows_of(*DOCUMENTS)
     features = task.encode(rows, gpt2_tokenizer, max_length=24, training=False)
     found = []
     for batch_size in (1, 3, 8):
         outputs = run_model(task, models[architecture], gpt2_tokenizer, features, batch_size=batch_size)
-        scores = task.scores(Outputs(arrays=outputs, features=features, rows=rows, tokenizer=gpt2_tokenizer, resamples=0, seed=0))
+        scores = task.scores(
+            Outputs(
+                arrays=outputs, features=features, rows=rows, tokenizer=gpt2_tokenizer, resamples=0, seed=0
+            )
+        )
         by_name = {s.name: s.value for s in scores}
-        found.append((task.eval_loss(outputs), *(by_name.pop(name) for name in ("loss", "perplexity", "bits_per_byte"))))
+        found.append(
+            (
+                task.eval_loss(outputs),
+                *(by_name.pop(name) for name in ("loss", "perplexity", "bits_per_byte")),
+            )
+        )
         assert not by_name
     assert found[0] == pytest.approx(found[1], rel=1e-6) and found[0] == pytest.approx(found[2], rel=1e-6)
     assert found[0][0] == pytest.approx(found[0][1]) and found[0][2] == pytest.approx(np.exp(found[0][1]))
@@ -330,8 +396,18 @@ def test_scores_are_those_of_the_sums_by_hand(models: dict[str, Any], gpt2_token
     task, rows = task_of(), rows_of("abc", "床前明月光", "")
     features = task.encode(rows, gpt2_tokenizer, max_length=BLOCK, training=False)
     outputs = run_model(task, models["gpt2"], gpt2_tokenizer, features, batch_size=2)
-    nats = sum(by_hand(models["gpt2"], features[i]["input_ids"].tolist(), features[i]["labels"].tolist()) for i in range(2))
-    scores = {s.name: s for s in task.scores(Outputs(arrays=outputs, features=features, rows=rows, tokenizer=gpt2_tokenizer, resamples=10, seed=0))}
+    nats = sum(
+        by_hand(models["gpt2"], features[i]["input_ids"].tolist(), features[i]["labels"].tolist())
+        for i in range(2)
+    )
+    scores = {
+        s.name: s
+        for s in task.scores(
+            Outputs(
+                arrays=outputs, features=features, rows=rows, tokenizer=gpt2_tokenizer, resamples=10, seed=0
+            )
+        )
+    }
     assert scores["loss"].value == pytest.approx(nats / 8, rel=1e-6)
     assert scores["bits_per_byte"].value == pytest.approx(nats / np.log(2) / (3 + 15), rel=1e-6)
     assert "context:8|stride:8" in scores["loss"].signature and scores["loss"].n == 2
@@ -345,25 +421,38 @@ def test_a_text_that_is_nothing_to_the_tokenizer_counts_for_nothing(models: dict
     task, rows = task_of(), rows_of("abc", "   ", "ab")
     features = task.encode(rows, silent, max_length=BLOCK, training=False)
     outputs = run_model(task, models["gpt2"], silent, features, batch_size=2)
-    with_blank = task.scores(Outputs(arrays=outputs, features=features, rows=rows, tokenizer=silent, resamples=0, seed=0))
+    with_blank = task.scores(
+        Outputs(arrays=outputs, features=features, rows=rows, tokenizer=silent, resamples=0, seed=0)
+    )
     without = rows_of("abc", "ab")
     features = task.encode(without, silent, max_length=BLOCK, training=False)
-    assert [s.value for s in with_blank] == [s.value for s in task.scores(Outputs(arrays=outputs, features=features, rows=without, tokenizer=silent, resamples=0, seed=0))]
+    assert [s.value for s in with_blank] == [
+        s.value
+        for s in task.scores(
+            Outputs(arrays=outputs, features=features, rows=without, tokenizer=silent, resamples=0, seed=0)
+        )
+    ]
 
 
-# Baselines -----------------------------------------------------------------------------------------------------------
+# --- Baselines
 
 
 @pytest.mark.parametrize("stride", [None, 3])
-def test_baselines_are_judged_on_exactly_the_tokens_of_the_model(gpt2_tokenizer: Any, stride: int | None) -> None:
+def test_baselines_are_judged_on_exactly_the_tokens_of_the_model(
+    gpt2_tokenizer: Any, stride: int | None
+) -> None:
     from hftk.metrics.ngrams import fit_bigram, fit_unigram
 
     task, splits = task_of(stride=stride), Splits(train=rows_of(*DOCUMENTS))
     rows = rows_of("", "abcabcabcabc", "zz", "床q")
     features = task.encode(rows, gpt2_tokenizer, max_length=BLOCK, training=False)
-    scores = task.baselines(splits, Outputs(features=features, rows=rows, tokenizer=gpt2_tokenizer, resamples=0, seed=0))
+    scores = task.baselines(
+        splits, Outputs(features=features, rows=rows, tokenizer=gpt2_tokenizer, resamples=0, seed=0)
+    )
     found = {(s.when, s.name): s.value for s in scores}
-    assert set(found) == {(f"baseline:{m}", n) for m in ("unigram", "bigram") for n in ("loss", "perplexity", "bits_per_byte")}
+    assert set(found) == {
+        (f"baseline:{m}", n) for m in ("unigram", "bigram") for n in ("loss", "perplexity", "bits_per_byte")
+    }
     train, held_out = tokenize(DOCUMENTS, gpt2_tokenizer), tokenize(list(rows["text"]), gpt2_tokenizer)
     counted = sum(int((row != IGNORED).sum()) for row in features.columns["labels"])
     for name, fit in (("unigram", fit_unigram), ("bigram", fit_bigram)):
@@ -374,7 +463,9 @@ def test_baselines_are_judged_on_exactly_the_tokens_of_the_model(gpt2_tokenizer:
 def test_the_sums_of_a_baseline_go_to_the_windows_that_count_the_tokens(gpt2_tokenizer: Any) -> None:
     from hftk.tasks.causal_lm import _over_windows
 
-    features = task_of(stride=3).encode(rows_of("", "abcdefghijklm", "xy"), gpt2_tokenizer, max_length=BLOCK, training=False)
+    features = task_of(stride=3).encode(
+        rows_of("", "abcdefghijklm", "xy"), gpt2_tokenizer, max_length=BLOCK, training=False
+    )
     nats, tokens = _over_windows(np.arange(15.0), features)
     assert tokens.tolist() == [8, 3, 2, 2] and nats.tolist() == [28, 27, 23, 27]
 
@@ -399,21 +490,33 @@ def test_of_a_stream_only_the_first_documents_train_tokenizer_and_baselines(
     task, splits, rows = task_of(), Splits(train=Stream(["ab", "cd", "ef"])), rows_of("abcd")
     assert list(task.tokenizer_texts(splits)) == ["ab", "cd"]
     features = task.encode(rows, gpt2_tokenizer, max_length=BLOCK, training=False)
-    found = task.baselines(splits, Outputs(features=features, rows=rows, tokenizer=gpt2_tokenizer, resamples=0, seed=0))
-    whole = task.baselines(Splits(train=rows_of("ab", "cd")), Outputs(features=features, rows=rows, tokenizer=gpt2_tokenizer, resamples=0, seed=0))
+    found = task.baselines(
+        splits, Outputs(features=features, rows=rows, tokenizer=gpt2_tokenizer, resamples=0, seed=0)
+    )
+    whole = task.baselines(
+        Splits(train=rows_of("ab", "cd")),
+        Outputs(features=features, rows=rows, tokenizer=gpt2_tokenizer, resamples=0, seed=0),
+    )
     assert [s.value for s in found] == [s.value for s in whole]
-    assert [line for line in console.noted() if "first 2 documents of the stream" in line] == console.noted() and len(console.noted()) == 2
+    assert [
+        line for line in console.noted() if "first 2 documents of the stream" in line
+    ] == console.noted() and len(console.noted()) == 2
 
 
-# Samples -------------------------------------------------------------------------------------------------------------
+# --- Samples
 
 
 def test_samples_are_prompt_and_how_the_document_goes_on() -> None:
     task = CausalLM(CausalLMConfig(prompts=3))
     shown = task.samples(
-        Outputs(features=None, rows=rows_of("  one two\nthree", "   ", "长" * 45, "not shown"), tokenizer=None)  # type: ignore[arg-type]
+        Outputs(
+            features=None, rows=rows_of("  one two\nthree", "   ", "长" * 45, "not shown"), tokenizer=None
+        )  # type: ignore[arg-type]
     )
-    assert shown == [{"prompt": "one two", "reference": "\nthree"}, {"prompt": "长" * 40, "reference": "长" * 5}]
+    assert shown == [
+        {"prompt": "one two", "reference": "\nthree"},
+        {"prompt": "长" * 40, "reference": "长" * 5},
+    ]
 
 
 def test_a_saved_and_loaded_tokenizer_gives_the_same_blocks(tmp_path: Path, llama_tokenizer: Any) -> None:
@@ -423,5 +526,7 @@ def test_a_saved_and_loaded_tokenizer_gives_the_same_blocks(tmp_path: Path, llam
     loaded = AutoTokenizer.from_pretrained(tmp_path)
     assert start_of_text(loaded) == start_of_text(llama_tokenizer)
     task, rows = task_of("concatenate"), rows_of(*DOCUMENTS)
-    found, expected = (task.encode(rows, t, max_length=BLOCK, training=True) for t in (loaded, llama_tokenizer))
+    found, expected = (
+        task.encode(rows, t, max_length=BLOCK, training=True) for t in (loaded, llama_tokenizer)
+    )
     assert [a.tolist() for a in found.columns["labels"]] == [a.tolist() for a in expected.columns["labels"]]

@@ -37,7 +37,7 @@ from hftk.tasks import class_predictions
 from hftk.tasks.classification import Classification, ClassificationConfig
 from hftk.tasks.labels import MULTI, REGRESSION, SINGLE, Labels, labels_of
 
-# Encoding ------------------------------------------------------------------------------------------------------------
+# --- Encoding
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -71,7 +71,9 @@ def test_rows_without_labels_are_encoded_for_prediction() -> None:
         outputs = {name: value.numpy() for name, value in task.outputs(model, batch).items()}
     features = task.encode(rows, tokenizer, max_length=64, training=False)
     task = Classification(ClassificationConfig(), Labels(problem_type=SINGLE, names=tuple(NAMES)))
-    said = task.predictions(Outputs(arrays=outputs, features=features, rows=rows, tokenizer=tokenizer, model_config=model.config))
+    said = task.predictions(
+        Outputs(arrays=outputs, features=features, rows=rows, tokenizer=tokenizer, model_config=model.config)
+    )
     assert (
         [line["index"] for line in said] == [0, 1]
         and "reference" not in said[0]
@@ -84,7 +86,7 @@ def test_a_tokenizer_made_on_the_spot_is_trained_on_both_texts_of_a_pair() -> No
     assert list(task_of().tokenizer_texts(Splits(train=rows))) == [*TEXTS, *(f"second {i}" for i in range(7))]
 
 
-# Models --------------------------------------------------------------------------------------------------------------
+# --- Models
 
 
 @pytest.mark.parametrize("architecture", list(FIELDS))
@@ -126,7 +128,9 @@ def test_names_and_kind_survive_saving_and_plain_transformers_reads_them(
     )
     assert torch.equal(logits_of(model, batch), logits_of(loaded, batch))
     again, again_tokenizer = load_trained(str(tmp_path), auto_model="AutoModelForSequenceClassification")
-    assert torch.equal(logits_of(model, batch), logits_of(again, batch_of(task_of(), again, again_tokenizer, rows)))
+    assert torch.equal(
+        logits_of(model, batch), logits_of(again, batch_of(task_of(), again, again_tokenizer, rows))
+    )
     assert Classification.from_model_config(ClassificationConfig(), again.config).labels == labels
 
 
@@ -135,7 +139,8 @@ def test_labels_of_loaded_weights_replace_those_of_the_checkpoint(tmp_path: Path
     model.base_model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     rows = Dataset.from_dict(
-        {"text": ["a"], "label": [3]}, features=Types({"text": Value("string"), "label": ClassLabel(num_classes=5)})
+        {"text": ["a"], "label": [3]},
+        features=Types({"text": Value("string"), "label": ClassLabel(num_classes=5)}),
     )
     loaded, _ = load_model(ModelConfig(name=str(tmp_path)), task_of(), Splits(train=rows))
     assert loaded.config.num_labels == 5 and loaded.classifier.out_features == 5
@@ -144,7 +149,8 @@ def test_labels_of_loaded_weights_replace_those_of_the_checkpoint(tmp_path: Path
 
 def test_an_unknown_architecture_names_those_that_can_be_made() -> None:
     with pytest.raises(
-        InputError, match=r"bert, distilbert, roberta, modernbert, not for robertta \(did you mean roberta\?\)"
+        InputError,
+        match=r"bert, distilbert, roberta, modernbert, not for robertta \(did you mean roberta\?\)",
     ):
         model_sizes("robertta", Classification.auto_model)
 
@@ -155,7 +161,11 @@ def test_every_size_makes_a_model_with_room_for_512_tokens(architecture: str) ->
 
     for size, (layers, heads, width) in {"tiny": (2, 2, 128), "base": (12, 12, 768)}.items():
         config = model_config(ModelConfig(size=size, architecture=architecture), task_of())
-        assert (config.num_hidden_layers, config.num_attention_heads, config.hidden_size) == (layers, heads, width)
+        assert (config.num_hidden_layers, config.num_attention_heads, config.hidden_size) == (
+            layers,
+            heads,
+            width,
+        )
         assert context_length(config) >= 510
 
 
@@ -171,7 +181,7 @@ def test_a_text_of_the_whole_context_fits(architecture: str) -> None:
     assert logits_of(model, batch).isfinite().all()
 
 
-# Judging -------------------------------------------------------------------------------------------------------------
+# --- Judging
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -180,8 +190,12 @@ def test_predictions_are_in_data_order_one_per_row(kind: str) -> None:
     task, rows = task_of(), rows_of(kind)
     features = task.encode(rows, tokenizer, max_length=64, training=False)
     outputs = run_model(task, model, tokenizer, features, batch_size=2)
-    alone = torch.cat([logits_of(model, batch_of(task, model, tokenizer, rows, [i])) for i in range(7)]).double()
-    said = task.predictions(Outputs(arrays=outputs, features=features, rows=rows, tokenizer=tokenizer, model_config=model.config))
+    alone = torch.cat(
+        [logits_of(model, batch_of(task, model, tokenizer, rows, [i])) for i in range(7)]
+    ).double()
+    said = task.predictions(
+        Outputs(arrays=outputs, features=features, rows=rows, tokenizer=tokenizer, model_config=model.config)
+    )
     assert [line["index"] for line in said] == list(range(7))
     if kind == SINGLE:
         assert [line["prediction"] for line in said] == [NAMES[i] for i in alone.argmax(1)]
@@ -219,8 +233,15 @@ def test_scores_have_the_names_by_which_the_best_weights_may_be_chosen(kind: str
     task, rows = task_of(), rows_of(kind)
     features = task.encode(rows, tokenizer, max_length=64, training=False)
     outputs = run_model(task, model, tokenizer, features, batch_size=4)
-    scores = {score.name: score.value for score in task.scores(Outputs(arrays=outputs, features=features, rows=rows, tokenizer=tokenizer, resamples=0, seed=0))}
-    assert set(class_predictions.SCORES[kind]) <= set(scores) and set(class_predictions.SCORES[kind]) <= set(task.score_names)
+    scores = {
+        score.name: score.value
+        for score in task.scores(
+            Outputs(arrays=outputs, features=features, rows=rows, tokenizer=tokenizer, resamples=0, seed=0)
+        )
+    }
+    assert set(class_predictions.SCORES[kind]) <= set(scores) and set(class_predictions.SCORES[kind]) <= set(
+        task.score_names
+    )
     if kind == SINGLE:
         assert scores["accuracy"] == pytest.approx(np.mean(outputs["logits"].argmax(1) == CLASSES))
     elif kind == REGRESSION:
@@ -235,11 +256,15 @@ def test_sections_and_samples_are_plain_data(kind: str) -> None:
     task, rows = task_of(), rows_of(kind)
     features = task.encode(rows, tokenizer, max_length=64, training=False)
     outputs = run_model(task, model, tokenizer, features, batch_size=4)
-    sections = task.analysis(Outputs(arrays=outputs, features=features, rows=rows, tokenizer=None, resamples=20, seed=0))
+    sections = task.analysis(
+        Outputs(arrays=outputs, features=features, rows=rows, tokenizer=None, resamples=20, seed=0)
+    )
     shown = task.samples(Outputs(arrays=outputs, features=features, rows=rows, tokenizer=tokenizer))
     assert json.loads(json.dumps([sections, shown])) == [sections, shown]
     assert [line["text"] for line in shown] == TEXTS[:5]
-    said = task.predictions(Outputs(arrays=outputs, features=features, rows=rows, tokenizer=tokenizer, model_config=model.config))
+    said = task.predictions(
+        Outputs(arrays=outputs, features=features, rows=rows, tokenizer=tokenizer, model_config=model.config)
+    )
     wrong = sum(line["prediction"] != line["reference"] for line in said)
     last = sections[-1]
     if kind == REGRESSION:
@@ -248,7 +273,9 @@ def test_sections_and_samples_are_plain_data(kind: str) -> None:
     else:
         assert last["title"] == "Most confident mistakes" and len(last["rows"]) == wrong > 0
         sure = [line["probability"] for line in last["rows"]]
-        assert sure == sorted(sure, reverse=True) and all(line["text"] == TEXTS[line["row"]] for line in last["rows"])
+        assert sure == sorted(sure, reverse=True) and all(
+            line["text"] == TEXTS[line["row"]] for line in last["rows"]
+        )
     if kind == SINGLE:
         matrix = np.array(sections[0]["values"])
         assert matrix.sum() == 7 and matrix.trace() == 7 - wrong and sections[0]["rows"] == NAMES
@@ -263,8 +290,16 @@ def test_one_label_that_may_be_absent_is_judged_as_several() -> None:
     features = task.encode(rows, tokenizer, max_length=64, training=True)
     outputs = run_model(task, model.eval(), tokenizer, features, batch_size=4)
     assert outputs["logits"].shape == outputs["chosen"].shape == (7, 1)
-    assert task.scores(Outputs(arrays=outputs, features=features, rows=rows, tokenizer=tokenizer, resamples=0, seed=0))
-    assert {s.when for s in task.baselines(Splits(train=rows), Outputs(features=features, rows=rows, tokenizer=tokenizer, resamples=0, seed=0))} == {"baseline:majority", "baseline:tfidf"}  # fmt: skip
+    assert task.scores(
+        Outputs(arrays=outputs, features=features, rows=rows, tokenizer=tokenizer, resamples=0, seed=0)
+    )
+    assert {
+        s.when
+        for s in task.baselines(
+            Splits(train=rows),
+            Outputs(features=features, rows=rows, tokenizer=tokenizer, resamples=0, seed=0),
+        )
+    } == {"baseline:majority", "baseline:tfidf"}
     labels = labels_of(
         type(
             "",
@@ -280,7 +315,9 @@ def test_one_label_that_may_be_absent_is_judged_as_several() -> None:
     assert labels is not None and labels.problem_type == MULTI
 
 
-def test_a_new_head_for_regression_starts_at_the_mean_of_the_labels_and_a_trained_one_is_kept(tmp_path: Path) -> None:
+def test_a_new_head_for_regression_starts_at_the_mean_of_the_labels_and_a_trained_one_is_kept(
+    tmp_path: Path,
+) -> None:
     rows = [{"text": f"a house of {i} rooms", "label": 2000.0 + i + 0.5} for i in range(40)]
     config = ClassificationConfig(model=ModelConfig(size="tiny", vocab_size=100))
     task = Classification(config)

@@ -9,18 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from made_classifiers import (
-    CLASSES,
-    KINDS,
-    NUMBERS,
-    PRESENT,
-    SETS,
-    TRUE,
-    batch_of,
-    made,
-    rows_of,
-    task_of,
-)
+from made_classifiers import CLASSES, KINDS, NUMBERS, PRESENT, SETS, TRUE, batch_of, made, rows_of, task_of
 from torch.nn import functional
 
 from hftk.tasks import class_predictions
@@ -72,7 +61,9 @@ def test_plain_losses_are_those_of_torch() -> None:
 def test_class_weights_are_those_of_scikit_learn_and_the_loss_that_of_torch() -> None:
     from sklearn.utils.class_weight import compute_class_weight
 
-    weight = torch.tensor(compute_class_weight("balanced", classes=np.arange(3), y=CLASSES), dtype=torch.float32)
+    weight = torch.tensor(
+        compute_class_weight("balanced", classes=np.arange(3), y=CLASSES), dtype=torch.float32
+    )
     assert weight.tolist() == pytest.approx([7 / 6, 7 / 12, 7 / 3])
     found = mean_loss(task_of(class_weights="balanced"), SINGLE, LOGITS)
     torch.testing.assert_close(found, functional.cross_entropy(LOGITS, TRUE, weight=weight))
@@ -82,7 +73,8 @@ def test_class_weights_of_several_labels_are_torchs_pos_weight() -> None:
     present = PRESENT.sum(0)
     found = mean_loss(task_of(class_weights="balanced"), MULTI, LOGITS)
     torch.testing.assert_close(
-        found, functional.binary_cross_entropy_with_logits(LOGITS, PRESENT, pos_weight=(7 - present) / present)
+        found,
+        functional.binary_cross_entropy_with_logits(LOGITS, PRESENT, pos_weight=(7 - present) / present),
     )
 
 
@@ -140,7 +132,8 @@ def test_the_focal_loss_has_a_gradient_where_the_model_is_wholly_sure(gamma: flo
 
 
 def test_a_part_of_the_rows_weighs_what_its_own_weights_add_up_to() -> None:
-    """Over the whole training split balanced weights add up to the number of rows, which would hide a wrong divisor."""
+    """Over the whole training split balanced weights add up to the number of rows, which would hide a wrong
+    divisor."""
     which = [0, 2, 5]  # all of the most frequent class, of weight 7 / (3 x 4)
     _, tokenizer = made("bert")
     task, model = task_of(class_weights="balanced"), Fixed(LOGITS[which], SINGLE)
@@ -176,7 +169,9 @@ def test_only_training_is_weighted_and_smoothed() -> None:
     assert "weights" not in batch
     with torch.no_grad():
         outputs = task.outputs(model, batch)
-    torch.testing.assert_close(outputs["loss"], functional.cross_entropy(outputs["logits"], TRUE, reduction="none"))
+    torch.testing.assert_close(
+        outputs["loss"], functional.cross_entropy(outputs["logits"], TRUE, reduction="none")
+    )
 
 
 def test_a_new_head_for_several_labels_starts_at_their_frequencies() -> None:
@@ -184,8 +179,17 @@ def test_a_new_head_for_several_labels_starts_at_their_frequencies() -> None:
 
     from hftk.models.heads import start_at_frequencies
 
-    config = BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, vocab_size=9, num_labels=3)
+    config = BertConfig(
+        hidden_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        intermediate_size=8,
+        vocab_size=9,
+        num_labels=3,
+    )
     model = BertForSequenceClassification(config)
     start_at_frequencies(model, [0.5, 0.02, 0.0])
     start = torch.sigmoid(model.classifier.bias)
-    assert torch.allclose(start, torch.tensor([0.5, 0.02, 1e-4]), atol=1e-6), "no label starts without any odds"
+    assert torch.allclose(start, torch.tensor([0.5, 0.02, 1e-4]), atol=1e-6), (
+        "no label starts without any odds"
+    )

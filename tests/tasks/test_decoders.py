@@ -16,7 +16,7 @@ from hftk.tasks.tokenization import tokenize
 
 TEXTS = ["", "a", "abcabcabc", "thequickbrownfoxjumpsoverthelazydog"]
 
-# Tokens --------------------------------------------------------------------------------------------------------------
+# --- Tokens
 
 
 def test_a_start_token_of_its_own_is_context_in_the_stream_and_no_target() -> None:
@@ -67,14 +67,16 @@ def test_a_prompt_is_the_opening_of_the_text_as_it_stands(text: str, prompt: str
     assert opening(text) == prompt and text.lstrip().startswith(prompt)
 
 
-# Models that do not do what a causal model must ------------------------------------------------------------------------
+# --- Models that do not do what a causal model must
 
 
 def from_config(architecture: str, **fields: Any) -> Any:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     torch.manual_seed(0)
-    return AutoModelForCausalLM.from_config(AutoConfig.for_model(architecture, vocab_size=64, num_hidden_layers=2, **fields))
+    return AutoModelForCausalLM.from_config(
+        AutoConfig.for_model(architecture, vocab_size=64, num_hidden_layers=2, **fields)
+    )
 
 
 def collator(model: Any, *, training: bool, packing: Any = "documents") -> Any:
@@ -98,14 +100,22 @@ def test_models_that_keep_documents_apart_are_accepted_as_they_were(architecture
 @pytest.mark.parametrize(
     ("architecture", "fields"),
     [
-        ("opt", {**SMALL, "ffn_dim": 48, "word_embed_proj_dim": 32}),  # takes position_ids, and does not go by them
+        (
+            "opt",
+            {**SMALL, "ffn_dim": 48, "word_embed_proj_dim": 32},
+        ),  # takes position_ids, and does not go by them
         ("falcon", SMALL),
         ("bloom", {"hidden_size": 32, "n_head": 2}),  # takes none
     ],
 )
-def test_models_whose_attention_crosses_packed_documents_are_refused_for_packing_only(architecture: str, fields: dict[str, Any]) -> None:
+def test_models_whose_attention_crosses_packed_documents_are_refused_for_packing_only(
+    architecture: str, fields: dict[str, Any]
+) -> None:
     model = from_config(architecture, **fields)
-    with pytest.raises(InputError, match=rf"--packing: {architecture} cannot keep packed documents apart.*\n.*--packing concatenate"):
+    with pytest.raises(
+        InputError,
+        match=rf"--packing: {architecture} cannot keep packed documents apart.*\n.*--packing concatenate",
+    ):
         collator(model, training=True)
     collator(model, packing="concatenate", training=True)
     collator(model, training=False)
@@ -114,5 +124,7 @@ def test_models_whose_attention_crosses_packed_documents_are_refused_for_packing
 def test_an_encoder_is_refused() -> None:
     model = from_config("bert", **SMALL, intermediate_size=48)
     for training in (True, False):
-        with pytest.raises(InputError, match="bert is no causal language model: its tokens see those that come after them"):
+        with pytest.raises(
+            InputError, match="bert is no causal language model: its tokens see those that come after them"
+        ):
             collator(model, training=training)

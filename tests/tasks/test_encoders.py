@@ -1,4 +1,5 @@
-"""Texts and pairs become what transformers makes of them, whatever the tokenizer, and what is cut off is counted."""
+"""Texts and pairs become what transformers makes of them, whatever the tokenizer, and what is cut off is
+counted."""
 
 from __future__ import annotations
 
@@ -15,9 +16,18 @@ from hftk.tasks.tokenization import tokenize
 ENGLISH = "The quick brown fox jumps over the lazy dog, and the dog sleeps on. Naïve café!"
 CHINESE = "床前明月光，疑是地上霜。举头望明月，低头思故乡。"
 TEXTS = [
-    ENGLISH, CHINESE, "", "fox", "the dog the dog the dog", "a [SEP] b </s> c [CLS]", "  spaces\tand\nlines ", "🦊 unseen ß",
-    "dog " * 40, "月" * 30, "fox jumps over dog",
-]  # fmt: skip
+    ENGLISH,
+    CHINESE,
+    "",
+    "fox",
+    "the dog the dog the dog",
+    "a [SEP] b </s> c [CLS]",
+    "  spaces\tand\nlines ",
+    "🦊 unseen ß",
+    "dog " * 40,
+    "月" * 30,
+    "fox jumps over dog",
+]
 PAIRS = [*TEXTS[3:], *TEXTS[:3]]
 
 
@@ -47,9 +57,15 @@ def make_roberta() -> Any:
     from tokenizers.processors import RobertaProcessing
 
     return make_byte_bpe(
-        ["<s>", "<pad>", "</s>", "<unk>"], lambda number: RobertaProcessing(("</s>", number("</s>")), ("<s>", number("<s>"))),
-        bos_token="<s>", eos_token="</s>", cls_token="<s>", sep_token="</s>", pad_token="<pad>", unk_token="<unk>",
-    )  # fmt: skip
+        ["<s>", "<pad>", "</s>", "<unk>"],
+        lambda number: RobertaProcessing(("</s>", number("</s>")), ("<s>", number("<s>"))),
+        bos_token="<s>",
+        eos_token="</s>",
+        cls_token="<s>",
+        sep_token="</s>",
+        pad_token="<pad>",
+        unk_token="<unk>",
+    )
 
 
 def make_modernbert() -> Any:
@@ -58,7 +74,9 @@ def make_modernbert() -> Any:
 
     def processor(number: Any) -> Any:
         tokens = [(token, number(token)) for token in ("[CLS]", "[SEP]")]
-        return TemplateProcessing(single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B [SEP]", special_tokens=tokens)
+        return TemplateProcessing(
+            single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B [SEP]", special_tokens=tokens
+        )
 
     return make_byte_bpe(
         ["[CLS]", "[SEP]", "[PAD]"], processor, cls_token="[CLS]", sep_token="[SEP]", pad_token="[PAD]"
@@ -70,7 +88,9 @@ def make_t5() -> Any:
     from tokenizers.processors import TemplateProcessing
 
     def processor(number: Any) -> Any:
-        return TemplateProcessing(single="$A </s>", pair="$A </s> $B </s>", special_tokens=[("</s>", number("</s>"))])
+        return TemplateProcessing(
+            single="$A </s>", pair="$A </s> $B </s>", special_tokens=[("</s>", number("</s>"))]
+        )
 
     return make_byte_bpe(["<pad>", "</s>"], processor, eos_token="</s>", pad_token="<pad>")
 
@@ -94,7 +114,9 @@ def bert() -> Any:
     return MAKERS["bert"]()
 
 
-def encode(tokenizer: Any, texts: list[str], pairs: list[str] | None, max_length: int, truncation: Any = "head") -> Any:
+def encode(
+    tokenizer: Any, texts: list[str], pairs: list[str] | None, max_length: int, truncation: Any = "head"
+) -> Any:
     return encode_texts(texts, pairs, tokenizer, max_length=max_length, truncation=truncation)
 
 
@@ -104,7 +126,9 @@ def plain(rows: list[np.ndarray]) -> list[list[int]]:
 
 @pytest.mark.parametrize("pairs", [None, PAIRS], ids=["single", "pair"])
 @pytest.mark.parametrize("side, policy", [("right", "head"), ("left", "tail")])
-def test_inputs_are_those_of_transformers_at_every_length(made: Any, pairs: Any, side: str, policy: str) -> None:
+def test_inputs_are_those_of_transformers_at_every_length(
+    made: Any, pairs: Any, side: str, policy: str
+) -> None:
     made.truncation_side = side
     least = template_of(made, pair=pairs is not None).added + (2 if pairs else 1)
     for max_length in (*range(least, 40), 64, 512):
@@ -116,7 +140,11 @@ def test_inputs_are_those_of_transformers_at_every_length(made: Any, pairs: Any,
             assert plain(found["token_type_ids"]) == expected["token_type_ids"]
         whole = [len(ids) for ids in made(TEXTS, pairs)["input_ids"]]
         over = [n - max_length for n in whole if n > max_length]
-        assert (facts["truncated_rows"], facts["tokens_lost"], facts["longest"]) == (len(over), sum(over), max(whole))
+        assert (facts["truncated_rows"], facts["tokens_lost"], facts["longest"]) == (
+            len(over),
+            sum(over),
+            max(whole),
+        )
         assert facts["tokens"] == sum(map(len, expected["input_ids"])) and facts["max_length"] == max_length
     made.truncation_side = "right"
 
@@ -145,7 +173,11 @@ def test_head_and_tail_keep_a_quarter_and_three_quarters() -> None:
         ids = encode(tokenizer, [text], None, max_length, policy)[0]["input_ids"][0]
         return "".join(tokenizer.convert_ids_to_tokens(ids[1:-1]))
 
-    assert kept(10, "head+tail") == "abuvwxyz" and kept(10, "head") == "abcdefgh" and kept(10, "tail") == "stuvwxyz"
+    assert (
+        kept(10, "head+tail") == "abuvwxyz"
+        and kept(10, "head") == "abcdefgh"
+        and kept(10, "tail") == "stuvwxyz"
+    )
     assert kept(28, "head+tail") == kept(28, "head") == kept(28, "tail") == text
     assert kept(27, "head+tail") == text[:6] + text[7:]
 
@@ -176,9 +208,14 @@ def test_too_long_rows_are_an_error_where_that_is_asked(bert: Any) -> None:
 def test_too_long_rows_are_named_by_file_and_row(bert: Any) -> None:
     tables = {"train": {"text": ["fox", ENGLISH, ENGLISH]}, "test": {"text": [CHINESE, "dog"]}}
     places = places_of(
-        tables, {"train": [("a.csv", 1), ("a.csv", 5), ("b.csv", 2)], "test": [("t.jsonl", 7), ("t.jsonl", 8)]}
+        tables,
+        {"train": [("a.csv", 1), ("a.csv", 5), ("b.csv", 2)], "test": [("t.jsonl", 7), ("t.jsonl", 8)]},
     )
-    for texts, said in ((["fox", ENGLISH], "row 5 of a.csv"), ([CHINESE], "row 7 of t.jsonl"), ([TEXTS[8]], "row 1")):
+    for texts, said in (
+        (["fox", ENGLISH], "row 5 of a.csv"),
+        ([CHINESE], "row 7 of t.jsonl"),
+        ([TEXTS[8]], "row 1"),
+    ):
         with pytest.raises(InputError, match=rf"found 1 longer one \(the longest \d+\): {said}\n"):
             encode_texts(texts, None, bert, max_length=8, truncation="error", places=places)
     tables = {"train": {"text": ["fox", "fox"], "text_pair": ["fox", ENGLISH]}}
@@ -189,7 +226,8 @@ def test_too_long_rows_are_named_by_file_and_row(bert: Any) -> None:
 
 def test_many_too_long_rows_name_the_first_five(bert: Any) -> None:
     with pytest.raises(
-        InputError, match=r"found 9 longer ones \(the longest \d+\): row 1, row 2, row 3, row 4, row 5, \.\.\.\n"
+        InputError,
+        match=r"found 9 longer ones \(the longest \d+\): row 1, row 2, row 3, row 4, row 5, \.\.\.\n",
     ):
         encode(bert, [ENGLISH] * 9, None, 8, "error")
 
@@ -209,7 +247,9 @@ def test_limits_of_an_earlier_call_or_of_the_saved_tokenizer_do_not_last(bert: A
 
 def test_a_separator_written_in_a_text_does_not_move_the_second_text(bert: Any) -> None:
     found, _ = encode(bert, ["fox [SEP] dog"], ["dog"], 50)
-    assert found["input_ids"][0].tolist().count(bert.sep_token_id) == 3 and found["token_type_ids"][0].sum() == 2
+    assert (
+        found["input_ids"][0].tolist().count(bert.sep_token_id) == 3 and found["token_type_ids"][0].sum() == 2
+    )
 
 
 def test_no_rows_give_no_features(bert: Any) -> None:
@@ -236,5 +276,8 @@ def test_padding_is_masked_and_on_the_right() -> None:
         [1, 1, 1],
         [1, 0, 0],
     ]
-    assert batch["token_type_ids"].tolist() == [[0, 1, 1], [0, 0, 0]] and str(batch["input_ids"].dtype) == "torch.int64"
+    assert (
+        batch["token_type_ids"].tolist() == [[0, 1, 1], [0, 0, 0]]
+        and str(batch["input_ids"].dtype) == "torch.int64"
+    )
     assert set(pad([{"input_ids": np.array([1])}], 0)) == {"input_ids", "attention_mask"}

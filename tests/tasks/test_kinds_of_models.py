@@ -36,7 +36,11 @@ def write(path: Path, rows: Any) -> str:
 @pytest.fixture(scope="module", params=["joined", "prompted"])
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp(request.param)
-    return encoder_folder(folder, "bert") if request.param == "joined" else decoder_folder(folder, "gpt2", context=96, chat=True)
+    return (
+        encoder_folder(folder, "bert")
+        if request.param == "joined"
+        else decoder_folder(folder, "gpt2", context=96, chat=True)
+    )
 
 
 @pytest.mark.parametrize("task", RECIPES)
@@ -47,16 +51,23 @@ def test_a_run_is_recorded_and_predict_evaluate_and_compare_agree_with_it(
     held_out = write(tmp_path / "test.jsonl", test)
     recipe, out = recipe_of(task), tmp_path / "out"
     config = make_config(
-        out, "", name=model, kind=type(recipe.CONFIG), prompt_template="{source}",
+        out,
+        "",
+        name=model,
+        kind=type(recipe.CONFIG),
+        prompt_template="{source}",
         data={"train": train, "test": held_out},
-        train={"max_steps": 8, "learning_rate": 0.01, "optimizer": "adamw"}, eval={"resamples": 20},
-    )  # fmt: skip
+        train={"max_steps": 8, "learning_rate": 0.01, "optimizer": "adamw"},
+        eval={"resamples": 20},
+    )
     hftk.run(recipe.main, config, [])
     record = json.loads((out / "record.json").read_text(encoding="utf-8"))
     after = {score["name"]: score["value"] for score in record["scores"] if score["when"] == "after"}
     before = {score["name"]: score["value"] for score in record["scores"] if score["when"] == "before"}
     assert after.keys() == before.keys() and after["loss"] < before["loss"]
-    lines = [json.loads(line) for line in (out / "predictions.jsonl").read_text(encoding="utf-8").splitlines()]
+    lines = [
+        json.loads(line) for line in (out / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     assert [line["reference"] for line in lines] == [[text] for text in test["target"]]
     assert all(line["prediction"] == line["prediction"].strip() for line in lines)
 
@@ -70,7 +81,9 @@ def test_a_run_is_recorded_and_predict_evaluate_and_compare_agree_with_it(
     printed = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     said = [json.loads(line) for line in (tmp_path / "said.jsonl").read_text(encoding="utf-8").splitlines()]
     assert printed == said and [line["prediction"] for line in said] == [line["prediction"] for line in lines]
-    assert [line["prompt"] for line in said] == test["source"][:] and not any(line["truncated"] for line in said)
+    assert [line["prompt"] for line in said] == test["source"][:] and not any(
+        line["truncated"] for line in said
+    )
     assert command(["predict", str(out), "--prompt", "ab" * 80]) == 0
     cut = capsys.readouterr()
     assert json.loads(cut.out)["truncated"] and "they lost their end" in cut.err

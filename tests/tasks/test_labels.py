@@ -1,4 +1,5 @@
-"""Labels of every kind become classes in a stable order, and everything wrong with them is told at once, with rows."""
+"""Labels of every kind become classes in a stable order, and everything wrong with them is told at once, with
+rows."""
 
 from __future__ import annotations
 
@@ -21,7 +22,9 @@ from hftk.tasks.labels import MULTI, REGRESSION, SINGLE, LabelColumn, class_name
 Given = dict[str, list[Any]]
 
 
-def write(folder: Path, split: str, labels: list[Any], ending: str = "jsonl", texts: list[str] | None = None) -> str:
+def write(
+    folder: Path, split: str, labels: list[Any], ending: str = "jsonl", texts: list[str] | None = None
+) -> str:
     """One row per label, with its own text unless ``texts`` are given."""
     texts = texts or [f"text {i} of {split}" for i in range(len(labels))]
     path = folder / f"{split}.{ending}"
@@ -58,7 +61,7 @@ def refuse(
     return screen
 
 
-# Kinds of labels -----------------------------------------------------------------------------------------------------
+# --- Kinds of labels
 
 
 @pytest.mark.parametrize(
@@ -76,7 +79,7 @@ def refuse(
         ("jsonl", ["b", "10", "9"], ["9", "10", "b"], [2, 1, 0]),  # numbers come before texts
         ("jsonl", ["Ä", "a", "Z", "中", "é"], ["Z", "a", "Ä", "é", "中"], [2, 1, 0, 4, 3]),  # by code point
     ],
-)  # fmt: skip
+)
 def test_one_label_per_row(
     tmp_path: Path, ending: str, labels: list[Any], names: list[str], targets: list[int]
 ) -> None:
@@ -96,7 +99,7 @@ def test_one_label_per_row(
         ("csv", ["2|3|", "1", "3"], "|", [[1, 2], [0], [2]]),
         ("csv", ["joy, love", "fear", "love"], ",", [[1, 2], [0], [2]]),
     ],
-)  # fmt: skip
+)
 def test_several_labels_per_row(
     tmp_path: Path, ending: str, labels: list[Any], separator: str | None, targets: list[list[int]]
 ) -> None:
@@ -142,7 +145,9 @@ def test_the_problem_type_and_its_reason_are_printed_and_rows_counted(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     splits = load(tmp_path, {"train": ["a", "b", "a"], "validation": ["b"], "test": ["a", "a"]})
-    assert "problem_type: single_label_classification: each row has one label, a text" in capsys.readouterr().out
+    assert (
+        "problem_type: single_label_classification: each row has one label, a text" in capsys.readouterr().out
+    )
     assert any(line.startswith("problem_type") for line in console.noted())
     counts = {"train": {"a": 2, "b": 1}, "validation": {"a": 0, "b": 1}, "test": {"a": 2, "b": 0}}
     assert splits.facts["labels"]["rows"] == counts and splits.facts["labels"]["classes"] == 2
@@ -162,15 +167,21 @@ def test_class_names_do_not_depend_on_how_json_writes_a_number() -> None:
     assert [class_name(v) for v in (1, 1.0, True, "1", " x ", 0.5)] == ["1", "1", "true", "1", "x", "0.5"]
 
 
-# Trouble -------------------------------------------------------------------------------------------------------------
+# --- Trouble
 
 GOOD: Given = {"train": ["pos", "neg"] * 5, "validation": ["pos"], "test": ["neg", "pos"]}
 
 
 def test_a_label_in_test_alone_is_told_with_its_rows_and_the_nearest_known_one(tmp_path: Path) -> None:
     screen = refuse(tmp_path, {**GOOD, "test": ["neg", "pso", "pso", "other"]})
-    assert "found others in test: pso in 2 rows (row 2 of test.jsonl, row 3 of test.jsonl); other in 1 row" in screen
-    assert "did you mean pos?" in screen and "add training rows with them; the known labels are neg, pos" in screen
+    assert (
+        "found others in test: pso in 2 rows (row 2 of test.jsonl, row 3 of test.jsonl); other in 1 row"
+        in screen
+    )
+    assert (
+        "did you mean pos?" in screen
+        and "add training rows with them; the known labels are neg, pos" in screen
+    )
 
 
 def test_labels_that_the_fractions_put_into_test_alone_are_told(tmp_path: Path) -> None:
@@ -182,15 +193,16 @@ def test_labels_that_the_fractions_put_into_test_alone_are_told(tmp_path: Path) 
 def test_a_number_among_texts_is_told_with_its_row(tmp_path: Path) -> None:
     screen = refuse(tmp_path, {**GOOD, "train": ["pos", "neg", 0.5, "pos"]})
     assert (
-        "found text in 6 rows, and number in 1 row (0.5 in row 3 of train.jsonl)" in screen and "in one way" in screen
+        "found text in 6 rows, and number in 1 row (0.5 in row 3 of train.jsonl)" in screen
+        and "in one way" in screen
     )
 
 
 def test_a_fraction_among_words_of_a_csv_file_is_told_although_all_is_text_there(tmp_path: Path) -> None:
     screen = refuse(tmp_path, {**GOOD, "train": ["pos", "neg", "0.5", "pos", "nan"]}, "csv")
     assert (
-        "found words in 6 rows and numbers in 2 rows ('0.5' in row 3 of train.csv, 'nan' in row 5 of train.csv)"
-        in screen
+        "found words in 6 rows and numbers in 2 rows ('0.5' in row 3 of train.csv, 'nan' in row 5 of"
+        " train.csv)" in screen
     )
     assert "if it is right: --problem_type single_label_classification" in screen
     names = load(tmp_path, {}, problem_type=SINGLE).train.features["label"].names
@@ -214,8 +226,15 @@ def test_one_number_written_in_two_ways_is_told(tmp_path: Path) -> None:
 def test_one_word_written_in_two_ways_is_told(tmp_path: Path) -> None:
     given: Given = {"train": ["Sport", "food", "sport", "SPORT "], "test": ["food"]}
     screen = refuse(tmp_path, given)
-    assert "found Sport and sport and SPORT" in screen and "--problem_type single_label_classification" in screen
-    assert load(tmp_path, given, problem_type=SINGLE).train.features["label"].names == ["SPORT", "Sport", "food", "sport"]
+    assert (
+        "found Sport and sport and SPORT" in screen and "--problem_type single_label_classification" in screen
+    )
+    assert load(tmp_path, given, problem_type=SINGLE).train.features["label"].names == [
+        "SPORT",
+        "Sport",
+        "food",
+        "sport",
+    ]
 
 
 def test_single_letters_may_differ_in_case_alone(tmp_path: Path) -> None:
@@ -226,7 +245,9 @@ def test_single_letters_may_differ_in_case_alone(tmp_path: Path) -> None:
 @pytest.mark.parametrize("value", [0.5, 3.0])
 def test_numbers_that_are_all_alike_teach_nothing(tmp_path: Path, value: float) -> None:
     screen = refuse(tmp_path, {"train": [value] * 4, "test": [1.5]}, problem_type=REGRESSION)
-    assert f"expected numbers that differ in the training rows, found {value:g} alone in column label" in screen
+    assert (
+        f"expected numbers that differ in the training rows, found {value:g} alone in column label" in screen
+    )
 
 
 def test_a_missing_label_is_told_together_with_a_share_that_leaves_a_split_empty(tmp_path: Path) -> None:
@@ -242,10 +263,12 @@ def test_an_id_column_taken_for_the_label_is_told_once_and_shortly(tmp_path: Pat
     given = {"train": [f"id-{i}" for i in range(10_000)], "test": [f"other-{i}" for i in range(100)]}
     screen = refuse(tmp_path, given)
     assert (
-        "found 10,000 in 10,000 training rows: label looks like an identifier" in screen and "and 9,992 more" in screen
+        "found 10,000 in 10,000 training rows: label looks like an identifier" in screen
+        and "and 9,992 more" in screen
     )
     assert (
-        "--data.columns.label NAME" in screen and "if it is right: --problem_type single_label_classification" in screen
+        "--data.columns.label NAME" in screen
+        and "if it is right: --problem_type single_label_classification" in screen
     )
     assert "found others" not in screen and "regression" not in screen and len(screen.splitlines()) == 2
 
@@ -274,7 +297,8 @@ def test_missing_labels_are_told_with_rows_and_may_be_dropped(tmp_path: Path) ->
     given: Given = {**GOOD, "train": ["pos", float("nan"), "neg", None, "", "pos"]}
     screen = refuse(tmp_path, given)
     assert (
-        "expected a label in every row, found 3 missing in column label (first: row 2 of train.jsonl, row 4" in screen
+        "expected a label in every row, found 3 missing in column label (first: row 2 of train.jsonl, row 4"
+        in screen
     )
     assert "--data.incomplete drop" in screen
     splits = load(tmp_path, given, data={"incomplete": "drop"})
@@ -285,8 +309,8 @@ def test_nan_in_numbers_is_told_and_infinity_too(tmp_path: Path) -> None:
     screen = refuse(tmp_path, {"train": [0.5, float("nan"), 1.5], "test": [1.0, float("inf")]})
     assert "found 1 missing in column label (first: row 2 of train.jsonl)" in screen
     assert (
-        "expected numbers for regression in column label, found others in test, in 1 row (inf in row 2 of test.jsonl)"
-        in screen
+        "expected numbers for regression in column label, found others in test, in 1 row (inf in row 2 of"
+        " test.jsonl)" in screen
     )
 
 
@@ -298,14 +322,18 @@ def test_texts_in_a_regression_are_told(tmp_path: Path) -> None:
 
 def test_blank_labels_are_told(tmp_path: Path) -> None:
     screen = refuse(tmp_path, {**GOOD, "train": ["pos", "  ", "neg", "pos"]})
-    assert "expected a label in every row, found 1 missing in column label (first: row 2 of train.jsonl)" in screen
+    assert (
+        "expected a label in every row, found 1 missing in column label (first: row 2 of train.jsonl)"
+        in screen
+    )
 
 
 def test_lists_that_hold_something_else_are_told_with_rows(tmp_path: Path) -> None:
     given: Given = {"train": [["a"], ["b", None], [["a"]], ["a", 3], [""], [], ["b"]], "test": [["a"]]}
     screen = refuse(tmp_path, given)
     assert (
-        "list of text in 3 rows, and list of NoneType and text in 1 row" in screen and "row 2 of train.jsonl" in screen
+        "list of text in 3 rows, and list of NoneType and text in 1 row" in screen
+        and "row 2 of train.jsonl" in screen
     )
     soft = {"train": [[0.1, 0.9], [0.75, 0.25]], "test": [[1, 0]]}
     assert "list of fraction in 2 rows ([0.1, 0.9] in row 1" in refuse(tmp_path, soft)
@@ -315,7 +343,9 @@ def test_lists_among_single_labels_and_single_labels_among_lists_are_told(tmp_pa
     assert "text in 3 rows, and list of text in 1 row (['a', 'b'] in row 3" in refuse(
         tmp_path, {"train": ["a", "b", ["a", "b"]], "test": ["a"]}
     )
-    assert "and text in 1 row ('a' in row 1 of test" in refuse(tmp_path, {"train": [["a"], ["b"]], "test": ["a"]})
+    assert "and text in 1 row ('a' in row 1 of test" in refuse(
+        tmp_path, {"train": [["a"], ["b"]], "test": ["a"]}
+    )
 
 
 def test_dictionaries_are_told(tmp_path: Path) -> None:
@@ -374,18 +404,23 @@ def test_settings_that_do_not_fit_the_labels_found_are_told(tmp_path: Path) -> N
     assert "f1_macro is no score of regression" in screen and "choose loss, pearson" in screen
 
 
-# Labels of a model that is there already -----------------------------------------------------------------------------
+# --- Labels of a model that is there already
 
 
 def config_of(**fields: Any) -> SimpleNamespace:
-    return SimpleNamespace(**{"architectures": ["BertForSequenceClassification"], "problem_type": None, **fields})
+    return SimpleNamespace(
+        **{"architectures": ["BertForSequenceClassification"], "problem_type": None, **fields}
+    )
 
 
 def test_labels_of_a_model_are_those_of_its_config() -> None:
     named = labels_of(config_of(num_labels=2, id2label={0: "b", 1: "a"}, problem_type=SINGLE))
     assert named is not None and named.names == ("b", "a") and named.outputs == 2
     unnamed = labels_of(config_of(num_labels=3, id2label={i: f"LABEL_{i}" for i in range(3)}))
-    assert unnamed is not None and (unnamed.problem_type, unnamed.names) == (SINGLE, ("LABEL_0", "LABEL_1", "LABEL_2"))
+    assert unnamed is not None and (unnamed.problem_type, unnamed.names) == (
+        SINGLE,
+        ("LABEL_0", "LABEL_1", "LABEL_2"),
+    )
     number = labels_of(config_of(num_labels=1, id2label={0: "LABEL_0"}))
     assert number is not None and (number.problem_type, number.names, number.outputs) == (REGRESSION, (), 1)
     assert (
@@ -401,13 +436,17 @@ def test_rows_are_held_against_the_labels_of_a_model_in_its_own_order() -> None:
     assert labels is known and "c in 1 row (row 3 of x.csv)" in problems[0].message
 
 
-# Several labels in one text, splits without labels, rare classes ----------------------------------------------------------
+# --- Several labels in one text, splits without labels, rare classes
 
 
 def test_texts_that_join_labels_of_other_rows_are_asked_about(tmp_path: Path) -> None:
     given = {"train": ["joy", "love", "joy,love", "fear", "joy"], "test": ["joy"]}
     screen = refuse(tmp_path, given)
-    assert "join several labels by ','" in screen and '--label_separator ","' in screen and "row 3 of train.jsonl" in screen
+    assert (
+        "join several labels by ','" in screen
+        and '--label_separator ","' in screen
+        and "row 3 of train.jsonl" in screen
+    )
     splits = load(tmp_path, given, label_separator=",")
     assert labels_in(splits.train).problem_type == MULTI and splits.train["label"][2] == [1, 2]
     by_hand = load(tmp_path, given, problem_type=SINGLE)
@@ -432,16 +471,23 @@ def test_with_a_separator_an_empty_cell_is_a_row_without_labels(tmp_path: Path) 
 def test_a_test_split_without_any_label_is_left_out(tmp_path: Path) -> None:
     splits = load(tmp_path, {"train": ["a", "b", "a", "b"], "validation": ["a"], "test": [None, None]})
     assert splits.test is None and len(splits.validation or ()) == 1
-    assert any("the test split is left out: none of its 2 rows has a label" in line for line in console.noted())
+    assert any(
+        "the test split is left out: none of its 2 rows has a label" in line for line in console.noted()
+    )
 
 
 def test_rare_classes_stay_in_training_when_the_split_is_by_fractions(tmp_path: Path) -> None:
     labels = ["a", "b"] * 200 + [f"rare {i}" for i in range(8)]
     for seed in range(6):
-        splits = load(tmp_path, {"train": labels}, data={"seed": seed, "validation_fraction": 0.2, "test_fraction": 0.2})
+        splits = load(
+            tmp_path, {"train": labels}, data={"seed": seed, "validation_fraction": 0.2, "test_fraction": 0.2}
+        )
         assert len(labels_in(splits.train).names) == 10
         moved = sum(splits.facts["rare"].values())
-        assert sum(len(part or ()) for part in (splits.train, splits.validation, splits.test)) == 408 and moved <= 8
+        assert (
+            sum(len(part or ()) for part in (splits.train, splits.validation, splits.test)) == 408
+            and moved <= 8
+        )
     assert splits.facts["proof"]["overlap"] == 0
 
 

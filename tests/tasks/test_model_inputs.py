@@ -1,4 +1,5 @@
-"""Encoders get the inputs that their forward pass names: without token types, without a mask, below an adapter."""
+"""Encoders get the inputs that their forward pass names: without token types, without a mask, below an
+adapter."""
 
 from __future__ import annotations
 
@@ -20,14 +21,29 @@ WITHOUT_TYPES: dict[str, dict[str, Any]] = {
     "mpnet": SMALL,
     "distilbert": {"n_layers": 2, "dim": 16, "n_heads": 2, "hidden_dim": 24},
     "esm": {**SMALL, "position_embedding_type": "absolute"},
-    "bart": {"encoder_layers": 1, "decoder_layers": 1, "d_model": 16, "encoder_attention_heads": 2, "decoder_attention_heads": 2,
-             "encoder_ffn_dim": 24, "decoder_ffn_dim": 24},
-}  # fmt: skip
+    "bart": {
+        "encoder_layers": 1,
+        "decoder_layers": 1,
+        "d_model": 16,
+        "encoder_attention_heads": 2,
+        "decoder_attention_heads": 2,
+        "encoder_ffn_dim": 24,
+        "decoder_ffn_dim": 24,
+    },
+}
 WITH_TYPES: dict[str, dict[str, Any]] = {
-    "bert": SMALL, "electra": {**SMALL, "embedding_size": 16}, "albert": {**SMALL, "embedding_size": 16}, "deberta-v2": SMALL,
+    "bert": SMALL,
+    "electra": {**SMALL, "embedding_size": 16},
+    "albert": {**SMALL, "embedding_size": 16},
+    "deberta-v2": SMALL,
     "xlnet": {"n_layer": 2, "d_model": 16, "n_head": 2, "d_inner": 24},
-    "fnet": {"num_hidden_layers": 2, "hidden_size": 16, "intermediate_size": 24, "max_position_embeddings": 48},
-}  # fmt: skip
+    "fnet": {
+        "num_hidden_layers": 2,
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "max_position_embeddings": 48,
+    },
+}
 
 
 def build(architecture: str) -> tuple[Any, Any]:
@@ -43,7 +59,12 @@ def build(architecture: str) -> tuple[Any, Any]:
     }
     torch.manual_seed(0)
     config = AutoConfig.for_model(
-        architecture, **fields, **special, vocab_size=len(tokenizer), num_labels=3, id2label=dict(enumerate(NAMES))
+        architecture,
+        **fields,
+        **special,
+        vocab_size=len(tokenizer),
+        num_labels=3,
+        id2label=dict(enumerate(NAMES)),
     )
     config.problem_type = "single_label_classification"
     model = AutoModelForSequenceClassification.from_config(config)
@@ -61,7 +82,9 @@ def test_a_model_gets_what_it_takes_and_company_changes_no_logits(architecture: 
     assert ("token_type_ids" in batch) == (architecture in WITH_TYPES)
     assert ("attention_mask" in batch) == (architecture != "fnet")
     together = logits_of(model, batch)
-    alone = torch.cat([logits_of(model, batch_of(task, model, tokenizer, rows, [i])) for i in range(len(rows))])
+    alone = torch.cat(
+        [logits_of(model, batch_of(task, model, tokenizer, rows, [i])) for i in range(len(rows))]
+    )
     assert (together - alone).abs().max() < 1e-5 and together.std(0).min() > 1e-4
 
 

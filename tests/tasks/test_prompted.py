@@ -1,4 +1,5 @@
-"""Decoder-only models prompted: what is read, what is learned, what is cut, and outputs that are those of transformers."""
+"""Decoder-only models prompted: what is read, what is learned, what is cut, and outputs that are those of
+transformers."""
 
 from __future__ import annotations
 
@@ -31,7 +32,8 @@ pytestmark = pytest.mark.usefixtures("tiny_runs")
 
 
 def byte_tokenizer(*, chat: bool = False, start: bool = False) -> Any:
-    """Bytes are the tokens, all but a few words; with a chat template and with a token before every text if asked."""
+    """Bytes are the tokens, all but a few words; with a chat template and with a token before every text if
+    asked."""
     tokenizer = train_byte_bpe(["in out Ġ"], 258)
     if chat:
         tokenizer.add_special_tokens({"additional_special_tokens": ["<|end|>", "<|user|>", "<|assistant|>"]})
@@ -40,7 +42,9 @@ def byte_tokenizer(*, chat: bool = False, start: bool = False) -> Any:
         from tokenizers.processors import TemplateProcessing
 
         tokenizer.add_special_tokens({"bos_token": "<s>"})
-        tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", tokenizer.bos_token_id)])
+        tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+            single="<s> $A", special_tokens=[("<s>", tokenizer.bos_token_id)]
+        )
     return tokenizer
 
 
@@ -48,12 +52,25 @@ def decoder_folder(folder: Path, kind: str, context: int = CONTEXT, **tokenizer_
     from transformers import AutoConfig, AutoModelForCausalLM
 
     tokenizer = byte_tokenizer(**tokenizer_settings)
-    shape: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "max_position_embeddings": context}
-    shape |= {"gpt2": {"n_inner": 64}, "opt": {"ffn_dim": 64, "word_embed_proj_dim": 32}}.get(kind, {"intermediate_size": 64})
-    ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    shape: dict[str, Any] = {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "max_position_embeddings": context,
+    }
+    shape |= {"gpt2": {"n_inner": 64}, "opt": {"ffn_dim": 64, "word_embed_proj_dim": 32}}.get(
+        kind, {"intermediate_size": 64}
+    )
+    ids = {
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, vocab_size=len(tokenizer), **shape, **ids)).save_pretrained(folder)
+        AutoModelForCausalLM.from_config(
+            AutoConfig.for_model(kind, vocab_size=len(tokenizer), **shape, **ids)
+        ).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return str(folder)
 
@@ -82,20 +99,26 @@ def loaded(folder: str) -> Any:
 def batch_of(loaded: Any, rows: Dataset) -> dict[str, torch.Tensor]:
     task, model, tokenizer = loaded
     features = task.encode(rows, tokenizer, max_length=CONTEXT, training=True)
-    batch: dict[str, torch.Tensor] = task.collator(tokenizer, model, training=True)([features[i] for i in range(len(rows))])
+    batch: dict[str, torch.Tensor] = task.collator(tokenizer, model, training=True)(
+        [features[i] for i in range(len(rows))]
+    )
     return batch
 
 
-# What is read and learned ---------------------------------------------------------------------------------------------
+# --- What is read and learned
 
 
 def test_the_target_and_its_end_are_learned_behind_the_prompt_and_nothing_else(loaded: Any) -> None:
     _, _, tokenizer = loaded
     rows = Dataset.from_dict({"source": ["abc", "b"], "target": ["bc", "ddd"]})
     batch = batch_of(loaded, rows)
-    for ids, labels, source, target in zip(batch["input_ids"], batch["labels"], rows["source"], rows["target"], strict=True):
+    for ids, labels, source, target in zip(
+        batch["input_ids"], batch["labels"], rows["source"], rows["target"], strict=True
+    ):
         whole = [*tokenizer(f"in {source} out {target}")["input_ids"], tokenizer.eos_token_id]
-        assert ids.tolist()[: len(whole)] == whole and set(ids.tolist()[len(whole) :]) <= {tokenizer.pad_token_id}
+        assert ids.tolist()[: len(whole)] == whole and set(ids.tolist()[len(whole) :]) <= {
+            tokenizer.pad_token_id
+        }
         learned = labels[labels != -100].tolist()
         assert tokenizer.decode(learned[:-1]) == f" {target}" and learned[-1] == tokenizer.eos_token_id
         assert labels.tolist().index(learned[0]) == len(whole) - len(learned)
@@ -128,20 +151,30 @@ def test_padding_and_the_company_of_a_row_do_not_change_its_loss(loaded: Any) ->
 
 def test_one_global_batch_gives_one_gradient_however_it_is_split(folder: str, tmp_path: Path) -> None:
     splits = Splits(train=pairs())
-    runs = {size: made_pairs.fit(config_of(folder, tmp_path / str(size), train={"per_device_batch_size": size}), splits) for size in (16, 3)}
+    runs = {
+        size: made_pairs.fit(
+            config_of(folder, tmp_path / str(size), train={"per_device_batch_size": size}), splits
+        )
+        for size in (16, 3)
+    }
     (_, whole), (_, cut) = runs.values()
     assert made_pairs.difference(whole, cut) < CLOSE
 
 
-# Chat -----------------------------------------------------------------------------------------------------------------
+# --- Chat
 
 
-def test_a_chat_template_is_used_where_there_is_one_and_its_end_of_turn_ends_the_target(tmp_path: Path) -> None:
+def test_a_chat_template_is_used_where_there_is_one_and_its_end_of_turn_ends_the_target(
+    tmp_path: Path,
+) -> None:
     folder = decoder_folder(tmp_path, "gpt2", chat=True)
     forget()
     task, model, tokenizer = made_pairs.load(make_config("unused", "", name=folder), Splits(train=pairs()))
     end = tokenizer.convert_tokens_to_ids("<|end|>")
-    assert end != tokenizer.eos_token_id and set(model.generation_config.eos_token_id) == {tokenizer.eos_token_id, end}
+    assert end != tokenizer.eos_token_id and set(model.generation_config.eos_token_id) == {
+        tokenizer.eos_token_id,
+        end,
+    }
     rows = Dataset.from_dict({"source": ["abc"], "target": ["bc"]})
     features = task.encode(rows, tokenizer, max_length=1024, training=True)
     said = "<|user|>Summarize the following text.\n\nabc<|end|><|assistant|>"
@@ -170,15 +203,21 @@ def test_a_chat_template_that_loses_the_source_is_refused() -> None:
 
 
 def test_languages_are_named_in_the_prompt() -> None:
-    for source, target, plain in (("en", "zh-CN", "English: {source}\nChinese: "), ("eng_Latn", "xx", "eng_Latn: {source}\nxx: "), (None, "de", "{source}\n\nTranslation: ")):  # fmt: skip
+    for source, target, plain in (
+        ("en", "zh-CN", "English: {source}\nChinese: "),
+        ("eng_Latn", "xx", "eng_Latn: {source}\nxx: "),
+        (None, "de", "{source}\n\nTranslation: "),
+    ):
         task = hftk.Translation(hftk.TranslationConfig(source_language=source, target_language=target))
         assert task.instructions()[0] == plain and task.instructions()[1].endswith("\n\n{source}")
 
 
-# Cutting --------------------------------------------------------------------------------------------------------------
+# --- Cutting
 
 
-@pytest.mark.parametrize("text", ["abcd" * 30, "größe 今天天气很好 " * 9, "🙂" * 40, "Thai ภาษาไทย हिन्दी " * 8])
+@pytest.mark.parametrize(
+    "text", ["abcd" * 30, "größe 今天天气很好 " * 9, "🙂" * 40, "Thai ภาษาไทย हिन्दी " * 8]
+)
 @pytest.mark.parametrize("start", [False, True])
 def test_a_long_source_loses_its_end_and_the_template_nothing(text: str, start: bool) -> None:
     tokenizer = byte_tokenizer(start=start)
@@ -186,7 +225,12 @@ def test_a_long_source_loses_its_end_and_the_template_nothing(text: str, start: 
     for room in (12, 37, 64):
         [prompt, short], lost = fit_prompts([text, "a"], frame, tokenizer, room)
         size, whole = (len(tokenizer(p)["input_ids"]) for p in (prompt, frame.around(text)))
-        assert size <= room and prompt.startswith("in ") and prompt.endswith(" out") and text.startswith(prompt[3:-4])
+        assert (
+            size <= room
+            and prompt.startswith("in ")
+            and prompt.endswith(" out")
+            and text.startswith(prompt[3:-4])
+        )
         assert room - size < 4, "no more than a character of several bytes is lost beside what must be"
         assert (short, lost.tolist()) == ("in a out", [whole - size, 0])
 
@@ -206,15 +250,24 @@ def test_prompt_and_target_fit_together_and_a_long_target_is_refused(loaded: Any
     features = task.encode(rows, tokenizer, max_length=CONTEXT, training=True)
     assert features.lengths.max() <= CONTEXT and features.lengths[0] >= CONTEXT - 1
     assert (features.facts["truncated_rows"], features.facts["max_length"]) == (1, CONTEXT - CONTEXT // 4)
-    assert features.facts["tokens_lost"] == 120 - (len(features.columns["input_ids"][0]) - (features.facts["longest"] - 120))
+    assert features.facts["tokens_lost"] == 120 - (
+        len(features.columns["input_ids"][0]) - (features.facts["longest"] - 120)
+    )
     hftk.evaluate(task, model, tokenizer, ("test", rows), task.config.eval)
     with pytest.raises(InputError, match=f"at most {CONTEXT // 4} tokens, found 1 longer"):
-        task.encode(Dataset.from_dict({"source": ["a"], "target": ["b" * 20]}), tokenizer, max_length=CONTEXT, training=True)
+        task.encode(
+            Dataset.from_dict({"source": ["a"], "target": ["b" * 20]}),
+            tokenizer,
+            max_length=CONTEXT,
+            training=True,
+        )
 
 
 def test_a_template_needs_the_source_once() -> None:
     for template in ("no place", "{source} {source}"):
-        assert [p.setting for p in hftk.SummarizationConfig(prompt_template=template).problems()] == ["prompt_template"]
+        assert [p.setting for p in hftk.SummarizationConfig(prompt_template=template).problems()] == [
+            "prompt_template"
+        ]
     assert not list(hftk.SummarizationConfig(prompt_template='{"text": "{source}"}').problems())
 
 
@@ -224,7 +277,7 @@ def test_braces_in_texts_and_templates_are_letters() -> None:
     assert fit_prompts(["{x} {source}"], frame, tokenizer, 99)[0] == ['{"a": "{x} {source}"}']
 
 
-# Judging --------------------------------------------------------------------------------------------------------------
+# --- Judging
 
 
 def test_outputs_are_those_of_transformers_alone_in_data_order(loaded: Any) -> None:
@@ -238,7 +291,9 @@ def test_outputs_are_those_of_transformers_alone_in_data_order(loaded: Any) -> N
     for text in rows["source"]:
         inputs = tokenizer(f"in {text} out", return_tensors="pt")
         with torch.no_grad():
-            made = model.generate(**inputs, max_new_tokens=most, do_sample=False)[0, inputs["input_ids"].shape[1] :]
+            made = model.generate(**inputs, max_new_tokens=most, do_sample=False)[
+                0, inputs["input_ids"].shape[1] :
+            ]
         expected.append(tokenizer.decode(made, skip_special_tokens=True).strip())
     assert [line["prediction"] for line in judged.predictions] == expected and len(set(expected)) > 1
     assert [line["reference"] for line in judged.predictions] == [[text] for text in rows["target"]]
@@ -246,14 +301,20 @@ def test_outputs_are_those_of_transformers_alone_in_data_order(loaded: Any) -> N
     assert [section["title"] for section in judged.analysis][-1] == "Score by source length"
 
 
-def test_generation_reads_the_very_prompts_that_the_loss_does(loaded: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_generation_reads_the_very_prompts_that_the_loss_does(
+    loaded: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from hftk.generation import generate
 
     task, model, tokenizer = loaded
     rows = Dataset.from_dict({"source": ["abcd " * 40, "a", "größe" * 20], "target": ["b", "c", "d"]})
     read: dict[int, Any] = {}
     original = generate._run
-    monkeypatch.setattr(generate, "_run", lambda job, batch: (read.update({i: job.inputs[i] for i in batch}), original(job, batch))[1])
+    monkeypatch.setattr(
+        generate,
+        "_run",
+        lambda job, batch: (read.update({i: job.inputs[i] for i in batch}), original(job, batch))[1],
+    )
     hftk.evaluate(task, model, tokenizer, ("test", rows), task.config.eval)
     features = task.encode(rows, tokenizer, max_length=CONTEXT, training=False)
     assert [read[i] for i in range(3)] == [ids.tolist() for ids in features.columns["input_ids"]]
@@ -262,7 +323,9 @@ def test_generation_reads_the_very_prompts_that_the_loss_does(loaded: Any, monke
 def test_more_new_tokens_than_a_target_may_have_leave_less_to_the_source(folder: str) -> None:
     config = config_of(folder, generation={"max_new_tokens": 40})
     task, model, tokenizer = made_pairs.load(config, Splits(train=pairs()))
-    [prompt], lost = task.prompts(["ab" * 60], tokenizer, max_length=CONTEXT, new=task.generation(model).max_new_tokens)
+    [prompt], lost = task.prompts(
+        ["ab" * 60], tokenizer, max_length=CONTEXT, new=task.generation(model).max_new_tokens
+    )
     assert len(tokenizer(prompt)["input_ids"]) == CONTEXT - 40 and lost[0] > 0 and prompt.endswith(" out")
     rows = Dataset.from_dict({"source": ["ab" * 60], "target": ["b"]})
     assert hftk.evaluate(task, model, tokenizer, ("test", rows), task.config.eval) is not None
@@ -272,15 +335,27 @@ def test_a_decoder_learns_a_toy_by_its_prompt_and_keeps_it_when_saved(tmp_path: 
     folder = decoder_folder(tmp_path / "new", "gpt2", chat=True)
     rows = Dataset.from_dict({"source": ["a", "b", "c", "d"], "target": ["bb", "cc", "dd", "aa"]})
     config = config_of(
-        folder, tmp_path / "out", prompt_template="{source}", model={"dropout": 0.0},
-        train={"max_steps": 150, "learning_rate": 0.005, "optimizer": "adamw", "per_device_batch_size": 4, "global_batch_size": 4, "log_steps": 20},
-    )  # fmt: skip
+        folder,
+        tmp_path / "out",
+        prompt_template="{source}",
+        model={"dropout": 0.0},
+        train={
+            "max_steps": 150,
+            "learning_rate": 0.005,
+            "optimizer": "adamw",
+            "per_device_batch_size": 4,
+            "global_batch_size": 4,
+            "log_steps": 20,
+        },
+    )
     trained, _ = made_pairs.fit(config, Splits(train=rows))
     task = made_pairs.task_of(config)
     judged = hftk.evaluate(task, trained.model, trained.tokenizer, ("test", rows), config.eval)
     assert judged is not None and [line["prediction"] for line in judged.predictions] == rows["target"][:]
     model, tokenizer = load_trained(str(tmp_path / "out"))
-    again = hftk.evaluate(type(task).from_model_config(config, model.config), model, tokenizer, ("test", rows), config.eval)
+    again = hftk.evaluate(
+        type(task).from_model_config(config, model.config), model, tokenizer, ("test", rows), config.eval
+    )
     assert again is not None and again.predictions == judged.predictions
 
 
@@ -288,7 +363,14 @@ def test_an_encoder_is_no_decoder_and_one_that_looks_ahead_is_refused(tmp_path: 
     from transformers import AutoModelForCausalLM, BertConfig
 
     folder = decoder_folder(tmp_path, "gpt2")
-    made = BertConfig(vocab_size=300, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64, is_decoder=True)
+    made = BertConfig(
+        vocab_size=300,
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=64,
+        is_decoder=True,
+    )
     AutoModelForCausalLM.from_config(made).save_pretrained(folder)
     assert made_pairs.task_of(config_of(folder)).auto_model == "AutoModelForCausalLM"
     made.is_decoder = False

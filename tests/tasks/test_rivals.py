@@ -1,4 +1,5 @@
-"""The model against its baselines on the same rows: tested, told in words, and only where the rows are the same."""
+"""The model against its baselines on the same rows: tested, told in words, and only where the rows are the
+same."""
 
 from __future__ import annotations
 
@@ -31,7 +32,8 @@ def texts(count: int) -> list[str]:
 
 
 def single(count: int, right: int, rival_right: int) -> tuple[Any, Answers, BaselineAnswers]:
-    """Rows of classes 0 and 1; the model has the first ``right`` rows right, the baseline the first ``rival_right``."""
+    """Rows of classes 0 and 1; the model has the first ``right`` rows right, the baseline the first
+    ``rival_right``."""
     true = np.arange(count) % 2
     rows = rows_of(SINGLE, true.tolist(), texts(count))
     answer = lambda n: Answers(chosen=np.where(np.arange(count) < n, true, 1 - true))  # noqa: E731
@@ -42,7 +44,12 @@ def test_a_clear_lead_is_a_real_difference() -> None:
     rows, found, rivals = single(100, 90, 60)
     [section] = compare_with_baselines(found, rivals, rows, **CHANCE)
     line = section["rows"][0]
-    assert (line["score"], line["when"], line["model"], line["value"]) == ("accuracy", "baseline:tfidf", 0.9, 0.6)
+    assert (line["score"], line["when"], line["model"], line["value"]) == (
+        "accuracy",
+        "baseline:tfidf",
+        0.9,
+        0.6,
+    )
     assert line["difference"]["value"] == pytest.approx(0.3) and line["difference"]["interval"][0] > 0.15
     assert line["p_value"] == pytest.approx(2 / 301)
     assert "the model is better by 0.300" in section["note"] and "the difference is real" in section["note"]
@@ -67,7 +74,9 @@ def test_on_a_handful_of_rows_no_lead_is_called_real_before_an_exact_test_could(
     assert section["rows"][0]["p_value"] == p_value
     sets = rows_of(MULTI, [[0]] * rows, texts(rows))
     true = class_predictions.truth(sets, class_predictions.labels_in(sets)) > 0
-    [section] = compare_with_baselines(Answers(chosen=true), BaselineAnswers(sets, {"tfidf": Answers(chosen=~true)}), sets, **CHANCE)
+    [section] = compare_with_baselines(
+        Answers(chosen=true), BaselineAnswers(sets, {"tfidf": Answers(chosen=~true)}), sets, **CHANCE
+    )
     assert section["rows"][0]["p_value"] == p_value
     assert ("is real" in section["note"]) == (p_value is not None and p_value < 0.05)
 
@@ -85,8 +94,14 @@ def test_other_rows_are_not_compared() -> None:
     relabelled = rows_of(SINGLE, [*list(rows["label"])[:9], 2], texts(10))
     assert compare_with_baselines(found, None, rows, **CHANCE) == []
     assert compare_with_baselines(Answers(chosen=found.chosen[:9]), rivals, fewer, **CHANCE) == []
-    assert compare_with_baselines(found, rivals, other, **CHANCE) == [] == compare_with_baselines(found, rivals, relabelled, **CHANCE)
-    assert compare_with_baselines(found, rivals, rows_of(SINGLE, rows["label"], texts(10)), **CHANCE)  # equal rows from elsewhere
+    assert (
+        compare_with_baselines(found, rivals, other, **CHANCE)
+        == []
+        == compare_with_baselines(found, rivals, relabelled, **CHANCE)
+    )
+    assert compare_with_baselines(
+        found, rivals, rows_of(SINGLE, rows["label"], texts(10)), **CHANCE
+    )  # equal rows from elsewhere
 
 
 @pytest.mark.parametrize("resamples", [0, 1])
@@ -101,7 +116,9 @@ def test_several_labels_go_by_micro_f1() -> None:
     sets = [[0], [1, 2], [], [0, 1, 2]] * 10
     rows = rows_of(MULTI, sets, texts(40))
     true = class_predictions.truth(rows, class_predictions.labels_in(rows)) > 0
-    [section] = compare_with_baselines(Answers(chosen=true), BaselineAnswers(rows, {"tfidf": Answers(chosen=~true)}), rows, **CHANCE)
+    [section] = compare_with_baselines(
+        Answers(chosen=true), BaselineAnswers(rows, {"tfidf": Answers(chosen=~true)}), rows, **CHANCE
+    )
     assert section["rows"][0]["score"] == "f1_micro" and section["rows"][0]["difference"]["value"] == 1
     assert section["note"].count("is better by") == 1 and "McNemar" not in section["note"]
 
@@ -110,11 +127,16 @@ def test_numbers_go_by_pearson_and_a_constant_baseline_has_none() -> None:
     numbers = [float(i % 7) + 0.5 for i in range(50)]
     rows = rows_of(REGRESSION, numbers, texts(50))
     noise = np.random.default_rng(0).normal(size=50)
-    rivals = BaselineAnswers(rows, {"majority": Answers(chosen=np.full(50, 3.0)), "tfidf": Answers(chosen=noise)})
+    rivals = BaselineAnswers(
+        rows, {"majority": Answers(chosen=np.full(50, 3.0)), "tfidf": Answers(chosen=noise)}
+    )
     [section] = compare_with_baselines(Answers(chosen=np.array(numbers) + noise / 10), rivals, rows, **CHANCE)
     lines = {(line["baseline"], line["score"]): line for line in section["rows"]}
     assert lines["TF-IDF + ridge regression", "pearson"]["p_value"] < 0.05
-    assert ("the mean", "pearson") not in lines and ("the mean", "mse") in lines  # an undefined correlation has no test
+    assert ("the mean", "pearson") not in lines and (
+        "the mean",
+        "mse",
+    ) in lines  # an undefined correlation has no test
 
 
 def test_the_report_tests_as_hftk_compare_does(tmp_path: Any, capsys: Any) -> None:
@@ -124,7 +146,9 @@ def test_the_report_tests_as_hftk_compare_does(tmp_path: Any, capsys: Any) -> No
         folder = tmp_path / name
         save_record(RunRecord(hftk="0", task="classification"), folder)
         chances = np.eye(3)[answers.chosen]
-        lines = class_predictions.predictions(replace(answers, probabilities=chances), rows, class_predictions.labels_in(rows))
+        lines = class_predictions.predictions(
+            replace(answers, probabilities=chances), rows, class_predictions.labels_in(rows)
+        )
         (folder / "predictions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
         folders.append(str(folder))
     compare_runs(Namespace(dir_a=folders[0], dir_b=folders[1], resamples=300, seed=0, json=True))
@@ -141,13 +165,22 @@ def test_evaluating_baselines_tokenizes_nothing_and_the_analysis_has_the_test() 
     rows = rows_of(SINGLE, [0, 1] * 20, [f"{'good' if i % 2 else 'bad'} {i}" for i in range(40)])
     task = task_of()
     never = SimpleNamespace()  # a tokenizer that can do nothing
-    scores = evaluate_baselines(task, never, Splits(train=rows, test=rows), EvalConfig(resamples=50), max_length=8)  # type: ignore[arg-type]
+    scores = evaluate_baselines(
+        task, never, Splits(train=rows, test=rows), EvalConfig(resamples=50), max_length=8
+    )  # type: ignore[arg-type]
     assert {score.when for score in scores} == {"baseline:majority", "baseline:tfidf"}
     outputs = {"logits": np.eye(3)[list(rows["label"])]}
-    section = task.analysis(Outputs(arrays=outputs, features=None, rows=rows, tokenizer=None, resamples=50, seed=0))[0]  # type: ignore[arg-type]
+    section = task.analysis(
+        Outputs(arrays=outputs, features=None, rows=rows, tokenizer=None, resamples=50, seed=0)
+    )[0]  # type: ignore[arg-type]
     assert section["title"] == "Against the baselines"
     assert {line["when"] for line in section["rows"]} == {"baseline:majority", "baseline:tfidf"}
-    assert task_of().analysis(Outputs(arrays=outputs, features=None, rows=rows, tokenizer=None, resamples=50, seed=0))[0]["title"] != section["title"]  # type: ignore[arg-type]
+    assert (
+        task_of().analysis(
+            Outputs(arrays=outputs, features=None, rows=rows, tokenizer=None, resamples=50, seed=0)
+        )[0]["title"]
+        != section["title"]
+    )  # type: ignore[arg-type]
 
 
 def run_of(count: int, right: int, rival_right: int) -> RunRecord:
@@ -158,7 +191,12 @@ def run_of(count: int, right: int, rival_right: int) -> RunRecord:
         for when, answers in of.items()
         for score in class_predictions.scores(answers, rows, **CHANCE)
     ]
-    return RunRecord(hftk="0", task="classification", scores=scores, analysis=compare_with_baselines(found, rivals, rows, **CHANCE))
+    return RunRecord(
+        hftk="0",
+        task="classification",
+        scores=scores,
+        analysis=compare_with_baselines(found, rivals, rows, **CHANCE),
+    )
 
 
 @pytest.mark.parametrize(
@@ -185,5 +223,10 @@ def test_a_damaged_table_breaks_no_verdict() -> None:
         run_of(100, 90, 60),
         analysis=[None, {"kind": "table"}, {"kind": "table", "rows": [None, 3, {"when": "baseline:tfidf"}]}],
     )
-    rival = Score(name="accuracy", value=0.6, higher_is_better=True, n=100, when="baseline:tfidf", split="test")
-    assert record.test_against(rival) is None and "above the TF-IDF baseline's 0.6000" in summary_lines(record)[1]
+    rival = Score(
+        name="accuracy", value=0.6, higher_is_better=True, n=100, when="baseline:tfidf", split="test"
+    )
+    assert (
+        record.test_against(rival) is None
+        and "above the TF-IDF baseline's 0.6000" in summary_lines(record)[1]
+    )

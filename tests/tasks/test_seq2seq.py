@@ -1,4 +1,5 @@
-"""T5, BART and Marian made tiny: exact losses, whole targets, and one generated output per row in data order."""
+"""T5, BART and Marian made tiny: exact losses, whole targets, and one generated output per row in data
+order."""
 
 from __future__ import annotations
 
@@ -65,10 +66,13 @@ def batches_of(loaded: Any, rows: Dataset, size: int) -> list[dict[str, torch.Te
     task, model, tokenizer = loaded
     features = task.encode(rows, tokenizer, max_length=CONTEXT, training=True)
     collate = task.collator(tokenizer, model, training=True)
-    return [collate([features[i] for i in range(at, min(at + size, len(rows)))]) for at in range(0, len(rows), size)]
+    return [
+        collate([features[i] for i in range(at, min(at + size, len(rows)))])
+        for at in range(0, len(rows), size)
+    ]
 
 
-# The exact loss -------------------------------------------------------------------------------------------------------
+# --- The exact loss
 
 
 def test_the_loss_of_one_row_is_that_of_transformers(loaded: Any) -> None:
@@ -76,10 +80,17 @@ def test_the_loss_of_one_row_is_that_of_transformers(loaded: Any) -> None:
     for batch in batches_of(loaded, rows_of(5), 1):
         with torch.no_grad():
             total, items = task.loss(model, batch)["tokens"]
-            own = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], labels=batch["labels"])
-            assert int(items) == batch["labels"].shape[1] and float(total / items) == pytest.approx(float(own.loss), rel=CLOSE)
-            # The model's own shift, which it does where it is given labels alone, and ours lead to the same logits.
-            torch.testing.assert_close(made_pairs.logits_of(task, model, batch), own.logits, rtol=1e-5, atol=1e-5)
+            own = model(
+                input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], labels=batch["labels"]
+            )
+            assert int(items) == batch["labels"].shape[1] and float(total / items) == pytest.approx(
+                float(own.loss), rel=CLOSE
+            )
+            # The model's own shift, which it does where it is given labels alone, and ours lead to the same
+            # logits.
+            torch.testing.assert_close(
+                made_pairs.logits_of(task, model, batch), own.logits, rtol=1e-5, atol=1e-5
+            )
 
 
 def test_the_decoder_reads_the_target_one_place_later_behind_its_start_token(loaded: Any) -> None:
@@ -91,7 +102,9 @@ def test_the_decoder_reads_the_target_one_place_later_behind_its_start_token(loa
     for target, inputs in zip(labels.tolist(), batch["decoder_input_ids"].tolist(), strict=True):
         assert inputs == [start, *(pad if token == -100 else token for token in target[:-1])]
     texts = tokenizer(rows_of(5)["target"][:], add_special_tokens=False)["input_ids"]
-    assert [[t for t in row if t != -100] for row in labels.tolist()] == [[*ids, tokenizer.eos_token_id] for ids in texts]
+    assert [[t for t in row if t != -100] for row in labels.tolist()] == [
+        [*ids, tokenizer.eos_token_id] for ids in texts
+    ]
 
 
 def test_a_model_without_a_rule_of_its_own_gets_its_start_token() -> None:
@@ -114,7 +127,9 @@ def test_padding_does_not_change_the_loss(loaded: Any) -> None:
 
 
 def test_label_smoothing_is_that_of_torch_and_judging_knows_none(config_of: Any) -> None:
-    task, model, tokenizer = made_pairs.load(config_of(train={"label_smoothing": 0.2}), Splits(train=rows_of(48)))
+    task, model, tokenizer = made_pairs.load(
+        config_of(train={"label_smoothing": 0.2}), Splits(train=rows_of(48))
+    )
     model.eval()
     [batch] = batches_of((task, model, tokenizer), rows_of(7), 7)
     with torch.no_grad():
@@ -124,20 +139,27 @@ def test_label_smoothing_is_that_of_torch_and_judging_knows_none(config_of: Any)
     labels = batch["labels"].flatten()
     smooth = torch.nn.functional.cross_entropy(logits, labels, label_smoothing=0.2)
     plain = torch.nn.functional.cross_entropy(logits, labels)
-    assert float(total / items) == pytest.approx(float(smooth), rel=CLOSE) and abs(float(smooth - plain)) > 1e-4
+    assert (
+        float(total / items) == pytest.approx(float(smooth), rel=CLOSE) and abs(float(smooth - plain)) > 1e-4
+    )
     assert float(outputs["nats"].sum() / outputs["tokens"].sum()) == pytest.approx(float(plain), rel=CLOSE)
 
 
 def test_one_global_batch_gives_one_gradient_however_it_is_split(config_of: Any, tmp_path: Path) -> None:
     splits = Splits(train=rows_of(48))
-    runs = {size: made_pairs.fit(config_of(tmp_path / str(size), train={"per_device_batch_size": size}), splits) for size in (16, 4, 1)}
+    runs = {
+        size: made_pairs.fit(config_of(tmp_path / str(size), train={"per_device_batch_size": size}), splits)
+        for size in (16, 4, 1)
+    }
     whole, gradient = runs[16]
     for size in (4, 1):
         trained, other = runs[size]
         assert made_pairs.difference(gradient, other) < CLOSE
         assert made_pairs.difference(dict(whole.model.state_dict()), dict(trained.model.state_dict())) < CLOSE
         for name in ("loss", "grad_norm"):
-            mine, theirs = ([point[name] for point in run.history if name in point] for run in (whole, trained))
+            mine, theirs = (
+                [point[name] for point in run.history if name in point] for run in (whole, trained)
+            )
             assert len(mine) == 3 and theirs == pytest.approx(mine, rel=CLOSE) and min(mine) > 1e-3
 
 
@@ -149,7 +171,7 @@ def test_a_budget_of_tokens_changes_no_gradient_either(bart: str, tmp_path: Path
     assert made_pairs.difference(whole, cut) < CLOSE
 
 
-# Lengths --------------------------------------------------------------------------------------------------------------
+# --- Lengths
 
 
 def test_a_target_that_is_too_long_is_refused_with_its_row_and_never_cut(loaded: Any) -> None:
@@ -167,7 +189,12 @@ def test_the_limit_of_targets_may_be_another_than_that_of_sources(config_of: Any
     rows = Dataset.from_dict({"source": ["a" * 30], "target": ["bbbb"]})
     assert task.encode(rows, tokenizer, max_length=CONTEXT, training=True).columns["labels"][0].size == 5
     with pytest.raises(InputError, match="at most 5 tokens"):
-        task.encode(Dataset.from_dict({"source": ["a"], "target": ["bbbbb"]}), tokenizer, max_length=CONTEXT, training=True)
+        task.encode(
+            Dataset.from_dict({"source": ["a"], "target": ["bbbbb"]}),
+            tokenizer,
+            max_length=CONTEXT,
+            training=True,
+        )
 
 
 def test_sources_are_cut_at_their_end_and_counted(loaded: Any) -> None:
@@ -185,11 +212,16 @@ def test_sources_are_cut_at_their_end_and_counted(loaded: Any) -> None:
 def test_the_prefix_stands_before_every_source(config_of: Any) -> None:
     task, _, tokenizer = made_pairs.load(config_of(source_prefix="abc"), Splits(train=rows_of(48)))
     rows = Dataset.from_dict({"source": ["d"], "target": ["d"]})
-    assert tokenizer.decode(task.encode(rows, tokenizer, max_length=9, training=True).columns["input_ids"][0]) == "abcd</s>"
+    assert (
+        tokenizer.decode(task.encode(rows, tokenizer, max_length=9, training=True).columns["input_ids"][0])
+        == "abcd</s>"
+    )
     assert task.sources(rows) == ["abcd"]
 
 
-def test_outputs_may_be_a_quarter_longer_than_the_longest_target_and_the_model_remembers(config_of: Any, tmp_path: Path) -> None:
+def test_outputs_may_be_a_quarter_longer_than_the_longest_target_and_the_model_remembers(
+    config_of: Any, tmp_path: Path
+) -> None:
     rows = Dataset.from_dict({"source": ["abc", "bcd"], "target": ["bb", "c" * 19]})
     task, model, tokenizer = made_pairs.load(config_of(), Splits(train=rows))
     assert model.generation_config.max_new_tokens == 25  # 20 with the end
@@ -206,7 +238,11 @@ def test_outputs_may_be_a_quarter_longer_than_the_longest_target_and_the_model_r
 
 def test_outputs_stay_inside_the_positions_of_the_decoder(bart: str) -> None:
     rows = Dataset.from_dict({"source": ["abc"], "target": ["b" * 60]})
-    for architecture, most in (("marian", CONTEXT - 1), ("bart", CONTEXT - 1), ("t5", 77)):  # T5 has no such limit
+    for architecture, most in (
+        ("marian", CONTEXT - 1),
+        ("bart", CONTEXT - 1),
+        ("t5", 77),
+    ):  # T5 has no such limit
         config = make_config("unused", architecture, name=bart if architecture == "bart" else None)
         task, model, tokenizer = made_pairs.load(config, Splits(train=rows))
         assert model.generation_config.max_new_tokens == most
@@ -216,13 +252,17 @@ def test_outputs_stay_inside_the_positions_of_the_decoder(bart: str) -> None:
 def test_a_tokenizer_that_ends_no_text_is_given_an_end_for_targets() -> None:
     tokenizer = train_byte_bpe(["abc"], 257)
     assert tokenizer("abc")["input_ids"][-1] != tokenizer.eos_token_id
-    assert [ids.tolist()[-1] for ids in encoder_decoder_inputs.target_ids(["abc", ""], tokenizer)] == [tokenizer.eos_token_id] * 2
+    assert [ids.tolist()[-1] for ids in encoder_decoder_inputs.target_ids(["abc", ""], tokenizer)] == [
+        tokenizer.eos_token_id
+    ] * 2
     framed = train_byte_bpe(["abc"], 300, frame="t5")
-    assert [ids.tolist() for ids in encoder_decoder_inputs.target_ids(["b"], framed)] == [framed("b")["input_ids"]]
+    assert [ids.tolist() for ids in encoder_decoder_inputs.target_ids(["b"], framed)] == [
+        framed("b")["input_ids"]
+    ]
     assert encoder_decoder_inputs.target_ids([], framed) == []
 
 
-# Models made on the spot --------------------------------------------------------------------------------------------------
+# --- Models made on the spot
 
 
 @pytest.mark.parametrize("architecture", ["t5", "marian"])
@@ -231,7 +271,10 @@ def test_a_model_made_on_the_spot_is_whole_for_transformers_alone(architecture: 
 
     config = make_config(tmp_path, architecture, model={"tokenizer": "bpe", "vocab_size": 300, "config": {}})
     trained, _ = made_pairs.fit(config, Splits(train=rows_of(48)))
-    model, tokenizer = AutoModelForSeq2SeqLM.from_pretrained(tmp_path).eval(), AutoTokenizer.from_pretrained(tmp_path)
+    model, tokenizer = (
+        AutoModelForSeq2SeqLM.from_pretrained(tmp_path).eval(),
+        AutoTokenizer.from_pretrained(tmp_path),
+    )
     inputs = tokenizer(["abcd.", "dcba"], text_target=["bcd", "cb"], return_tensors="pt", padding=True)
     with torch.no_grad():
         mine, theirs = trained.model.eval()(**inputs), model(**inputs)
@@ -245,7 +288,14 @@ def test_a_model_made_on_the_spot_is_whole_for_transformers_alone(architecture: 
 @pytest.mark.parametrize("grouped", [True, False])
 def test_rows_of_a_step_are_alike_or_drawn_at_random(tmp_path: Path, grouped: bool) -> None:
     rows = Splits(train=rows_of(400))
-    trained, _ = made_pairs.fit(make_config(tmp_path, "marian", train={"group_by_length": grouped, "global_batch_size": 8, "max_steps": 50, "log_steps": 1}), rows)
+    trained, _ = made_pairs.fit(
+        make_config(
+            tmp_path,
+            "marian",
+            train={"group_by_length": grouped, "global_batch_size": 8, "max_steps": 50, "log_steps": 1},
+        ),
+        rows,
+    )
     tokens = np.diff([0, *(point["tokens"] for point in trained.history)])
     lengths = np.array([len(row["source"]) + len(row["target"]) for row in rows.train])
     spread = lengths.std() / np.sqrt(8) * 8  # of the sum of eight that are drawn
@@ -285,16 +335,20 @@ def test_a_pair_with_an_empty_side_and_a_missing_column_are_refused(tmp_path: Pa
 def test_references_must_be_lists_of_texts(tmp_path: Path) -> None:
     config = make_config(tmp_path, "t5", data={"validation_fraction": 0.0, "test_fraction": 0.0})
     task = made_pairs.task_of(config)
-    rows: list[dict[str, Any]] = [{"source": f"text {i}", "target": f"t {i}", "references": [f"r {i}", "r"]} for i in range(9)]
+    rows: list[dict[str, Any]] = [
+        {"source": f"text {i}", "target": f"t {i}", "references": [f"r {i}", "r"]} for i in range(9)
+    ]
     rows[3]["references"] = None
     train = hftk.load_splits(config.data, task, rows).train
     found = {row["source"]: seq2seq.references_of(row) for row in train}
     assert found["text 2"] == ["r 2", "r"] and found["text 3"] == ["t 3"]
-    with pytest.raises(InputError, match="expected a list of texts in column references, found 'one text' in row 9"):
+    with pytest.raises(
+        InputError, match="expected a list of texts in column references, found 'one text' in row 9"
+    ):
         hftk.load_splits(config.data, task, [*rows[:8], {**rows[8], "references": "one text"}])
 
 
-# Judging --------------------------------------------------------------------------------------------------------------
+# --- Judging
 
 
 def judge(loaded: Any, rows: Dataset, batch_size: int = 8, **settings: Any) -> Any:
@@ -309,12 +363,18 @@ def test_the_batch_size_changes_no_loss_and_no_output(loaded: Any) -> None:
     for size in (1, 3, 8):
         found[size] = judge(loaded, rows, size)
     values = {size: [s.value for s in judged.scores if s.name == "loss"] for size, judged in found.items()}
-    assert values[3] == pytest.approx(values[1], rel=CLOSE) and values[8] == pytest.approx(values[1], rel=CLOSE)
+    assert values[3] == pytest.approx(values[1], rel=CLOSE) and values[8] == pytest.approx(
+        values[1], rel=CLOSE
+    )
     for judged in found.values():
         assert [line["index"] for line in judged.predictions] == list(range(19))
         assert [line["reference"] for line in judged.predictions] == [[text] for text in rows["target"]]
-        assert [line["prediction"] for line in judged.predictions] == [line["prediction"] for line in found[1].predictions]
-    by_hand = sum(line["nats"] for line in found[1].predictions) / sum(line["tokens"] for line in found[1].predictions)
+        assert [line["prediction"] for line in judged.predictions] == [
+            line["prediction"] for line in found[1].predictions
+        ]
+    by_hand = sum(line["nats"] for line in found[1].predictions) / sum(
+        line["tokens"] for line in found[1].predictions
+    )
     assert values[1][0] == pytest.approx(by_hand, rel=1e-5)
 
 
@@ -338,7 +398,11 @@ def test_there_is_one_output_for_each_row_in_data_order(loaded: Any, rows_at_a_t
     assert [g.text for g in found] == expected
     if rows_at_a_time == 8:
         judged = judge(loaded, rows)
-        assert [line["prediction"] for line in judged.predictions] == expected == list(judged.outputs["generated"])
+        assert (
+            [line["prediction"] for line in judged.predictions]
+            == expected
+            == list(judged.outputs["generated"])
+        )
 
 
 @pytest.mark.parametrize("count", [7, 1])
@@ -368,13 +432,17 @@ def test_no_special_token_and_no_padding_reaches_a_prediction(loaded: Any) -> No
         assert not any(token in line["prediction"] for token in tokenizer.all_special_tokens), line
 
 
-def test_generation_reads_as_much_of_a_source_as_the_loss_does(loaded: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_generation_reads_as_much_of_a_source_as_the_loss_does(
+    loaded: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """T5 has no positions that would end, and what is cut off for the loss must not be read when writing."""
     task, _, tokenizer = loaded
     rows = Dataset.from_dict({"source": ["abcdbcdbd" * 3, "ab"], "target": ["b", "b"]})
     read: list[Any] = []
     original = generate._run
-    monkeypatch.setattr(generate, "_run", lambda job, batch: (read.extend(job.inputs), original(job, batch))[1])
+    monkeypatch.setattr(
+        generate, "_run", lambda job, batch: (read.extend(job.inputs), original(job, batch))[1]
+    )
     judged = judge(loaded, rows, max_length=10)
     features = task.encode(rows, tokenizer, max_length=10, training=False)
     assert read == [ids.tolist() for ids in features.columns["input_ids"]] and len(read[0]) == 10
@@ -419,7 +487,9 @@ def test_generation_that_was_interrupted_goes_on_and_leaves_nothing_behind(
         judge(loaded, rows, output=tmp_path / "anew")
     assert len(every) > 3 and again == every[2:]
     names = ["whole", "killed", "anew"]
-    assert [[path.name for path in (tmp_path / name).iterdir()] for name in names] == [["predictions.jsonl"]] * 3
+    assert [[path.name for path in (tmp_path / name).iterdir()] for name in names] == [
+        ["predictions.jsonl"]
+    ] * 3
     assert len({(tmp_path / name / "predictions.jsonl").read_bytes() for name in names}) == 1
 
 
@@ -441,7 +511,9 @@ def test_outputs_are_kept_until_the_predictions_are_written(
     assert again == [] and [path.name for path in tmp_path.iterdir()] == ["predictions.jsonl"]
 
 
-def test_outputs_of_other_weights_are_not_taken_over(loaded: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_outputs_of_other_weights_are_not_taken_over(
+    loaded: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     _, model, _ = loaded
     rows = rows_of(9, seed=5)
     monkeypatch.setattr(generate, "TOKENS_PER_BATCH", 300)
@@ -450,22 +522,35 @@ def test_outputs_of_other_weights_are_not_taken_over(loaded: Any, tmp_path: Path
         judge(loaded, rows, output=tmp_path)
     made_pairs.scatter(model, 1.5)
     judge(loaded, rows, output=tmp_path)
-    written = [json.loads(line)["prediction"] for line in (tmp_path / "predictions.jsonl").read_text().splitlines()]
+    written = [
+        json.loads(line)["prediction"] for line in (tmp_path / "predictions.jsonl").read_text().splitlines()
+    ]
     assert written == [line["prediction"] for line in judge(loaded, rows).predictions]
 
 
 def test_a_model_made_on_the_spot_is_not_asked_to_write_before_it_is_trained(loaded: Any) -> None:
     task, _, _ = loaded
     names = [score.name for score in judge(loaded, rows_of(4), when="before").scores]
-    assert names == (["loss"] if task.config.model.name is None else ["rouge1", "rouge2", "rougeL", "rougeLsum", "loss"])
+    assert names == (
+        ["loss"] if task.config.model.name is None else ["rouge1", "rouge2", "rougeL", "rougeLsum", "loss"]
+    )
 
 
 def test_the_report_gets_examples_facts_and_scores_by_length(loaded: Any) -> None:
     judged = judge(loaded, rows_of(23, seed=6))
     titles = [section["title"] for section in judged.analysis]
-    assert titles == ["About the outputs", "Best outputs", "Median outputs", "Worst outputs", "Score by source length"]
+    assert titles == [
+        "About the outputs",
+        "Best outputs",
+        "Median outputs",
+        "Worst outputs",
+        "Score by source length",
+    ]
     best, worst = (section["rows"] for section in (judged.analysis[1], judged.analysis[3]))
-    assert len(best) == len(worst) == 5 and best[0]["score"] >= best[-1]["score"] >= worst[-1]["score"] >= worst[0]["score"]
+    assert (
+        len(best) == len(worst) == 5
+        and best[0]["score"] >= best[-1]["score"] >= worst[-1]["score"] >= worst[0]["score"]
+    )
     table = judged.analysis[4]["rows"]
     assert sum(line["rows"] for line in table) == 23 and len(table) == 4
     assert len(judged.samples) == 3 and judged.samples[0]["reference"] == rows_of(23, seed=6)[0]["target"]
@@ -485,4 +570,7 @@ def test_of_several_references_the_scores_take_all_and_the_loss_the_target(loade
     assert [line["reference"] for line in again.predictions] == [["zzz", text] for text in said]
     value = {score.name: score.value for score in again.scores}
     assert value["loss"] == next(s.value for s in judged.scores if s.name == "loss")
-    assert value["rouge1"] >= next(s.value for s in judged.scores if s.name == "rouge1") and value["rouge1"] == 100
+    assert (
+        value["rouge1"] >= next(s.value for s in judged.scores if s.name == "rouge1")
+        and value["rouge1"] == 100
+    )

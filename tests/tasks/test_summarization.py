@@ -38,10 +38,18 @@ def test_sentences_end_where_readers_see_an_end(text: str) -> None:
 def test_the_baselines_are_the_first_sentence_the_first_three_and_the_longest() -> None:
     rows = Dataset.from_dict({"source": ["A b. C d e f. G. H.", "Only one"], "target": ["A b.", "one"]})
     assert task_of().systems(rows) == {
-        "lead_1": ["A b.", "Only one"], "lead_3": ["A b. C d e f. G.", "Only one"], "longest_sentence": ["C d e f.", "Only one"],
-    }  # fmt: skip
-    scores = task_of().baselines(Splits(train=rows), Outputs(features=None, rows=rows, tokenizer=None, resamples=20, seed=0))  # type: ignore[arg-type]
-    assert {score.when for score in scores} == {"baseline:lead_1", "baseline:lead_3", "baseline:longest_sentence"}
+        "lead_1": ["A b.", "Only one"],
+        "lead_3": ["A b. C d e f. G.", "Only one"],
+        "longest_sentence": ["C d e f.", "Only one"],
+    }
+    scores = task_of().baselines(
+        Splits(train=rows), Outputs(features=None, rows=rows, tokenizer=None, resamples=20, seed=0)
+    )  # type: ignore[arg-type]
+    assert {score.when for score in scores} == {
+        "baseline:lead_1",
+        "baseline:lead_3",
+        "baseline:longest_sentence",
+    }
     value = {(score.when, score.name): score.value for score in scores}
     # lead_1: row 1 perfect; row 2 has one word of two: F1 2/3
     assert value["baseline:lead_1", "rouge1"] == pytest.approx(100 * (1 + 2 / 3) / 2)
@@ -57,22 +65,37 @@ def test_scores_are_those_of_rouge_score_and_a_stem_counts_where_it_is_asked_for
     names = ["rouge1", "rouge2", "rougeL", "rougeLsum"]
     for stem in (False, True):
         reference = RougeScorer(names, use_stemmer=stem)
-        expected = [[reference.score(t, p)[name].fmeasure for t, p in zip(right, said, strict=True)] for name in names]
+        expected = [
+            [reference.score(t, p)[name].fmeasure for t, p in zip(right, said, strict=True)] for name in names
+        ]
         found = task_of(stem=stem).text_scores(said, rows, resamples=0, seed=0)
         assert [score.name for score in found] == names
-        assert [score.value for score in found] == pytest.approx([100 * sum(v) / 2 for v in expected], abs=1e-9)
-        assert task_of(stem=stem).sentence_scores(said, rows).tolist() == pytest.approx([100 * v for v in expected[2]], abs=1e-9)
+        assert [score.value for score in found] == pytest.approx(
+            [100 * sum(v) / 2 for v in expected], abs=1e-9
+        )
+        assert task_of(stem=stem).sentence_scores(said, rows).tolist() == pytest.approx(
+            [100 * v for v in expected[2]], abs=1e-9
+        )
 
 
-@pytest.mark.parametrize("text", ["火车八点钟到达车站", "電車は八時に駅に着きます", "รถไฟมาถึงแปดโมง", "यह ट्रेन आठ बजे आती है"])
+@pytest.mark.parametrize(
+    "text", ["火车八点钟到达车站", "電車は八時に駅に着きます", "รถไฟมาถึงแปดโมง", "यह ट्रेन आठ बजे आती है"]
+)
 def test_a_perfect_summary_scores_100_in_every_script(text: str) -> None:
     rows = Dataset.from_dict({"source": ["x"], "target": [text]})
-    assert [score.value for score in task_of().text_scores([text], rows, resamples=0, seed=0)] == pytest.approx([100] * 4)
+    assert [
+        score.value for score in task_of().text_scores([text], rows, resamples=0, seed=0)
+    ] == pytest.approx([100] * 4)
 
 
 def test_of_several_references_the_best_one_counts() -> None:
-    rows = Dataset.from_dict({"source": ["x"], "target": ["nothing alike"], "references": [["a b c", "one two three"]]})
-    found = {score.name: score.value for score in task_of().text_scores(["one two three"], rows, resamples=0, seed=0)}
+    rows = Dataset.from_dict(
+        {"source": ["x"], "target": ["nothing alike"], "references": [["a b c", "one two three"]]}
+    )
+    found = {
+        score.name: score.value
+        for score in task_of().text_scores(["one two three"], rows, resamples=0, seed=0)
+    }
     assert set(found.values()) == {100.0}
 
 
@@ -80,4 +103,6 @@ def test_columns_go_by_their_usual_names() -> None:
     config = hftk.DataConfig(validation_fraction=0.0, test_fraction=0.0)
     rows = [{"dialogue": f"text {i}", "summary": f"t {i}", "id": str(i)} for i in range(9)]
     train = hftk.load_splits(config, task_of(), rows).train
-    assert sorted(train.column_names) == ["source", "target"] and set(train["target"]) == {f"t {i}" for i in range(9)}
+    assert sorted(train.column_names) == ["source", "target"] and set(train["target"]) == {
+        f"t {i}" for i in range(9)
+    }

@@ -1,4 +1,5 @@
-"""Baselines score what can be worked out, learn what can be learnt from words, and help to find labels that are wrong."""
+"""Baselines score what can be worked out, learn what can be learnt from words, and help to find labels that
+are wrong."""
 
 from __future__ import annotations
 
@@ -21,19 +22,33 @@ from hftk.tasks.labels import MULTI, REGRESSION, SINGLE
 from hftk.tasks.tfidf import Majority, TfIdf, cross_validate, fit_tfidf
 
 NAMES = ["cat", "dog", "fish"]
-WORDS = {"cat": "purrs meows whiskers mouse", "dog": "barks fetches kennel bone", "fish": "swims gills water coral"}
+WORDS = {
+    "cat": "purrs meows whiskers mouse",
+    "dog": "barks fetches kennel bone",
+    "fish": "swims gills water coral",
+}
 
 
 def rows_of(
-    texts: Sequence[str], labels: Sequence[Any], pairs: Sequence[str] | None = None, names: Sequence[str] = NAMES
+    texts: Sequence[str],
+    labels: Sequence[Any],
+    pairs: Sequence[str] | None = None,
+    names: Sequence[str] = NAMES,
 ) -> Dataset:
     """The kind of problem follows from the first label."""
     classes = ClassLabel(names=list(names))
     first = labels[0]
-    kind = List(classes) if isinstance(first, list) else Value("float64") if isinstance(first, float) else classes
+    kind = (
+        List(classes)
+        if isinstance(first, list)
+        else Value("float64")
+        if isinstance(first, float)
+        else classes
+    )
     table = {"text": list(texts)} | ({"text_pair": list(pairs)} if pairs is not None else {})
     return Dataset.from_dict(
-        {**table, "label": list(labels)}, features=Types({**{r: Value("string") for r in table}, "label": kind})
+        {**table, "label": list(labels)},
+        features=Types({**{r: Value("string") for r in table}, "label": kind}),
     )
 
 
@@ -53,7 +68,7 @@ def values(answers: Answers, rows: Dataset) -> dict[str, float]:
     return {score.name: score.value for score in scores(answers, rows, resamples=0, seed=0)}
 
 
-# Majority ------------------------------------------------------------------------------------------------------------
+# --- Majority
 
 
 def test_the_majority_scores_the_share_of_its_class() -> None:
@@ -77,7 +92,7 @@ def test_the_majority_of_numbers_is_their_mean() -> None:
     assert answer.chosen.tolist() == [2.0, 2.0] and values(answer, test)["mse"] == pytest.approx((1 + 9) / 2)
 
 
-# TF-IDF --------------------------------------------------------------------------------------------------------------
+# --- TF-IDF
 
 
 def test_words_that_tell_the_class_are_learnt() -> None:
@@ -98,7 +113,9 @@ def test_scripts_without_blanks_are_told_by_their_characters() -> None:
         ["房间很脏，太差了", "服务差，不满意", "早餐太差，再也不来"],
     )
     train = rows_of(good + bad, [0] * 3 + [1] * 3)
-    assert fit_tfidf(Splits(train=train)).answer(rows_of(["这里很好", "这里太差"], [0, 1])).chosen.tolist() == [0, 1]
+    assert fit_tfidf(Splits(train=train)).answer(
+        rows_of(["这里很好", "这里太差"], [0, 1])
+    ).chosen.tolist() == [0, 1]
 
 
 def test_texts_without_a_word_are_no_crash() -> None:
@@ -137,7 +154,9 @@ def several(count: int, seed: int) -> Dataset:
     for i in range(count):
         said = [word for word, share in (("rare", 0.2), ("often", 0.6)) if r.random() < share]
         texts.append(" ".join([*said, f"n{i}"]))
-        labels.append([n for n, word in enumerate(("rare", "often")) if word in said and (n or r.random() < 0.5)])
+        labels.append(
+            [n for n, word in enumerate(("rare", "often")) if word in said and (n or r.random() < 0.5)]
+        )
     if not labels[0]:
         texts, labels = texts[::-1], labels[::-1]
     return rows_of(texts, labels)
@@ -147,7 +166,9 @@ def test_thresholds_of_several_labels_are_tuned_on_the_validation_split_alone() 
     train, validation, test = several(200, 0), several(200, 1), several(200, 2)
     plain = fit_tfidf(Splits(train=train, validation=validation))
     tuned = fit_tfidf(Splits(train=train, validation=validation), tune_thresholds=True)
-    np.testing.assert_array_equal(plain.scores(list(test["text"]), None), tuned.scores(list(test["text"]), None))
+    np.testing.assert_array_equal(
+        plain.scores(list(test["text"]), None), tuned.scores(list(test["text"]), None)
+    )
     assert (
         values(tuned.answer(validation), validation)["f1_macro"]
         > values(plain.answer(validation), validation)["f1_macro"]
@@ -157,7 +178,9 @@ def test_thresholds_of_several_labels_are_tuned_on_the_validation_split_alone() 
 
 
 def test_one_label_that_may_be_absent_is_learnt() -> None:
-    train = rows_of(["spam offer", "hello you", "offer now", "hello there"], [[0], [], [0], []], names=["spam"])
+    train = rows_of(
+        ["spam offer", "hello you", "offer now", "hello there"], [[0], [], [0], []], names=["spam"]
+    )
     answer = fit_tfidf(Splits(train=train)).answer(train)
     assert answer.probabilities is not None and answer.probabilities.shape == (4, 1)
     assert answer.chosen[:, 0].tolist() == [True, False, True, False]
@@ -168,21 +191,29 @@ def test_large_sets_are_thinned_and_that_is_said(monkeypatch: pytest.MonkeyPatch
     rows = animals(300)
     by_class = rows.select(np.argsort(rows["label"], kind="stable"))  # the first 90 rows are cats
     found = values(fit_tfidf(Splits(train=by_class)).answer(rows), rows)
-    assert found["accuracy"] > 0.9 and "fitted on 90 of 300 training rows, drawn at random" in console.noted()[-1]
+    assert (
+        found["accuracy"] > 0.9
+        and "fitted on 90 of 300 training rows, drawn at random" in console.noted()[-1]
+    )
 
 
 def test_the_task_names_its_baselines_and_gives_intervals() -> None:
     train, test = animals(90), animals(40, seed=1)
     task = Classification(ClassificationConfig())
-    found = task.baselines(Splits(train=train), Outputs(features=None, rows=test, tokenizer=None, resamples=50, seed=0))  # type: ignore[arg-type]
+    found = task.baselines(
+        Splits(train=train), Outputs(features=None, rows=test, tokenizer=None, resamples=50, seed=0)
+    )  # type: ignore[arg-type]
     accuracy = {score.when: score for score in found if score.name == "accuracy"}
     assert set(accuracy) == {"baseline:majority", "baseline:tfidf"}
     share = np.mean(truth(test, labels_in(test)) == np.bincount(truth(train, labels_in(train))).argmax())
     assert accuracy["baseline:majority"].value == pytest.approx(share)
-    assert all(score.interval and score.interval[0] <= score.value <= score.interval[1] for score in accuracy.values())
+    assert all(
+        score.interval and score.interval[0] <= score.value <= score.interval[1]
+        for score in accuracy.values()
+    )
 
 
-# Cross-validation ----------------------------------------------------------------------------------------------------
+# --- Cross-validation
 
 
 def test_out_of_fold_answers_are_of_models_that_have_not_seen_the_row() -> None:
@@ -205,7 +236,9 @@ def test_out_of_fold_answers_are_good_where_words_tell_and_the_same_each_time() 
 @pytest.mark.parametrize(
     "labels, shape", [([[0], [], [1], [0, 1], []] * 4, (20, 3)), ([0.5, 1.0, 2.0, 0.0] * 5, (20,))]
 )
-def test_out_of_fold_answers_of_other_kinds_have_their_shape(labels: list[Any], shape: tuple[int, ...]) -> None:
+def test_out_of_fold_answers_of_other_kinds_have_their_shape(
+    labels: list[Any], shape: tuple[int, ...]
+) -> None:
     found = cross_validate(rows_of([f"text {i % 7}" for i in range(20)], labels))
     assert found.shape == shape and np.isfinite(found).all()
 
@@ -216,7 +249,7 @@ def test_where_one_class_alone_was_seen_it_is_the_answer() -> None:
     assert cross_validate(rows_of(["a", "b"], [0, 1])).argmax(1).tolist() == [1, 0]  # fewer rows than folds
 
 
-# Suspicious labels ---------------------------------------------------------------------------------------------------
+# --- Suspicious labels
 
 
 def logits_for(classes: np.ndarray, sure: float = 2.0) -> np.ndarray:
@@ -259,10 +292,14 @@ def test_one_opinion_alone_makes_no_suspicion() -> None:
     clean = animals(200)
     rows = flip(clean, [3, 50])
     given = truth(rows, labels_in(rows))
-    assert not label_errors.find_label_errors(Splits(train=rows), lambda *_: (rows, {"logits": logits_for(given)}), most=20)[0]["rows"]
+    assert not label_errors.find_label_errors(
+        Splits(train=rows), lambda *_: (rows, {"logits": logits_for(given)}), most=20
+    )[0]["rows"]
     clean_truth = truth(clean, labels_in(clean))
     off = (clean_truth + 1) % 3  # the model believes nothing, the words are right
-    sections = label_errors.find_label_errors(Splits(train=clean), lambda *_: (clean, {"logits": logits_for(off)}), most=20)
+    sections = label_errors.find_label_errors(
+        Splits(train=clean), lambda *_: (clean, {"logits": logits_for(off)}), most=20
+    )
     assert len(sections[0]["rows"]) < 5
 
 
@@ -283,12 +320,19 @@ def test_of_several_labels_the_least_believed_decision_is_told() -> None:
 
 def test_decisions_about_several_labels_go_by_tuned_thresholds() -> None:
     true = np.array([[1.0], [0], [1], [1], [0], [0], [0]])
-    own = np.array([[0.1], [0.3], [0.3], [0.3], [0.05], [0.05], [0.05]])  # a rare label: the model never reaches 0.5
-    other = np.array([[0.1], [0.4], [0.45], [0.38], [0.1], [0.1], [0.1]])  # best F1 with a threshold below 0.38
+    own = np.array(
+        [[0.1], [0.3], [0.3], [0.3], [0.05], [0.05], [0.05]]
+    )  # a rare label: the model never reaches 0.5
+    other = np.array(
+        [[0.1], [0.4], [0.45], [0.38], [0.1], [0.1], [0.1]]
+    )  # best F1 with a threshold below 0.38
     belief, _, probability = label_errors._several(true, own, other, None)
     assert np.isfinite(belief).tolist() == [True, False, False, False, False, False, False]
     belief, label, probability = label_errors._several(true, own, other, [0.2])
-    assert np.isfinite(belief).tolist() == [True, True, False, False, False, False, False] and label.tolist() == [0] * 7
+    assert (
+        np.isfinite(belief).tolist() == [True, True, False, False, False, False, False]
+        and label.tolist() == [0] * 7
+    )
     assert probability[:2].tolist() == pytest.approx([0.1, 0.65])  # of the decision: present, and absent
     assert (belief[:2] < 0.5).all()
 
@@ -296,7 +340,9 @@ def test_decisions_about_several_labels_go_by_tuned_thresholds() -> None:
 def test_a_doubt_about_several_labels_needs_to_be_as_sure_as_of_rows_labelled_so() -> None:
     true = np.array([[1.0], [1], [0], [0], [0]])
     for probability, doubted in ((0.79, False), (0.81, True)):
-        opinion = np.array([[0.7], [0.9], [probability], [0.1], [0.1]])  # the mean of those that have it is 0.8
+        opinion = np.array(
+            [[0.7], [0.9], [probability], [0.1], [0.1]]
+        )  # the mean of those that have it is 0.8
         belief, _, _ = label_errors._several(true, opinion, opinion, None)
         assert np.isfinite(belief).tolist() == [False, False, doubted, False, False]
     never = label_errors._several(np.zeros((3, 1)), np.full((3, 1), 0.9), np.full((3, 1), 0.9), None)
@@ -317,18 +363,24 @@ def test_a_probability_is_centred_at_its_threshold_and_keeps_its_order(threshold
 def test_planted_missing_labels_of_several_are_found() -> None:
     r = np.random.default_rng(0)
     sets = [[i for i in range(3) if r.random() < 0.5] for _ in range(200)]
-    texts = [" ".join([*(r.choice(WORDS[NAMES[i]].split()) for i in row), f"n{n}"]) for n, row in enumerate(sets)]
+    texts = [
+        " ".join([*(r.choice(WORDS[NAMES[i]].split()) for i in row), f"n{n}"]) for n, row in enumerate(sets)
+    ]
     first = next(i for i, row in enumerate(sets) if len(row) == 2)
     given = [row[1:] if i == first else row for i, row in enumerate(sets)]
     rows = rows_of(texts, given)
     present = np.array([[i in row for i in range(3)] for row in sets])
     outputs = {"logits": np.where(present, 3.0, -3.0), "chosen": present}
     (section,) = label_errors.find_label_errors(Splits(train=rows), lambda *_: (rows, outputs), most=20)
-    (tuned,) = label_errors.find_label_errors(Splits(train=rows), lambda *_: (rows, outputs), most=20, thresholds=[0.1, 0.9, 0.5])
+    (tuned,) = label_errors.find_label_errors(
+        Splits(train=rows), lambda *_: (rows, outputs), most=20, thresholds=[0.1, 0.9, 0.5]
+    )
     assert tuned["rows"][0]["row"] == first
     line = section["rows"][0]
     assert (
-        line["row"] == first and line["prediction"] == NAMES[sets[first][0]] and line["label"] == NAMES[sets[first][1]]
+        line["row"] == first
+        and line["prediction"] == NAMES[sets[first][0]]
+        and line["label"] == NAMES[sets[first][1]]
     )
 
 
@@ -347,7 +399,9 @@ def test_finish_looks_for_suspicious_labels_unless_told_not_to() -> None:
     assert task.after_training(model, Splits(train=rows), lambda *_: None) == []  # type: ignore[arg-type, return-value]
     task = Classification(ClassificationConfig())
     right = truth(rows, labels_in(rows))
-    sections = task.after_training(model, Splits(train=rows), lambda *_: (rows, {"logits": logits_for(right)}))
+    sections = task.after_training(
+        model, Splits(train=rows), lambda *_: (rows, {"logits": logits_for(right)})
+    )
     assert [section["title"] for section in sections] == ["Suspicious labels"] and not sections[0]["rows"]
 
 
@@ -358,10 +412,13 @@ def test_the_kinds_are_told_from_the_columns_types() -> None:
 
 def test_conflicting_labels_are_shown_with_split_and_row() -> None:
     pair = {
-        "first": {"text": "a", "label": "x"}, "other": {"text": "A", "label": "y"},
+        "first": {"text": "a", "label": "x"},
+        "other": {"text": "A", "label": "y"},
         "places": [["train", "train.csv", 3], ["test", "test.csv", 7]],
-    }  # fmt: skip
-    facts = {"conflicts": {"train": {"rows": 0, "examples": []}, "train and test": {"rows": 1, "examples": [pair]}}}
+    }
+    facts = {
+        "conflicts": {"train": {"rows": 0, "examples": []}, "train and test": {"rows": 1, "examples": [pair]}}
+    }
     (section,) = label_errors.find_conflicts(Splits(train=animals(3), facts=facts))
     assert section["rows"] == [
         {
@@ -383,11 +440,15 @@ def test_a_training_split_of_one_class_has_a_baseline_that_answers_it() -> None:
         Outputs(features=None, rows=test, tokenizer=None, resamples=0, seed=0),  # type: ignore[arg-type]
     )
     accuracy = {score.when: score.value for score in scores if score.name == "accuracy"}
-    assert accuracy["baseline:tfidf"] == accuracy["baseline:majority"] == np.mean(np.array(test["label"]) == 1)
+    assert (
+        accuracy["baseline:tfidf"] == accuracy["baseline:majority"] == np.mean(np.array(test["label"]) == 1)
+    )
 
 
 def test_rows_of_a_sorted_file_that_lack_classes_are_noted(capsys: pytest.CaptureFixture[str]) -> None:
-    Classification(ClassificationConfig()).model_settings(Splits(train=rows_of(["cat purr", "cat mew"], [1, 1])))
+    Classification(ClassificationConfig()).model_settings(
+        Splits(train=rows_of(["cat purr", "cat mew"], [1, 1]))
+    )
     assert "hold 1 of the 3 classes" in capsys.readouterr().out
     Classification(ClassificationConfig()).model_settings(Splits(train=animals(9)))
     assert "classes" not in capsys.readouterr().out

@@ -35,7 +35,10 @@ class Vowels(Task):
         return {"num_labels": 1}
 
     def encode(self, rows: Any, tokenizer: Any, *, max_length: int, training: bool) -> Features:
-        ids = [np.array(i) for i in tokenizer(list(rows["text"]), truncation=True, max_length=max_length)["input_ids"]]
+        ids = [
+            np.array(i)
+            for i in tokenizer(list(rows["text"]), truncation=True, max_length=max_length)["input_ids"]
+        ]
         columns: dict[str, Any] = {"input_ids": ids}
         if "count" in rows.column_names:
             columns["labels"] = [np.float32(count) for count in rows["count"]]
@@ -46,7 +49,10 @@ class Vowels(Task):
 
     def outputs(self, model: Any, batch: Any) -> Any:
         found = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, 0]
-        return {"prediction": found, **({"loss": (found - batch["labels"]) ** 2} if "labels" in batch else {})}
+        return {
+            "prediction": found,
+            **({"loss": (found - batch["labels"]) ** 2} if "labels" in batch else {}),
+        }
 
     def scores(self, outputs: Outputs) -> list[Score]:
         true = np.array(list(outputs.rows["count"]), float)
@@ -94,4 +100,7 @@ def test_a_task_of_60_lines_trains_predicts_evaluates_compares_reports_and_resum
     assert {score["name"] for score in json.loads(capsys.readouterr().out)} >= {"pearson", "mse"}
     assert main(["compare", str(tmp_path / "a"), str(tmp_path / "b"), "--resamples", "50"]) == 0
     assert "pearson" in capsys.readouterr().out
-    assert main(["report", str(tmp_path / "a"), str(tmp_path / "b"), "--output", str(tmp_path / "both.html")]) == 0
+    assert (
+        main(["report", str(tmp_path / "a"), str(tmp_path / "b"), "--output", str(tmp_path / "both.html")])
+        == 0
+    )

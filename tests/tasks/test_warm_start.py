@@ -1,4 +1,5 @@
-"""Encoders such as BERT as both halves of an encoder-decoder: what is new, what is learned, saved and loaded again."""
+"""Encoders such as BERT as both halves of an encoder-decoder: what is new, what is learned, saved and loaded
+again."""
 
 from __future__ import annotations
 
@@ -26,13 +27,19 @@ pytestmark = pytest.mark.usefixtures("tiny_runs")
 
 
 def encoder_folder(folder: Path, kind: str, **fields: Any) -> str:
-    """A small encoder with its tokenizer, as it comes from elsewhere: letters are the tokens, between [CLS] and [SEP]."""
+    """A small encoder with its tokenizer, as it comes from elsewhere: letters are the tokens, between [CLS]
+    and [SEP]."""
     from transformers import AutoConfig, AutoModel
 
     tokenizer = train_characters(["abcd."], 16, frame="bert")
     extra = 1 if kind == "roberta" else 0  # positions begin behind the padding's id, 0
     made = AutoConfig.for_model(
-        kind, vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id, max_position_embeddings=CONTEXT + extra, **SIZE, **fields
+        kind,
+        vocab_size=len(tokenizer),
+        pad_token_id=tokenizer.pad_token_id,
+        max_position_embeddings=CONTEXT + extra,
+        **SIZE,
+        **fields,
     )
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -48,14 +55,18 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 @pytest.fixture
 def loaded(folder: str) -> Any:
-    task, model, tokenizer = made_pairs.load(make_config("unused", "", name=folder), Splits(train=rows_of(48)))
+    task, model, tokenizer = made_pairs.load(
+        make_config("unused", "", name=folder), Splits(train=rows_of(48))
+    )
     return task, model.eval(), tokenizer
 
 
 def batch_of(loaded: Any, rows: Dataset) -> dict[str, torch.Tensor]:
     task, model, tokenizer = loaded
     features = task.encode(rows, tokenizer, max_length=CONTEXT, training=True)
-    batch: dict[str, torch.Tensor] = task.collator(tokenizer, model, training=True)([features[i] for i in range(len(rows))])
+    batch: dict[str, torch.Tensor] = task.collator(tokenizer, model, training=True)(
+        [features[i] for i in range(len(rows))]
+    )
     return batch
 
 
@@ -65,11 +76,16 @@ def test_both_halves_have_the_weights_of_the_encoder_and_only_cross_attention_is
     forget()
     _, model, _ = made_pairs.load(make_config("unused", "", name=folder), Splits(train=rows_of(48)))
     own = dict(AutoModel.from_pretrained(folder).named_parameters())
-    encoder, decoder = dict(model.encoder.named_parameters()), dict(model.decoder.base_model.named_parameters())
+    encoder, decoder = (
+        dict(model.encoder.named_parameters()),
+        dict(model.decoder.base_model.named_parameters()),
+    )
     for name, weight in own.items():
         assert torch.equal(encoder[name], weight), name
         assert name.startswith("pooler.") or torch.equal(decoder[name], weight), name
-    assert decoder.keys() - own.keys() and all("crossattention" in name for name in decoder.keys() - own.keys())
+    assert decoder.keys() - own.keys() and all(
+        "crossattention" in name for name in decoder.keys() - own.keys()
+    )
     assert any("Rothe et al. 2020" in line and "cross-attention" in line for line in noted())
 
 
@@ -82,7 +98,11 @@ def test_the_start_token_is_given_and_not_learned_and_the_end_is_learned(loaded:
     assert batch["labels"].tolist() == [[b, c, sep], [d, sep, -100]]
     assert batch["decoder_input_ids"].tolist() == [[cls, b, c], [cls, d, sep]]
     for settings in (model.config, model.generation_config):
-        assert (settings.decoder_start_token_id, settings.eos_token_id, settings.pad_token_id) == (cls, sep, pad)
+        assert (settings.decoder_start_token_id, settings.eos_token_id, settings.pad_token_id) == (
+            cls,
+            sep,
+            pad,
+        )
 
 
 def test_the_decoder_sees_no_later_token_and_the_loss_ignores_padding(loaded: Any) -> None:
@@ -105,12 +125,16 @@ def test_the_decoder_sees_no_later_token_and_the_loss_ignores_padding(loaded: An
 def test_one_global_batch_gives_one_gradient_however_it_is_split(folder: str, tmp_path: Path) -> None:
     splits = Splits(train=rows_of(48))
     runs = {
-        size: made_pairs.fit(make_config(tmp_path / str(size), "", name=folder, train={"per_device_batch_size": size}), splits)
+        size: made_pairs.fit(
+            make_config(tmp_path / str(size), "", name=folder, train={"per_device_batch_size": size}), splits
+        )
         for size in (16, 3)
     }
     (_, whole), (_, cut) = runs.values()
     assert made_pairs.difference(whole, cut) < CLOSE
-    assert not any("pooler" in name for name in whole), "no decoder looks at it, and DistributedDataParallel waits for every gradient"
+    assert not any("pooler" in name for name in whole), (
+        "no decoder looks at it, and DistributedDataParallel waits for every gradient"
+    )
 
 
 def test_every_trained_weight_has_a_gradient(loaded: Any) -> None:
@@ -128,13 +152,18 @@ def test_what_was_saved_is_loaded_by_transformers_and_by_hftk_alike(folder: str,
     trained, _ = made_pairs.fit(config, Splits(train=rows))
     made_pairs.scatter(trained.model, 3.0)
     trained.model.save_pretrained(tmp_path)
-    judged = hftk.evaluate(made_pairs.task_of(config), trained.model, trained.tokenizer, ("test", rows), config.eval)
+    judged = hftk.evaluate(
+        made_pairs.task_of(config), trained.model, trained.tokenizer, ("test", rows), config.eval
+    )
     assert judged is not None
     tokenizer = AutoTokenizer.from_pretrained(tmp_path)
     for auto in (EncoderDecoderModel, AutoModelForSeq2SeqLM):
         model = auto.from_pretrained(tmp_path).eval()
         inputs = tokenizer(rows["source"][0], return_tensors="pt")
-        text = tokenizer.decode(model.generate(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"])[0], skip_special_tokens=True)
+        text = tokenizer.decode(
+            model.generate(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"])[0],
+            skip_special_tokens=True,
+        )
         assert text == judged.predictions[0]["prediction"]
     again = make_config("unused", "", name=str(tmp_path))
     task, model, tokenizer = made_pairs.load(again, Splits(train=rows))
@@ -150,9 +179,16 @@ def test_the_context_is_that_of_both_halves_and_longer_sources_are_cut(loaded: A
     features = task.encode(rows, tokenizer, max_length=CONTEXT, training=True)
     assert features.facts["truncated_rows"] == 1 and len(features.columns["input_ids"][0]) == CONTEXT
     assert features.facts["tokens_lost"] == 100 + 2 - CONTEXT
-    hftk.evaluate(task, model, tokenizer, ("test", rows), task.config.eval)  # the longest inputs and targets that fit
+    hftk.evaluate(
+        task, model, tokenizer, ("test", rows), task.config.eval
+    )  # the longest inputs and targets that fit
     with pytest.raises(InputError, match=f"at most {CONTEXT} tokens"):
-        task.encode(Dataset.from_dict({"source": ["a"], "target": ["c" * CONTEXT]}), tokenizer, max_length=CONTEXT, training=True)
+        task.encode(
+            Dataset.from_dict({"source": ["a"], "target": ["c" * CONTEXT]}),
+            tokenizer,
+            max_length=CONTEXT,
+            training=True,
+        )
 
 
 def test_a_limit_of_targets_above_the_positions_of_the_decoder_is_refused(folder: str) -> None:
@@ -164,7 +200,9 @@ def test_a_limit_of_targets_above_the_positions_of_the_decoder_is_refused(folder
 def test_an_encoder_without_a_decoder_of_its_kind_is_refused_with_what_to_use(tmp_path: Path) -> None:
     from transformers import AutoModel, DistilBertConfig
 
-    AutoModel.from_config(DistilBertConfig(vocab_size=16, dim=32, n_layers=1, n_heads=2, hidden_dim=64)).save_pretrained(tmp_path)
+    AutoModel.from_config(
+        DistilBertConfig(vocab_size=16, dim=32, n_layers=1, n_heads=2, hidden_dim=64)
+    ).save_pretrained(tmp_path)
     config = make_config("unused", "", name=str(tmp_path))
     with pytest.raises(InputError, match="no decoder with cross-attention") as caught:
         check_model(config.model, made_pairs.task_of(config))
@@ -172,7 +210,9 @@ def test_an_encoder_without_a_decoder_of_its_kind_is_refused_with_what_to_use(tm
 
 
 def test_dropout_is_set_on_both_halves(folder: str, tmp_path: Path) -> None:
-    trained, _ = made_pairs.fit(make_config(tmp_path, "", name=folder, model={"dropout": 0.3}), Splits(train=rows_of(48)))
+    trained, _ = made_pairs.fit(
+        make_config(tmp_path, "", name=folder, model={"dropout": 0.3}), Splits(train=rows_of(48))
+    )
     config: Any = trained.model.config
     assert {config.encoder.hidden_dropout_prob, config.decoder.attention_probs_dropout_prob} == {0.3}
     task = made_pairs.task_of(make_config("unused", "", name=str(tmp_path), model={"dropout": 0.1}))
@@ -195,7 +235,10 @@ def test_chinese_comes_out_as_it_went_in(tmp_path: Path) -> None:
     tokenizer = train_wordpiece(texts, 200)
     BertModel(BertConfig(vocab_size=len(tokenizer), **SIZE)).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
-    task, _, tokenizer = made_pairs.load(make_config("unused", "", name=str(tmp_path)), Splits(train=Dataset.from_dict({"source": texts, "target": texts})))
+    task, _, tokenizer = made_pairs.load(
+        make_config("unused", "", name=str(tmp_path)),
+        Splits(train=Dataset.from_dict({"source": texts, "target": texts})),
+    )
     for text, ids in zip(texts, task.way.answers(texts, tokenizer), strict=True):
         assert ids[-1] == tokenizer.sep_token_id and ids[0] != tokenizer.cls_token_id
         assert join_wordpieces(tokenizer.decode(ids, skip_special_tokens=True), tokenizer) == text

@@ -1,5 +1,5 @@
-"""One made-up run in a real tracker that keeps it on this machine; prints what it has kept as JSON. In a process of its own: trackers
-are global and read the environment when they are imported."""
+"""One made-up run in a real tracker that keeps it on this machine; prints what it has kept as JSON. In a
+process of its own: trackers are global and read the environment when they are imported."""
 
 import glob
 import json
@@ -23,7 +23,9 @@ SCORES = [
 
 def main(name: str) -> None:
     callback = INTEGRATION_TO_CALLBACK[name]()
-    state = SimpleNamespace(is_world_process_zero=True, global_step=3, trial_name=None, is_hyper_param_search=False)
+    state = SimpleNamespace(
+        is_world_process_zero=True, global_step=3, trial_name=None, is_hyper_param_search=False
+    )
     call = (TrainingArguments(output_dir="out", use_cpu=True, report_to=[]), state, None)
     model = SimpleNamespace(config=None) if name == "mlflow" else torch.nn.Linear(1, 1)
     callback.on_train_begin(*call, model=model)
@@ -41,7 +43,9 @@ def kept(name: str, callback: object, run: str | None) -> dict[str, float]:
         return found.data.metrics
     if name == "wandb":
         values = {
-            key: value for key, value in dict(callback._wandb.run.summary).items() if isinstance(value, (int, float))
+            key: value
+            for key, value in dict(callback._wandb.run.summary).items()
+            if isinstance(value, (int, float))
         }
         callback._wandb.finish()
         return values

@@ -17,10 +17,16 @@ from hftk.training import activation_offload
 
 def gradients(asked: bool, checkpointing: bool = False, half: bool = False) -> dict[str, torch.Tensor]:
     torch.manual_seed(0)
-    layers = torch.nn.Sequential(torch.nn.Linear(64, 512), torch.nn.GELU(), torch.nn.Linear(512, 64), torch.nn.Dropout(0.1))
+    layers = torch.nn.Sequential(
+        torch.nn.Linear(64, 512), torch.nn.GELU(), torch.nn.Linear(512, 64), torch.nn.Dropout(0.1)
+    )
     rows = torch.randn(2048, 64)
     with activation_offload.offloading(asked, layers), torch.autocast("cpu", torch.bfloat16, enabled=half):
-        made = torch.utils.checkpoint.checkpoint(layers, rows, use_reentrant=False) if checkpointing else layers(rows)
+        made = (
+            torch.utils.checkpoint.checkpoint(layers, rows, use_reentrant=False)
+            if checkpointing
+            else layers(rows)
+        )
         loss = made.square().mean()
     loss.backward()
     return {name: p.grad for name, p in layers.named_parameters() if p.grad is not None}
@@ -33,7 +39,9 @@ def test_the_gradient_has_the_same_bits(checkpointing: bool) -> None:
 
 
 @pytest.mark.parametrize("half", [False, True])
-def test_activations_move_and_weights_and_small_tensors_stay(half: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_activations_move_and_weights_and_small_tensors_stay(
+    half: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Nor do the copies of weights that autocast makes."""
     moved: list[tuple[int, ...]] = []
     unpack = activation_offload._Offload._unpack
@@ -54,7 +62,9 @@ def test_an_expanded_mask_stays_and_so_do_weights_turned_over() -> None:
     assert not activation_offload.moves(torch.zeros(8, 1, 300, 300).expand(8, 12, 300, 300), shapes)
     assert not activation_offload.moves(weight, shapes) and not activation_offload.moves(weight.T, shapes)
     assert not activation_offload.moves(weight.T.bfloat16(), shapes)
-    assert activation_offload.moves(torch.zeros(8, 12, 300, 300), shapes) and not activation_offload.moves(torch.zeros(10), shapes)
+    assert activation_offload.moves(torch.zeros(8, 12, 300, 300), shapes) and not activation_offload.moves(
+        torch.zeros(10), shapes
+    )
 
 
 def test_what_no_loss_reads_is_let_go_of() -> None:
@@ -72,9 +82,11 @@ def test_without_a_gpu_it_is_refused_before_anything_is_trained(tmp_path: Path) 
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
     config = hftk.CausalLMConfig(
-        data=DataConfig(sample="python_docs", max_rows=100), model=ModelConfig(size="tiny", vocab_size=300),
-        train=TrainConfig(activation_offload=True), output=str(tmp_path / "out"),
-    )  # fmt: skip
+        data=DataConfig(sample="python_docs", max_rows=100),
+        model=ModelConfig(size="tiny", vocab_size=300),
+        train=TrainConfig(activation_offload=True),
+        output=str(tmp_path / "out"),
+    )
     task = hftk.CausalLM(config)
     splits = hftk.load_splits(config.data, task)
     model, tokenizer = hftk.load_model(config.model, task, splits)

@@ -1,4 +1,5 @@
-"""Checkpoints become whole beside the training; where the disk refuses one, the run ends, its state is safe and nothing whole is lost."""
+"""Checkpoints become whole beside the training; where the disk refuses one, the run ends, its state is safe
+and nothing whole is lost."""
 
 from __future__ import annotations
 
@@ -44,7 +45,14 @@ def straight(tmp_path_factory: pytest.TempPathFactory) -> small_runs.Run:
 
 
 def config_of(output: Path, **train: Any) -> Any:
-    train = {"max_steps": STEPS, "save_steps": 2, "eval_steps": 3, "optimizer": "adamw", "learning_rate": 1e-3, **train}
+    train = {
+        "max_steps": STEPS,
+        "save_steps": 2,
+        "eval_steps": 3,
+        "optimizer": "adamw",
+        "learning_rate": 1e-3,
+        **train,
+    }
     return small_runs.make_config(output, dropout=0.1, train=train)
 
 
@@ -71,7 +79,7 @@ def failing(monkeypatch: pytest.MonkeyPatch, step: int, error: Exception = FULL)
     monkeypatch.setattr(checkpoints, "seal", refuse)
 
 
-# Beside the training --------------------------------------------------------------------------------------------------
+# --- Beside the training
 
 
 def test_a_sealer_does_one_thing_at_a_time_and_tells_of_an_error_once() -> None:
@@ -173,7 +181,7 @@ def test_a_checkpoint_says_what_it_was_written_with(tmp_path: Path) -> None:
     assert "training_args.bin" not in manifest["files"]
 
 
-# A disk that refuses --------------------------------------------------------------------------------------------------
+# --- A disk that refuses
 
 
 def rescued_from(error: DiskError) -> Path:
@@ -190,7 +198,11 @@ def test_a_checkpoint_that_cannot_be_sealed_ends_the_run_with_its_state_saved_el
         small_runs.fit(config, SPLITS)
     older = [s for s in (2, 4, 6) if s < step]
     assert saved(tmp_path / "out") == older
-    assert (f"checkpoint-{older[-1]} and older ones are as they were" if older else "no checkpoint was written before") in str(caught.value)
+    assert (
+        f"checkpoint-{older[-1]} and older ones are as they were"
+        if older
+        else "no checkpoint was written before"
+    ) in str(caught.value)
     assert not (tmp_path / "out" / checkpoints.FOLDER / checkpoints.STAGING).exists(), "room is made"
     rescued = rescued_from(caught.value)
     assert rescued.is_relative_to(rescue_place) and not checkpoints.damage(rescued)
@@ -199,7 +211,17 @@ def test_a_checkpoint_that_cannot_be_sealed_ends_the_run_with_its_state_saved_el
     assert checkpoints.step_of(rescued) == STEPS or saved(tmp_path / "out")[-1] == STEPS
 
 
-@pytest.mark.parametrize("file", ["model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json", "config.json"])
+@pytest.mark.parametrize(
+    "file",
+    [
+        "model.safetensors",
+        "optimizer.pt",
+        "scheduler.pt",
+        "rng_state.pth",
+        "trainer_state.json",
+        "config.json",
+    ],
+)
 def test_a_file_that_cannot_be_written_ends_the_run_with_its_state_saved_elsewhere(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, straight: small_runs.Run, file: str
 ) -> None:
@@ -214,7 +236,9 @@ def test_a_file_that_cannot_be_written_ends_the_run_with_its_state_saved_elsewhe
     config = config_of(tmp_path / "out")
     with pytest.raises(DiskError, match="a checkpoint could not be written") as caught:
         small_runs.fit(config, SPLITS, Refused)
-    assert saved(tmp_path / "out") == [2] and "checkpoint-2 and older ones are as they were" in str(caught.value)
+    assert saved(tmp_path / "out") == [2] and "checkpoint-2 and older ones are as they were" in str(
+        caught.value
+    )
     rescued = rescued_from(caught.value)
     assert checkpoints.step_of(rescued) == 4
     assert_same(small_runs.fit(override(config, {"resume": str(rescued)}), SPLITS), straight)
@@ -232,7 +256,9 @@ def test_where_there_is_no_room_elsewhere_the_message_says_so_and_the_older_one_
     assert_same(small_runs.fit(override(config, {"resume": "auto"}), SPLITS), straight)
 
 
-def test_where_the_other_place_refuses_too_nothing_is_left_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rescue_place: Path) -> None:
+def test_where_the_other_place_refuses_too_nothing_is_left_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rescue_place: Path
+) -> None:
     def refuse(*args: Any) -> None:
         raise FULL
 
@@ -242,13 +268,17 @@ def test_where_the_other_place_refuses_too_nothing_is_left_there(tmp_path: Path,
     assert not list(rescue_place.iterdir()) and saved(tmp_path / "out") == []
 
 
-def test_what_is_no_matter_of_the_disk_is_no_disk_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_no_matter_of_the_disk_is_no_disk_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     failing(monkeypatch, 2, TypeError("a defect"))
     with pytest.raises(TypeError, match="a defect"):
         small_runs.fit(config_of(tmp_path), SPLITS)
 
 
-def test_stopping_on_request_waits_for_its_checkpoint_and_tells_if_it_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stopping_on_request_waits_for_its_checkpoint_and_tells_if_it_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with small_runs.stopping_at(3), pytest.raises(StopRequested):
         small_runs.fit(config_of(tmp_path / "one"), SPLITS)
     assert saved(tmp_path / "one") == [2, 3]

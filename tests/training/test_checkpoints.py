@@ -1,4 +1,5 @@
-"""A checkpoint that exists is whole; a damaged one is named, passed over and left alone; the last good one is never deleted."""
+"""A checkpoint that exists is whole; a damaged one is named, passed over and left alone; the last good one is
+never deleted."""
 
 from __future__ import annotations
 
@@ -26,7 +27,11 @@ from hftk.training.checkpoints import (
     step_of,
 )
 
-FILES = {"model.safetensors": bytes(range(256)) * 40, "trainer_state.json": b'{"global_step": 1}', "nested/rng_state.pth": b"random"}
+FILES = {
+    "model.safetensors": bytes(range(256)) * 40,
+    "trainer_state.json": b'{"global_step": 1}',
+    "nested/rng_state.pth": b"random",
+}
 
 
 def stage(output: Path, step: int, files: dict[str, bytes] = FILES) -> tuple[Path, Path]:
@@ -70,11 +75,21 @@ def empty(path: Path) -> None:
     os.truncate(path, 0)
 
 
-HARM: dict[str, Callable[[Path], Any]] = {"truncated": truncate, "emptied": empty, "flipped": flip_a_bit, "deleted": Path.unlink}
-FOUND = {"truncated": "bytes instead of", "emptied": "has 0 bytes instead of", "flipped": "SHA-256 differs", "deleted": "is missing"}
+HARM: dict[str, Callable[[Path], Any]] = {
+    "truncated": truncate,
+    "emptied": empty,
+    "flipped": flip_a_bit,
+    "deleted": Path.unlink,
+}
+FOUND = {
+    "truncated": "bytes instead of",
+    "emptied": "has 0 bytes instead of",
+    "flipped": "SHA-256 differs",
+    "deleted": "is missing",
+}
 
 
-# Sealing and damage --------------------------------------------------------------------------------------------------
+# --- Sealing and damage
 
 
 def test_a_sealed_checkpoint_is_whole_and_keeps_its_files_and_facts(tmp_path: Path) -> None:
@@ -96,7 +111,9 @@ def test_damage_to_any_file_is_found_and_named(tmp_path: Path, harm: str, name: 
     assert bool(damage(folder, contents=False)) == (harm != "flipped")
 
 
-@pytest.mark.parametrize("content", [None, b"", b"{", b"null", b"[]", b"{}", b'{"files": 3}', b'{"files": {"a": {}}}', b"\xff\xfe"])
+@pytest.mark.parametrize(
+    "content", [None, b"", b"{", b"null", b"[]", b"{}", b'{"files": 3}', b'{"files": {"a": {}}}', b"\xff\xfe"]
+)
 def test_a_missing_or_damaged_manifest_is_damage_and_no_crash(tmp_path: Path, content: bytes | None) -> None:
     (folder,) = save(tmp_path, 1)
     (folder / MANIFEST).unlink()
@@ -123,7 +140,10 @@ def test_no_bit_of_a_manifest_can_change_unseen(tmp_path: Path) -> None:
     assert damage(final) == ""
 
 
-@pytest.mark.parametrize("name", ["optimizer.bin", "pytorch_model.bin", "model-00001-of-00002.safetensors", "sub/adapter_config.json"])
+@pytest.mark.parametrize(
+    "name",
+    ["optimizer.bin", "pytorch_model.bin", "model-00001-of-00002.safetensors", "sub/adapter_config.json"],
+)
 def test_a_file_that_would_be_loaded_and_was_not_written_is_damage(tmp_path: Path, name: str) -> None:
     (folder,) = save(tmp_path, 1)
     (folder / "notes.txt").write_text("the good one")
@@ -196,7 +216,11 @@ def test_a_whole_checkpoint_of_the_same_step_is_replaced(tmp_path: Path) -> None
     save(tmp_path, 5)
     staged, final = stage(tmp_path, 5, {"model.safetensors": b"new"})
     seal(staged, final, {})
-    assert names(tmp_path) == ["checkpoint-5"] and (final / "model.safetensors").read_bytes() == b"new" and damage(final) == ""
+    assert (
+        names(tmp_path) == ["checkpoint-5"]
+        and (final / "model.safetensors").read_bytes() == b"new"
+        and damage(final) == ""
+    )
 
 
 def test_a_damaged_checkpoint_of_the_same_step_is_kept_for_its_owner(tmp_path: Path) -> None:
@@ -208,7 +232,7 @@ def test_a_damaged_checkpoint_of_the_same_step_is_kept_for_its_owner(tmp_path: P
     assert newest_whole(tmp_path) == (tmp_path / FOLDER / "checkpoint-5", [])
 
 
-# A write that fails --------------------------------------------------------------------------------------------------
+# --- A write that fails
 
 
 @pytest.mark.parametrize("place", ["write", "sync", "rename"])
@@ -223,7 +247,9 @@ def test_a_write_that_fails_leaves_the_older_checkpoints_as_they_were(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(*{"write": (Path, "write_bytes"), "sync": (os, "fsync"), "rename": (os, "replace")}[place], full)
+        patch.setattr(
+            *{"write": (Path, "write_bytes"), "sync": (os, "fsync"), "rename": (os, "replace")}[place], full
+        )
         with pytest.raises(OSError, match="No space left"):
             seal(staged, final, {"step": 3})
     assert not final.exists() and [contents(p) for p in old] == before
@@ -244,7 +270,7 @@ def test_a_disk_that_syncs_no_folders_is_no_failure(tmp_path: Path, monkeypatch:
     assert damage(save(tmp_path, 1)[0]) == ""
 
 
-# Which one to continue from ------------------------------------------------------------------------------------------
+# --- Which one to continue from
 
 
 def test_the_newest_is_by_step_and_not_by_name_or_time(tmp_path: Path) -> None:
@@ -311,7 +337,7 @@ def test_a_path_that_will_not_do_says_why_and_what_to_type(tmp_path: Path) -> No
         choose("nowhere", tmp_path / "nothing")
 
 
-# Rotation ------------------------------------------------------------------------------------------------------------
+# --- Rotation
 
 
 def test_rotation_keeps_the_newest_and_the_best(tmp_path: Path) -> None:

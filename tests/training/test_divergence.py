@@ -1,4 +1,5 @@
-"""A loss or gradient that is not finite: found in its step, looked into, and the run ends or goes on without that step."""
+"""A loss or gradient that is not finite: found in its step, looked into, and the run ends or goes on without
+that step."""
 
 from __future__ import annotations
 
@@ -37,7 +38,17 @@ SPLITS = small_runs.splits_of(TEXTS, small_runs.one_to_a_block(8, seed=1))
 
 
 def config_of(output: Path, **train: Any) -> Any:
-    train = {"max_steps": STEPS, "per_device_batch_size": 4, "global_batch_size": 8, "save_steps": 1, "keep_checkpoints": 9, "eval_steps": 8, "optimizer": "adamw", "learning_rate": 1e-3, **train}  # fmt: skip
+    train = {
+        "max_steps": STEPS,
+        "per_device_batch_size": 4,
+        "global_batch_size": 8,
+        "save_steps": 1,
+        "keep_checkpoints": 9,
+        "eval_steps": 8,
+        "optimizer": "adamw",
+        "learning_rate": 1e-3,
+        **train,
+    }
     return small_runs.make_config(output, dropout=0.1, train=train)
 
 
@@ -51,7 +62,11 @@ class Poisoned(ExactTrainer):
             return output * float("inf")
 
         poisons = bool((batch["input_ids"] == letter).any()) and self.plain.training
-        handle = self.plain.transformer.h[1].mlp.act.register_forward_hook(poison, prepend=True) if poisons else None
+        handle = (
+            self.plain.transformer.h[1].mlp.act.register_forward_hook(poison, prepend=True)
+            if poisons
+            else None
+        )
         try:
             return super()._loss(model, batch, totals)
         finally:
@@ -73,7 +88,7 @@ def diverged(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     return output, str(caught.value)
 
 
-# The diagnosis --------------------------------------------------------------------------------------------------------
+# --- The diagnosis
 
 
 def test_the_run_ends_in_the_very_step_with_the_checkpoint_before_it(diverged: tuple[Path, str]) -> None:
@@ -81,15 +96,23 @@ def test_the_run_ends_in_the_very_step_with_the_checkpoint_before_it(diverged: t
     step = diagnosis_of(output)["step"]
     assert f"the loss of step {step} is nan" in message and step > 1
     saved = checkpoints.checkpoints(output)
-    assert [checkpoints.step_of(folder) for folder in saved] == list(range(1, step)), "it was saved after every step"
+    assert [checkpoints.step_of(folder) for folder in saved] == list(range(1, step)), (
+        "it was saved after every step"
+    )
     assert f"{saved[-1]} is kept" in message and "--train.on_non_finite skip" in message
     assert not any(checkpoints.damage(folder) for folder in saved)
 
 
 def test_the_rows_of_the_step_and_of_the_micro_batch_are_named(diverged: tuple[Path, str]) -> None:
     found = diagnosis_of(diverged[0])
-    assert len(found["rows"]) == 8 and POISONED in found["rows"] and found["rows"] == sorted(set(found["rows"]))
-    assert len(found["suspects"]) == 4 and POISONED in found["suspects"] and set(found["suspects"]) < set(found["rows"])
+    assert (
+        len(found["rows"]) == 8 and POISONED in found["rows"] and found["rows"] == sorted(set(found["rows"]))
+    )
+    assert (
+        len(found["suspects"]) == 4
+        and POISONED in found["suspects"]
+        and set(found["suspects"]) < set(found["rows"])
+    )
     assert str(POISONED) in diverged[1]
 
 
@@ -98,7 +121,9 @@ def test_the_first_module_that_gave_no_number_and_all_layers_are_named(diverged:
     assert found["first_non_finite"] == "transformer.h.1.mlp.act" and "transformer.h.1.mlp.act" in diverged[1]
     layers = {"transformer.wte", "transformer.wpe", "transformer.h.0", "transformer.h.1", "transformer.ln_f"}
     assert set(found["gradient_norms"]) == layers and set(found["gradient_norms"].values()) == {"NaN"}
-    assert set(found["activations"]) >= layers and all(0 < value < 100 for value in found["activations"].values())
+    assert set(found["activations"]) >= layers and all(
+        0 < value < 100 for value in found["activations"].values()
+    )
     assert found["weights_not_finite"] == [] and "all weights are finite" in diverged[1]
 
 
@@ -126,7 +151,9 @@ class Looking(Exploding):
 
 @pytest.mark.parametrize("trainer", [Exploding, Looking])
 @pytest.mark.parametrize("clipping", [0.0, 1.0])
-def test_the_gradient_norms_of_the_layers_are_those_before_clipping(tmp_path: Path, trainer: Any, clipping: float) -> None:
+def test_the_gradient_norms_of_the_layers_are_those_before_clipping(
+    tmp_path: Path, trainer: Any, clipping: float
+) -> None:
     config = config_of(tmp_path, max_grad_norm=clipping)
     with pytest.raises(TrainingDiverged, match="the gradient of step 4 has the norm inf"):
         small_runs.fit(config, SPLITS, trainer)
@@ -139,8 +166,12 @@ def test_the_gradient_norms_of_the_layers_are_those_before_clipping(tmp_path: Pa
 
 
 def test_looking_now_and_then_names_the_first_step_that_went_wrong(tmp_path: Path) -> None:
-    config = config_of(tmp_path, save_steps=3, log_steps=STEPS)  # step 1 and 3 are saved, the next look is after step 6
-    with pytest.raises(TrainingDiverged, match=r"the loss of step 5 is nan|the gradient of step 6 has the norm nan") as caught:
+    config = config_of(
+        tmp_path, save_steps=3, log_steps=STEPS
+    )  # step 1 and 3 are saved, the next look is after step 6
+    with pytest.raises(
+        TrainingDiverged, match=r"the loss of step 5 is nan|the gradient of step 6 has the norm nan"
+    ) as caught:
         small_runs.fit(config, SPLITS, Looking)
     found = diagnosis_of(tmp_path)
     assert found["step"] in (4, 5) and found["gradient_norms"] and len(found["rows"]) == 8
@@ -150,11 +181,16 @@ def test_looking_now_and_then_names_the_first_step_that_went_wrong(tmp_path: Pat
 @pytest.mark.parametrize(
     ("name", "layer"),
     [
-        ("transformer.h.3.mlp.c_fc.weight", "transformer.h.3"), ("bert.encoder.layer.11.output.dense", "bert.encoder.layer.11"),
-        ("decoder.block.0.layer.2.wo.weight", "decoder.block.0"), ("lm_head.weight", "lm_head"), ("classifier.bias", "classifier"),
-        ("shared", "shared"), ("model.embed_tokens.weight", "model.embed_tokens"), ("block.7", "block.7"),
+        ("transformer.h.3.mlp.c_fc.weight", "transformer.h.3"),
+        ("bert.encoder.layer.11.output.dense", "bert.encoder.layer.11"),
+        ("decoder.block.0.layer.2.wo.weight", "decoder.block.0"),
+        ("lm_head.weight", "lm_head"),
+        ("classifier.bias", "classifier"),
+        ("shared", "shared"),
+        ("model.embed_tokens.weight", "model.embed_tokens"),
+        ("block.7", "block.7"),
     ],
-)  # fmt: skip
+)
 def test_the_layer_of_a_name(name: str, layer: str) -> None:
     assert layer_of(name) == layer
 
@@ -177,10 +213,14 @@ def test_a_recipe_ends_with_1_and_no_traceback(tmp_path: Path, capsys: Any) -> N
         hftk.run(main, config_of(tmp_path / "run"), [])
     said, status = capsys.readouterr().err, json.loads((tmp_path / "run/status.json").read_text())
     assert ending.value.code == status["exit_code"] == 1 and status["state"] == "failed"
-    assert "Traceback" not in said and "rows of the step" in said and "transformer.h.1.mlp.act" in status["message"]
+    assert (
+        "Traceback" not in said
+        and "rows of the step" in said
+        and "transformer.h.1.mlp.act" in status["message"]
+    )
 
 
-# Skipping -------------------------------------------------------------------------------------------------------------
+# --- Skipping
 
 
 @contextlib.contextmanager
@@ -198,7 +238,9 @@ def weights_by_step(seen: list[dict[str, torch.Tensor]]) -> Iterator[type[ExactT
 
 
 @pytest.fixture(scope="module")
-def skipping(tmp_path_factory: pytest.TempPathFactory) -> tuple[small_runs.Run, list[dict[str, torch.Tensor]]]:
+def skipping(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> tuple[small_runs.Run, list[dict[str, torch.Tensor]]]:
     seen: list[dict[str, torch.Tensor]] = []
     config = config_of(tmp_path_factory.mktemp("skipping"), on_non_finite="skip", log_steps=2)
     with weights_by_step(seen) as trainer:
@@ -219,7 +261,9 @@ def test_a_step_that_is_skipped_changes_no_weight_and_is_counted(skipping: Any) 
 def test_the_curve_is_the_mean_over_the_steps_that_were_not_skipped(skipping: Any, tmp_path: Path) -> None:
     run, _ = skipping
     step = run.trained.data_facts["skipped_steps"][0]["step"]
-    single = small_runs.fit(config_of(tmp_path, on_non_finite="skip", log_steps=1, save_steps=0), SPLITS, Poisoned)
+    single = small_runs.fit(
+        config_of(tmp_path, on_non_finite="skip", log_steps=1, save_steps=0), SPLITS, Poisoned
+    )
     losses = {point["step"]: point["loss"] for point in single.history if "loss" in point}
     assert set(losses) == set(range(1, STEPS + 1)) - {step}
     assert small_runs.same_bits(single.weights, run.weights)
@@ -246,7 +290,9 @@ def test_a_run_that_diverged_goes_on_when_told_to_skip(skipping: Any, tmp_path: 
     config = config_of(tmp_path, log_steps=2)
     with pytest.raises(TrainingDiverged):
         small_runs.fit(config, SPLITS, Poisoned)
-    again = small_runs.fit(override(config, {"resume": "auto", "train": {"on_non_finite": "skip"}}), SPLITS, Poisoned)
+    again = small_runs.fit(
+        override(config, {"resume": "auto", "train": {"on_non_finite": "skip"}}), SPLITS, Poisoned
+    )
     assert small_runs.same_bits(again.weights, skipping[0].weights)
 
 
@@ -260,8 +306,12 @@ def test_a_gradient_that_is_not_finite_is_skipped_too(tmp_path: Path) -> None:
 def test_too_many_skips_in_a_row_end_the_run(tmp_path: Path) -> None:
     class Lost(ExactTrainer):
         def _loss(self, model: Any, batch: Any, totals: Any) -> torch.Tensor:
-            return super()._loss(model, batch, totals) * (float("nan") if self.state.global_step >= 3 else 1.0)
+            return super()._loss(model, batch, totals) * (
+                float("nan") if self.state.global_step >= 3 else 1.0
+            )
 
     config = config_of(tmp_path, on_non_finite="skip", max_steps=20, save_steps=5)
-    with pytest.raises(TrainingDiverged, match="the loss of step 14 is nan, and the 10 steps before it were skipped"):
+    with pytest.raises(
+        TrainingDiverged, match="the loss of step 14 is nan, and the 10 steps before it were skipped"
+    ):
         small_runs.fit(config, SPLITS, Lost)

@@ -23,7 +23,16 @@ from hftk.training.optimizers import (
 )
 from hftk.training.schedules import make_scheduler, schedule_factor, warmup_steps
 
-KINDS = ("linear", "cosine", "constant", "polynomial", "exponential", "step", "inverse_sqrt", "warmup_stable_decay")
+KINDS = (
+    "linear",
+    "cosine",
+    "constant",
+    "polynomial",
+    "exponential",
+    "step",
+    "inverse_sqrt",
+    "warmup_stable_decay",
+)
 OPTIMIZERS = ("adamw", "adam", "sgd", "rmsprop", "adafactor", "lion", "adamw_8bit")
 
 
@@ -50,7 +59,7 @@ def rates(config: TrainConfig, total: int, peak: float = 1.0) -> list[float]:
     return found
 
 
-# Schedules -----------------------------------------------------------------------------------------------------------
+# --- Schedules
 
 
 @pytest.mark.parametrize(("warmup", "steps"), [(0, 0), (0.1, 10), (0.999, 100), (1, 1), (30, 30)])
@@ -70,7 +79,9 @@ BY_HAND: dict[str, dict[int, float]] = {  # 100 steps after a warm-up of 20: ste
 }
 
 
-@pytest.mark.parametrize(("kind", "step", "share"), [(k, s, v) for k, at in BY_HAND.items() for s, v in at.items()])
+@pytest.mark.parametrize(
+    ("kind", "step", "share"), [(k, s, v) for k, at in BY_HAND.items() for s, v in at.items()]
+)
 def test_schedules_at_points_that_can_be_worked_out_by_hand(kind: str, step: int, share: float) -> None:
     assert schedule_factor(kind, step, 120, 20) == pytest.approx(share, abs=1e-12)
 
@@ -129,10 +140,16 @@ def test_after_the_warm_up_schedules_equal_those_of_transformers() -> None:
         "linear": of_transformers(theirs.get_linear_schedule_with_warmup, **steps),
         "cosine": of_transformers(theirs.get_cosine_schedule_with_warmup, **steps),
         "constant": of_transformers(theirs.get_constant_schedule_with_warmup, num_warmup_steps=8),
-        "polynomial": of_transformers(theirs.get_polynomial_decay_schedule_with_warmup, lr_end=0.0, power=2, **steps),
+        "polynomial": of_transformers(
+            theirs.get_polynomial_decay_schedule_with_warmup, lr_end=0.0, power=2, **steps
+        ),
         "inverse_sqrt": of_transformers(theirs.get_inverse_sqrt_schedule, num_warmup_steps=8),
         "warmup_stable_decay": of_transformers(
-            theirs.get_wsd_schedule, num_warmup_steps=8, num_stable_steps=24, num_decay_steps=8, decay_type="linear"
+            theirs.get_wsd_schedule,
+            num_warmup_steps=8,
+            num_stable_steps=24,
+            num_decay_steps=8,
+            decay_type="linear",
         ),
     }
     for kind, expected in pairs.items():
@@ -146,7 +163,9 @@ def test_after_the_warm_up_schedules_equal_those_of_transformers() -> None:
 
 
 def test_on_a_plateau_the_rate_is_halved_at_the_second_evaluation_without_a_better_loss() -> None:
-    optimizer, scheduler = one_parameter(TrainConfig(schedule="reduce_on_plateau", min_learning_rate=0.2), 100)
+    optimizer, scheduler = one_parameter(
+        TrainConfig(schedule="reduce_on_plateau", min_learning_rate=0.2), 100
+    )
     found = []
     for loss in (3.0, 2.0, 2.1, 2.0, 1.9, 1.9, 1.9, 1.9, 1.9, 1.9, 1.9):
         scheduler.step(loss)
@@ -157,7 +176,9 @@ def test_on_a_plateau_the_rate_is_halved_at_the_second_evaluation_without_a_bett
 @pytest.mark.parametrize("kind", ["cosine", "reduce_on_plateau"])
 def test_a_schedule_goes_on_from_its_saved_state(kind: Any) -> None:
     def run(steps: range, saved: dict[str, Any] | None = None) -> tuple[list[float], dict[str, Any]]:
-        optimizer, scheduler = one_parameter(TrainConfig(schedule=kind, warmup=4 if kind == "cosine" else 0), 20)
+        optimizer, scheduler = one_parameter(
+            TrainConfig(schedule=kind, warmup=4 if kind == "cosine" else 0), 20
+        )
         if saved:
             optimizer.load_state_dict(saved["optimizer"])
             scheduler.load_state_dict(saved["scheduler"])
@@ -174,7 +195,7 @@ def test_a_schedule_goes_on_from_its_saved_state(kind: Any) -> None:
     assert first + second == straight and len(set(straight)) > 2
 
 
-# Which parameters are decayed ----------------------------------------------------------------------------------------
+# --- Which parameters are decayed
 
 
 def tiny_gpt2() -> Any:
@@ -189,9 +210,16 @@ def test_matrices_are_decayed_biases_and_norms_are_not_and_tied_embeddings_count
     matrices, rest = parameter_groups(model, 0.1)
     assert (matrices["weight_decay"], rest["weight_decay"]) == (0.1, 0.0)
     assert sorted(names[id(p)].removeprefix("transformer.") for p in matrices["params"]) == [
-        "h.0.attn.c_attn.weight", "h.0.attn.c_proj.weight", "h.0.mlp.c_fc.weight", "h.0.mlp.c_proj.weight", "wpe.weight", "wte.weight",
-    ]  # fmt: skip
-    assert all(names[id(p)].endswith(("bias", "ln_1.weight", "ln_2.weight", "ln_f.weight")) for p in rest["params"])
+        "h.0.attn.c_attn.weight",
+        "h.0.attn.c_proj.weight",
+        "h.0.mlp.c_fc.weight",
+        "h.0.mlp.c_proj.weight",
+        "wpe.weight",
+        "wte.weight",
+    ]
+    assert all(
+        names[id(p)].endswith(("bias", "ln_1.weight", "ln_2.weight", "ln_f.weight")) for p in rest["params"]
+    )
     assert len(matrices["params"]) + len(rest["params"]) == len(list(model.parameters()))
     assert [id(p) for p in decayed(model.named_parameters())] == [id(p) for p in matrices["params"]]
 
@@ -199,7 +227,9 @@ def test_matrices_are_decayed_biases_and_norms_are_not_and_tied_embeddings_count
 def test_the_attention_bias_that_t5_keeps_as_an_embedding_is_a_bias() -> None:
     from transformers import T5Config, T5ForConditionalGeneration
 
-    model = T5ForConditionalGeneration(T5Config(d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2, vocab_size=11))
+    model = T5ForConditionalGeneration(
+        T5Config(d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2, vocab_size=11)
+    )
     names = {id(p): n for n, p in model.named_parameters()}
     _, rest = parameter_groups(model, 0.1)
     assert sum("relative_attention_bias" in names[id(p)] for p in rest["params"]) == 2
@@ -212,7 +242,7 @@ def test_frozen_parameters_are_in_no_group_and_empty_groups_are_left_out() -> No
     assert decayed(model.named_parameters()) == []
 
 
-# Optimizers ----------------------------------------------------------------------------------------------------------
+# --- Optimizers
 
 
 class Quadratic(torch.nn.Module):
@@ -253,7 +283,12 @@ def test_weight_decay_pulls_matrices_to_zero_and_leaves_biases(name: Any) -> Non
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
     assert (model.weight < 2).all() and (model.bias == 2).all()
-    if name in ("adamw", "adamw_8bit", "adafactor", "lion"):  # decoupled: by learning rate x decay of the weight
+    if name in (
+        "adamw",
+        "adamw_8bit",
+        "adafactor",
+        "lion",
+    ):  # decoupled: by learning rate x decay of the weight
         assert model.weight[0, 0].item() == pytest.approx(2 * (1 - 0.1 * 0.5))
     if name == "sgd":  # L2: the gradient of decay / 2 x weight^2
         assert model.weight[0, 0].item() == pytest.approx(2 - 0.1 * 0.5 * 2)
@@ -270,12 +305,19 @@ def test_the_first_step_of_adamw_is_one_learning_rate_in_the_direction_of_the_si
 def test_settings_reach_the_optimizer() -> None:
     found = make_optimizer(Quadratic(), TrainConfig(adam_beta1=0.8, adam_beta2=0.95), 0.3)
     assert found.defaults["betas"] == (0.8, 0.95) and found.param_groups[0]["lr"] == 0.3
-    assert make_optimizer(Quadratic(), TrainConfig(optimizer="sgd", adam_beta1=0.5), 0.3).defaults["momentum"] == 0.5
+    assert (
+        make_optimizer(Quadratic(), TrainConfig(optimizer="sgd", adam_beta1=0.5), 0.3).defaults["momentum"]
+        == 0.5
+    )
 
 
-def test_lion_without_bitsandbytes_is_a_clear_error_before_anything_slow(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lion_without_bitsandbytes_is_a_clear_error_before_anything_slow(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setitem(sys.modules, "bitsandbytes.optim", None)
-    with pytest.raises(InputError, match=r'lion comes from bitsandbytes, which is not installed\n.*pip install "hftk'):
+    with pytest.raises(
+        InputError, match=r'lion comes from bitsandbytes, which is not installed\n.*pip install "hftk'
+    ):
         make_optimizer(Quadratic(), TrainConfig(optimizer="lion"), 0.1)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(InputError, match="lion comes from bitsandbytes"):
@@ -285,15 +327,22 @@ def test_lion_without_bitsandbytes_is_a_clear_error_before_anything_slow(monkeyp
 def test_a_lowest_rate_above_the_default_peak_is_an_error() -> None:
     config = TrainConfig(min_learning_rate=1e-4)
     check_optimizer(config, ModelConfig(size="tiny"))
-    with pytest.raises(InputError, match=r"at most the peak, which for pre-trained weights is 5e-05, found 0\.0001"):
+    with pytest.raises(
+        InputError, match=r"at most the peak, which for pre-trained weights is 5e-05, found 0\.0001"
+    ):
         check_optimizer(config, ModelConfig(name="m"))
-    assert [peak_learning_rate(config, m) for m in (ModelConfig(name="m"), ModelConfig(size="tiny"))] == [5e-5, 1e-3]
+    assert [peak_learning_rate(config, m) for m in (ModelConfig(name="m"), ModelConfig(size="tiny"))] == [
+        5e-5,
+        1e-3,
+    ]
     assert peak_learning_rate(TrainConfig(learning_rate=0.2), ModelConfig(name="m")) == 0.2
 
 
 def test_an_adapter_has_a_higher_rate_unless_one_is_given() -> None:
     model = ModelConfig(name="m", adapter=AdapterConfig(method="dora"))
-    assert peak_learning_rate(TrainConfig(), model) == 10 * peak_learning_rate(TrainConfig(), ModelConfig(name="m"))
+    assert peak_learning_rate(TrainConfig(), model) == 10 * peak_learning_rate(
+        TrainConfig(), ModelConfig(name="m")
+    )
     assert peak_learning_rate(TrainConfig(learning_rate=0.2), model) == 0.2
 
 
@@ -302,7 +351,9 @@ def test_eight_bits_step_nearly_as_32_and_count_as_they_are_held() -> None:
 
     def trained(name: Any) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
         torch.manual_seed(0)
-        model = torch.nn.Sequential(torch.nn.Embedding(64, 128), torch.nn.Linear(128, 128), torch.nn.Linear(128, 2))
+        model = torch.nn.Sequential(
+            torch.nn.Embedding(64, 128), torch.nn.Linear(128, 128), torch.nn.Linear(128, 2)
+        )
         optimizer = make_optimizer(model, TrainConfig(optimizer=name), 1e-2)
         for _ in range(3):
             model(torch.arange(64)).square().sum().backward()
@@ -314,14 +365,21 @@ def test_eight_bits_step_nearly_as_32_and_count_as_they_are_held() -> None:
     for one, other in zip(full.parameters(), low.parameters(), strict=True):
         assert torch.allclose(one, other, atol=5e-3)
     states = [
-        t for state in optimizer.state.values() for name, t in state.items() if name.startswith(("state", "absmax"))
+        t
+        for state in optimizer.state.values()
+        for name, t in state.items()
+        if name.startswith(("state", "absmax"))
     ]
     assert sum(t.nbytes for t in states) == state_bytes("adamw_8bit", low)
     kept = optimizer.state_dict()
-    assert [t.dtype for t in states].count(torch.uint8) == 2, "the middle matrix alone: no embeddings, no small tensors"
+    assert [t.dtype for t in states].count(torch.uint8) == 2, (
+        "the middle matrix alone: no embeddings, no small tensors"
+    )
     again = make_optimizer(low, TrainConfig(optimizer="adamw_8bit"), 1e-2)
     again.load_state_dict(kept)
-    assert torch.equal(next(iter(again.state.values()))["state1"], next(iter(optimizer.state.values()))["state1"])
+    assert torch.equal(
+        next(iter(again.state.values()))["state1"], next(iter(optimizer.state.values()))["state1"]
+    )
 
 
 def test_a_paged_optimizer_needs_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,5 @@
-"""Trackers: the scores of a run are in them under stable names, nothing secret is, and a tracker that fails harms nothing."""
+"""Trackers: the scores of a run are in them under stable names, nothing secret is, and a tracker that fails
+harms nothing."""
 
 from __future__ import annotations
 
@@ -21,8 +22,12 @@ from hftk.training.trackers import Trackers, named, take_over, track, tracker_pr
 SECRET = "hf_" + "s" * 32
 
 
-def score(name: str, value: float, when: str = "after", split: str = "test", interval: Any = (0.0, 1.0)) -> Score:
-    return Score(name=name, value=value, higher_is_better=True, n=9, when=when, split=split, interval=interval)
+def score(
+    name: str, value: float, when: str = "after", split: str = "test", interval: Any = (0.0, 1.0)
+) -> Score:
+    return Score(
+        name=name, value=value, higher_is_better=True, n=9, when=when, split=split, interval=interval
+    )
 
 
 class FakeCallback:
@@ -47,15 +52,23 @@ def trained(*callbacks: FakeCallback, speed: float | None = None) -> Any:
 
 def test_names_say_split_time_and_system_and_intervals_have_two_ends() -> None:
     scores = [
-        score("bleu", 21.5, interval=(20.0, 23.0)), score("chrf++", 44.0, "before", interval=None),
-        score("accuracy", 0.5, "baseline:tf-idf (word)"), score("rougeL", 0.3, split="validation", interval=None),
+        score("bleu", 21.5, interval=(20.0, 23.0)),
+        score("chrf++", 44.0, "before", interval=None),
+        score("accuracy", 0.5, "baseline:tf-idf (word)"),
+        score("rougeL", 0.3, split="validation", interval=None),
         score("perplexity", math.inf, interval=(1.0, math.nan)),
-    ]  # fmt: skip
+    ]
     assert named(scores) == {
-        "test_bleu": 21.5, "test_bleu_low": 20.0, "test_bleu_high": 23.0, "test_before/chrfpp": 44.0,
-        "test_baseline/tf-idf__word_/accuracy": 0.5, "test_baseline/tf-idf__word_/accuracy_low": 0.0,
-        "test_baseline/tf-idf__word_/accuracy_high": 1.0, "eval_final/rougeL": 0.3, "test_perplexity_low": 1.0,
-    }  # fmt: skip
+        "test_bleu": 21.5,
+        "test_bleu_low": 20.0,
+        "test_bleu_high": 23.0,
+        "test_before/chrfpp": 44.0,
+        "test_baseline/tf-idf__word_/accuracy": 0.5,
+        "test_baseline/tf-idf__word_/accuracy_low": 0.0,
+        "test_baseline/tf-idf__word_/accuracy_high": 1.0,
+        "eval_final/rougeL": 0.3,
+        "test_perplexity_low": 1.0,
+    }
     from transformers.integrations.integration_utils import rewrite_logs
 
     assert {"test/bleu", "test/before/chrfpp", "eval/final/rougeL"} <= set(rewrite_logs(named(scores)))
@@ -99,11 +112,22 @@ def problems(report_to: Any) -> list[Any]:
     return list(tracker_problems(TrainConfig(extra={"report_to": report_to})))
 
 
-def test_a_tracker_that_is_not_installed_is_told_with_the_line_to_type(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tracker_that_is_not_installed_is_told_with_the_line_to_type(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(
-        trackers.importlib.util, "find_spec", lambda name: object() if name in ("tensorboardX", "mlflow") else None
+        trackers.importlib.util,
+        "find_spec",
+        lambda name: object() if name in ("tensorboardX", "mlflow") else None,
     )
-    assert problems("tensorboard") == problems("none") == problems("all") == problems([]) == problems("mlflow") == []
+    assert (
+        problems("tensorboard")
+        == problems("none")
+        == problems("all")
+        == problems([])
+        == problems("mlflow")
+        == []
+    )
     found = problems(["wandb", "trackio", "swanlab"])
     assert [p.fix for p in found] == ["pip install wandb", "pip install trackio", "pip install swanlab"]
     assert [p.fix for p in problems("dagshub")] == ["pip install dagshub"]
@@ -133,19 +157,30 @@ def test_a_real_run_is_in_tensorboard_with_its_scores_and_without_a_token(
     monkeypatch.setenv("HF_TOKEN", SECRET)
     monkeypatch.setenv("WANDB_API_KEY", SECRET)
     texts = tmp_path / "texts.txt"
-    texts.write_text("\n\n".join(f"The river number {n} is wide and slow." for n in range(60)), encoding="utf-8")
-    spec = importlib.util.spec_from_file_location("a_recipe", Path(__file__).parents[2] / "recipes/gpt2_clm.py")
+    texts.write_text(
+        "\n\n".join(f"The river number {n} is wide and slow." for n in range(60)), encoding="utf-8"
+    )
+    spec = importlib.util.spec_from_file_location(
+        "a_recipe", Path(__file__).parents[2] / "recipes/gpt2_clm.py"
+    )
     assert spec is not None and spec.loader is not None
     recipe = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(recipe)
     config = override(
         recipe.CONFIG,
         {
-            "data": {"sample": None, "path": str(texts)}, "output": str(tmp_path / "out"), "eval": {"resamples": 20},
+            "data": {"sample": None, "path": str(texts)},
+            "output": str(tmp_path / "out"),
+            "eval": {"resamples": 20},
             "model": {"vocab_size": 300, "config": {"n_layer": 1, "n_embd": 16, "n_head": 2}},
-            "train": {"epochs": None, "max_steps": 4, "precision": "fp32", "extra": {"report_to": "tensorboard"}},
+            "train": {
+                "epochs": None,
+                "max_steps": 4,
+                "precision": "fp32",
+                "extra": {"report_to": "tensorboard"},
+            },
         },
-    )  # fmt: skip
+    )
     record = recipe.main(config)
     found = events(tmp_path / "out")
     main = record.main_score
@@ -171,10 +206,20 @@ def test_others_keep_the_scores_on_this_machine_where_they_are_installed(name: s
     pytest.importorskip(name)
     code = Path(__file__).with_name("in_tracker.py")
     secrets = {"HF_TOKEN": SECRET, "WANDB_API_KEY": SECRET.replace("hf_", "a" * 8)}
-    local = {"WANDB_MODE": "offline", "TRACKIO_DIR": str(tmp_path / "trackio"), "MLFLOW_TRACKING_URI": f"file:{tmp_path}/runs", "MLFLOW_ALLOW_FILE_STORE": "true"}  # fmt: skip
+    local = {
+        "WANDB_MODE": "offline",
+        "TRACKIO_DIR": str(tmp_path / "trackio"),
+        "MLFLOW_TRACKING_URI": f"file:{tmp_path}/runs",
+        "MLFLOW_ALLOW_FILE_STORE": "true",
+    }
     environment = {**os.environ, **secrets, **local, "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run(
-        [sys.executable, str(code), name], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120
+        [sys.executable, str(code), name],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
     assert done.returncode == 0, done.stderr
     kept = json.loads(done.stdout.splitlines()[-1])

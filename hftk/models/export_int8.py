@@ -1,8 +1,10 @@
-"""Models with weights in 8 bits for prediction on a CPU: what ``hftk export --format int8`` writes and ``hftk predict`` reads.
+"""Models with weights in 8 bits for prediction on a CPU: what ``hftk export --format int8`` writes and ``hftk
+predict`` reads.
 
-Linear layers inside the base model hold one byte for each weight and a scale for each output (symmetric); inputs are rounded to 7 bits as
-they come, by one scale for the whole input (dynamic quantization, with torch's kernels for it). Heads, embeddings and norms stay in
-float32. For prediction alone: to train on weights in 8 bits, use ``model.quantization.bits 8``.
+Linear layers inside the base model hold one byte for each weight and a scale for each output (symmetric);
+inputs are rounded to 7 bits as they come, by one scale for the whole input (dynamic quantization, with
+torch's kernels for it). Heads, embeddings and norms stay in float32. For prediction alone: to train on
+weights in 8 bits, use ``model.quantization.bits 8``.
 """
 
 from __future__ import annotations
@@ -27,12 +29,14 @@ LARGEST = 127
 
 
 class Int8Linear(torch.nn.Module):
-    """``x @ W.T + bias`` with ``W`` (outputs, inputs) in int8, ``scales`` (outputs,) and ``bias`` (outputs,) in float32."""
+    """``x @ W.T + bias`` with ``W`` (outputs, inputs) in int8, ``scales`` (outputs,) and ``bias`` (outputs,)
+    in float32."""
 
     def __init__(self, weight: torch.Tensor, scales: torch.Tensor, bias: torch.Tensor | None) -> None:
         super().__init__()
         self.out_features, self.in_features = weight.shape
-        # Some models ask for the type of a layer's weight; of int8 they know that it says nothing about the input's.
+        # Some models ask for the type of a layer's weight; of int8 they know that it says nothing about the
+        # input's.
         self.register_buffer("weight", torch.empty(0, dtype=torch.int8), persistent=False)
         zeros = torch.zeros(len(scales), dtype=torch.long)
         with (
@@ -75,7 +79,8 @@ def quantize(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def save(model: PreTrainedModel, folder: Path) -> None:
-    """Write a model that :func:`quantize` made: config, generation settings and :data:`FILE`; tied weights once."""
+    """Write a model that :func:`quantize` made: config, generation settings and :data:`FILE`; tied weights
+    once."""
     from safetensors.torch import save_file
 
     tied = getattr(model, "all_tied_weights_keys", None) or {}
@@ -111,7 +116,9 @@ def load(folder: str | Path, auto_model: str) -> PreTrainedModel:
         _put(
             model,
             name,
-            Int8Linear(tensors.pop(name + WEIGHT), tensors.pop(name + SCALES), tensors.pop(name + BIAS, None)),
+            Int8Linear(
+                tensors.pop(name + WEIGHT), tensors.pop(name + SCALES), tensors.pop(name + BIAS, None)
+            ),
         )
     model.tie_weights()
     tied = getattr(model, "all_tied_weights_keys", None) or {}
