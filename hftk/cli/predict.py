@@ -162,7 +162,13 @@ def predict(given: Namespace) -> int:
             for name, value in values.items()
             if value is not None and (name, value) != ("max_new_tokens", 0)
         }
-        settings = replace(task.generation(model), **flags)
+        settings = task.generation(model)
+        if not (
+            Path(given.dir).expanduser() / "config.yaml"
+        ).is_file():  # a folder of no run: as its generation config says
+            most = getattr(model.generation_config, "max_new_tokens", None)
+            settings = replace(settings, max_new_tokens=most or GenerationSettings.max_new_tokens)
+        settings = replace(settings, **flags)
     elif not given.max_new_tokens:
         settings = _fit_context(replace(settings, max_new_tokens=GenerationSettings.max_new_tokens), model)
     asked = prompts

@@ -29,7 +29,6 @@ from transformers.modeling_outputs import BaseModelOutput
 from hftk.config import GenerationSettings
 from hftk.generation import logits_processors
 from hftk.generation.beam_search import search
-from hftk.generation.kv_cache import make_cache
 from hftk.generation.logits_processors import Constraints, RowSampling
 from hftk.models import device_map, sharded
 from hftk.models.architectures import TWO_MODELS, halves
@@ -245,7 +244,7 @@ class Steps:
         self._model = model = _inner(model)
         self._accepted = inspect.signature(model.forward).parameters
         layout = model.config.get_text_config(decoder=True)
-        self._cache: Any = make_cache(layout)
+        self._cache: Any = DynamicCache(config=layout)
         self._both = model.config.is_encoder_decoder
         self._mask: torch.Tensor | None = None if mask.all() else mask  # (rows, prompt tokens)
         self._positions: torch.Tensor | None = None  # (rows, 1): the place of the last token

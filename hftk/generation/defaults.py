@@ -30,6 +30,8 @@ def replace_defaults(model: Any, tokenizer: PreTrainedTokenizerBase, settings: G
         new.do_sample = True
         for name in _SAMPLING:
             setattr(new, name, getattr(settings, name))
+    if new.eos_token_id is not None and len(new.eos_token_id) == 1:
+        new.eos_token_id = new.eos_token_id[0]
     carried = {
         name: value
         for name, value in own.to_diff_dict().items()

@@ -20,6 +20,7 @@ from hftk import __version__
 from hftk.cli import main, predict
 from hftk.cli.model_folder import load
 from hftk.config import GenerationSettings
+from hftk.generation import decoding
 from hftk.generation.generate import generate
 from hftk.models.tokenizers import train_byte_bpe
 from hftk.reports.record import RunRecord, load_record, save_record
@@ -108,6 +109,7 @@ def test_the_batch_size_reaches_generation(hftk: Any, folder: Path, monkeypatch:
         return inner(self, *args, **kwargs)
 
     monkeypatch.setattr(GPT2LMHeadModel, "generate", spy)
+    monkeypatch.setattr(decoding, "PROVED", frozenset())  # so that `generate` is called
     hftk(
         "predict",
         folder,
@@ -186,6 +188,7 @@ def test_predictions_go_to_a_file_and_an_interruption_loses_nothing(
         return inner(self, *args, **kwargs)
 
     monkeypatch.setattr(GPT2LMHeadModel, "generate", interrupted)
+    monkeypatch.setattr(decoding, "PROVED", frozenset())  # so that `generate` is called
     out = tmp_path / "out.jsonl"
     stopped = hftk(*command, "--output", out)
     assert (stopped.code, stopped.out, out.exists()) == (3, "", False)

@@ -27,6 +27,7 @@ from transformers import (
 )
 
 from hftk.config import GenerationSettings, InputError
+from hftk.generation import decoding
 from hftk.generation import generate as generation
 from hftk.generation.generate import Generated, RowSampling, generate, generate_to_file, stream
 
@@ -431,6 +432,7 @@ def test_batches_go_from_long_to_short_within_the_budget(
         return inner(self, *args, **kwargs)
 
     monkeypatch.setattr(GPT2LMHeadModel, "generate", spy)
+    monkeypatch.setattr(decoding, "PROVED", frozenset())  # so that `generate` is called
     settings = GenerationSettings(max_new_tokens=4, num_beams=beams)
     order = [
         r.index

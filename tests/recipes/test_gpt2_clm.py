@@ -11,7 +11,8 @@ from datasets import Dataset
 from safetensors.torch import load_file
 
 import hftk
-from hftk.config import Optimizer, Schedule, override
+from hftk.config import override
+from hftk.config.train import Optimizer, Schedule
 from hftk.task import Splits
 from hftk.training import schedules
 
