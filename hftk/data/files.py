@@ -13,6 +13,7 @@ from typing import Any
 
 from hftk.config import InputError, Problem
 from hftk.data.tables import did_you_mean
+from hftk.launch.files import hash_file
 
 FORMATS = {
     ".txt": "txt",
@@ -167,7 +168,7 @@ def file_facts(files: Sequence[File], *, hashed: bool = True) -> list[dict[str, 
     and hashes)."""
     facts: list[dict[str, Any]] = []
     for file in files:
-        digest = sha256(file.path) if hashed else None
+        digest = hash_file(file.path) if hashed else None
         facts.append(
             {
                 "path": str(file.path),
@@ -190,15 +191,6 @@ def file_facts(files: Sequence[File], *, hashed: bool = True) -> list[dict[str, 
             "format": facts[0]["format"],
         }
     ]
-
-
-def sha256(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal, read block by block."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _of_one_format(found: list[Path], path: Path, setting: str, format: str) -> tuple[list[File], list[str]]:

@@ -34,7 +34,7 @@ from hftk import console
 from hftk.config import InputError, RunConfig, override, to_dict
 from hftk.launch import launcher, machines, peers, strategies
 from hftk.launch.environment import command_line, redact
-from hftk.launch.exits import Run, end, end_stuck, is_main, processes
+from hftk.launch.exits import Run, end, exit_when_stuck, is_main, processes
 from hftk.launch.files import write_atomically
 from hftk.launch.output_folder import check_output, now, prepare_output, release_output, write_status
 from hftk.launch.signals import StopRequested, die_with, graceful, handled, ignore_requests, stop_requested
@@ -274,7 +274,9 @@ def _attempt(main: Callable[[Any], Any], config: RunConfig, argv: Sequence[str] 
 
 def _watch(launch: Launch, seconds: float, current: Run) -> None:
     """Lets the processes watch each other, or says that they cannot."""
-    found = peers.watch(launch.rank, launch.processes, seconds, functools.partial(end_stuck, current=current))
+    found = peers.watch(
+        launch.rank, launch.processes, seconds, functools.partial(exit_when_stuck, current=current)
+    )
     if isinstance(found, str):
         console.note(
             f"the processes do not watch each other, since {found}; a lost one is noticed by {launch.backend}"

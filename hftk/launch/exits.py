@@ -136,7 +136,7 @@ def end(error: BaseException, current: Run) -> int:
     return code
 
 
-def end_stuck(other: Ending, current: Run) -> None:
+def exit_when_stuck(other: Ending, current: Run) -> None:
     """Ends this process because another one is gone, unless it does so by itself: it may wait for that one
     without end.
 

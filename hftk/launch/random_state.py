@@ -11,7 +11,7 @@ import torch
 
 
 @contextmanager
-def undisturbed() -> Iterator[None]:
+def preserve_rng_state() -> Iterator[None]:
     """Leave the random states of Python, NumPy and torch (the CPU and a CUDA device) as they were, whatever
     is drawn inside.
 

@@ -16,7 +16,7 @@ import torch
 from hftk.config import InputError, ModelConfig, Problem, QuantizationConfig
 from hftk.console import note
 from hftk.launch import on_main
-from hftk.launch.random_state import undisturbed
+from hftk.launch.random_state import preserve_rng_state
 from hftk.models import adapter_files, adapters, export_int8, layers, quantization
 from hftk.models import device_map as placement
 from hftk.models.architectures import LONGEST_DEFAULT, halves, kind_of, positions
@@ -352,7 +352,7 @@ def _keep_base(
 @contextmanager
 def _seeded(seed: int) -> Iterator[None]:
     """Draw from ``seed`` on the CPU, where weights are made, and leave all random states as they were."""
-    with undisturbed():
+    with preserve_rng_state():
         torch.default_generator.manual_seed(seed)
         yield
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from hftk.config import InputError, Problem
+from hftk.launch.files import hash_file
 from hftk.launch.files import sync as sync
 
 MANIFEST = "manifest.json"
@@ -40,7 +41,7 @@ def seal(staged: Path, final: Path, facts: dict[str, Any]) -> None:
     (staged / MANIFEST).unlink(missing_ok=True)  # of an attempt that was cut off here
     files = sorted(p for p in staged.rglob("*") if p.is_file())
     listed = {
-        str(p.relative_to(staged).as_posix()): {"bytes": p.stat().st_size, "sha256": _sha256(p)}
+        str(p.relative_to(staged).as_posix()): {"bytes": p.stat().st_size, "sha256": hash_file(p)}
         for p in files
     }
     for path in files:
@@ -85,7 +86,7 @@ def damage(folder: Path, *, contents: bool = True) -> str:
                 return f"{name} is {'no file' if path.exists() else 'missing'}"
             if path.stat().st_size != size:
                 return f"{name} has {path.stat().st_size} bytes instead of {size}"
-            if contents and _sha256(path) != digest:
+            if contents and hash_file(path) != digest:
                 return f"{name} is not what was written (SHA-256 differs)"
         except OSError as error:
             return f"{name} cannot be read ({error})"
@@ -211,19 +212,3 @@ def _unused(path: Path) -> Path:
     """``path``, or the first of ``path-2``, ``path-3`` ... that does not exist."""
     names = itertools.chain([path], (path.with_name(f"{path.name}-{n}") for n in itertools.count(2)))
     return next(p for p in names if not p.exists())
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return (
-            hashlib.file_digest(file, "sha256").hexdigest()
-            if hasattr(hashlib, "file_digest")
-            else _digest(file)
-        )
-
-
-def _digest(file: Any) -> str:  # Python 3.10
-    digest = hashlib.sha256()
-    while chunk := file.read(2**20):
-        digest.update(chunk)
-    return digest.hexdigest()

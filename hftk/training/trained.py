@@ -12,6 +12,7 @@ import torch
 from safetensors import SafetensorError
 
 from hftk.config import DiskError, RunConfig
+from hftk.launch.files import set_default_mode
 from hftk.models import adapter_files, adapters, sharded
 from hftk.models.load import default_length, is_pretrained
 from hftk.models.quantization import bytes_of, count
@@ -72,6 +73,8 @@ def save_trained(
             adapter_files.save_config(model, staging)
         tokenizer.save_pretrained(staging)
         for path in staging.rglob("*"):
+            if path.is_file():
+                set_default_mode(path)
             checkpoints.sync(path)
         for path in sorted(staging.iterdir()):
             if path.is_dir():

@@ -28,7 +28,7 @@ from hftk.evaluation.evaluate import generation_scores, run_model
 from hftk.features.batches import EpochPlan, StreamPlan
 from hftk.features.loader import StepLoader
 from hftk.launch import on_main, stop_requested
-from hftk.launch.random_state import undisturbed
+from hftk.launch.random_state import preserve_rng_state
 from hftk.models.precision import autocast, choose_precision
 from hftk.task import Features, Outputs, Stream, Task
 from hftk.training import checkpoints, optimizers, schedules
@@ -212,7 +212,7 @@ class ExactTrainer(ShardedTrainer):
             return
 
         tokens, start = self.loader.tokens, self.loader.start
-        with undisturbed():
+        with preserve_rng_state():
             first = next(iter(self.loader))[0]  # of a stream, all processes read together
 
             def forward_backward() -> None:
@@ -340,7 +340,7 @@ class ExactTrainer(ShardedTrainer):
 
     # --- Judging, logging, saving
 
-    @undisturbed()
+    @preserve_rng_state()
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """``eval_loss``: the mean over the items of the validation split, as
         :func:`hftk.evaluation.evaluate.evaluate` has it."""
@@ -426,7 +426,7 @@ class ExactTrainer(ShardedTrainer):
             self.guard.check(grad_norm)
         super()._maybe_log_save_evaluate(tr_loss, grad_norm, *args, **kwargs)
 
-    @undisturbed()  # trackers may import much at the first point
+    @preserve_rng_state()  # trackers may import much at the first point
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
             self.guard.check_curve(logs["loss"])

@@ -195,7 +195,7 @@ def test_a_file_that_cannot_be_read_is_damage(tmp_path: Path, monkeypatch: pytes
     def refuse(path: Path) -> str:
         raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr(checkpoints, "_sha256", refuse)
+    monkeypatch.setattr(checkpoints, "hash_file", refuse)
     assert "cannot be read" in damage(folder) and "Input/output error" in damage(folder)
 
 
