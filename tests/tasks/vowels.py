@@ -16,7 +16,7 @@ class VowelsConfig(hftk.RunConfig):
 
 class Vowels(Task):
     name = "vowels"
-    columns = {  # noqa: RUF012
+    columns = {
         "text": Column(usual_names=("text",)),
         "count": Column(usual_names=("count",), kind="any", identity=False),
     }
