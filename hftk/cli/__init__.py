@@ -1,4 +1,4 @@
-"""The command ``hftk``: use, judge and report on what a run made.
+"""The command ``hftk``: use and evaluate what a run has made, and report on it.
 
 Exit codes are those of :mod:`hftk.launch`: 0 done, 2 wrong input (a message, no traceback), 3 stopped on
 request, 1 the rest. Results go to stdout, everything else to stderr. torch is imported when a command needs
@@ -13,20 +13,13 @@ import io
 import os
 import sys
 import traceback
-from argparse import ArgumentParser, RawDescriptionHelpFormatter
-from collections.abc import Sequence
+from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, NoReturn
+from types import ModuleType
+from typing import Any, NamedTuple, NoReturn
 
-from hftk.cli import compare as comparison
-from hftk.cli import env as environment
-from hftk.cli import export, predict_labels
-from hftk.cli import new as recipes
-from hftk.cli import plan as planning
-from hftk.cli import predict as prediction
-from hftk.cli import push as publication
-from hftk.cli import report as reporting
-from hftk.cli.evaluate import EVALUATE, _add_evaluate, _evaluate
+from hftk.cli import compare, env, evaluate, export, new, plan, predict, predict_labels, push, report
 from hftk.cli.model_folder import check_names, task_name, wrong
 from hftk.config import InputError, Problem, ServiceError
 from hftk.redaction import redact_text
@@ -60,9 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 3
     except BrokenPipeError:  # the reader, such as head, has had enough
         with contextlib.suppress(OSError, ValueError, io.UnsupportedOperation):
-            os.dup2(
-                os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
-            )  # else Python complains when it exits
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains at exit
         return 0
     except Exception:
         print(redact_text(traceback.format_exc()), end="", file=sys.stderr)
@@ -80,31 +71,83 @@ def _command(words: list[str]) -> int:
         raise wrong(f"expected one of the commands {', '.join(commands)}, found {words[0]}", fix)
     dotted: list[str] = []
     if words[0] in ("evaluate", "plan"):
-        words, dotted = (_split_dotted if words[0] == "evaluate" else planning.split_words)(words)
+        words, dotted = (_split_dotted if words[0] == "evaluate" else plan.split_words)(words)
     given, unknown = parser.parse_known_args(words)
     check_names(given)
     if unknown:
         known = [name for action in commands[given.command]._actions for name in action.option_strings]
         raise InputError(*(_unknown(word, known, given.command) for word in unknown))
-    if given.command == "predict":
-        task, _ = load_task(task_name(given.dir))
-        return (prediction if task.generates else predict_labels).predict(given)
-    if given.command == "compare":
-        return comparison.compare(given)
-    if given.command in _COMMANDS:
-        return _COMMANDS[given.command](given)
-    if given.command == "plan":
-        return planning.run_plan(given, dotted)
-    return _evaluate(given, dotted)
+    run = COMMANDS[given.command].run
+    return run(given, dotted) if given.command in ("evaluate", "plan") else run(given)
 
 
-_COMMANDS = {
-    "report": reporting.report,
-    "export": export.export,
-    "push": publication.push,
-    "new": recipes.copy_recipe,
-    "recipes": recipes.list_recipes,
-    "env": environment.show,
+def _predict(given: Namespace) -> int:
+    task, _ = load_task(task_name(given.dir))
+    return (predict if task.generates else predict_labels).predict(given)
+
+
+class Command(NamedTuple):
+    """One command of ``hftk``."""
+
+    module: ModuleType
+    """Where its flags (``add_flags``) and examples (``EXAMPLES``) are."""
+    run: Callable[..., int]
+    help: str
+    description: str
+
+
+COMMANDS = {
+    "predict": Command(
+        predict,
+        _predict,
+        "use a model: labels for texts, or text from prompts; JSON lines out",
+        "Use a model. A classifier gives label and probabilities for each text. A language model generates"
+        " text: the likeliest tokens, sampled ones (--do_sample), or by beam search (--num_beams).",
+    ),
+    "evaluate": Command(
+        evaluate,
+        evaluate.evaluate,
+        "score a model on rows that it has not seen",
+        "Score a model on rows that it has not seen.",
+    ),
+    "compare": Command(
+        compare,
+        compare.compare,
+        "test whether one run is better than another",
+        "Test on the same rows whether one run is better than another.",
+    ),
+    "export": Command(
+        export,
+        export.export,
+        "merge an adapter into full-precision weights, checked on real rows",
+        "Merge an adapter into full-precision weights, checked on real rows.",
+    ),
+    "plan": Command(
+        plan,
+        plan.run_plan,
+        "memory, time and cost of a run before anything is loaded",
+        "What a run will need: memory of each device, the largest batch that fits, operations, time, cost.",
+    ),
+    "report": Command(
+        report,
+        report.report,
+        "a page about a run, or about several runs on the same rows",
+        "Make report.html of a run from its record.json; or compare several runs on one page.",
+    ),
+    "push": Command(
+        push,
+        push.push,
+        "publish a run on the Hub, with a model card",
+        "Publish the model of a finished run on the Hub, with a card made from its record.",
+    ),
+    "new": Command(new, new.copy_recipe, "copy a recipe", "Copy a recipe to start from."),
+    "recipes": Command(new, new.list_recipes, "list the recipes", "List the recipes that come with hftk."),
+    "env": Command(
+        env,
+        env.show,
+        "what a launch really gives: processes, devices, strategy, precision",
+        "What a launch really gives: processes, devices, backend, strategy, precision, versions.",
+    ),
 }
 
 
@@ -123,93 +166,23 @@ class _Parser(ArgumentParser):
 
 def _parsers() -> tuple[ArgumentParser, dict[str, ArgumentParser]]:
     """The parser of ``hftk``, and those of its commands by name."""
-    parser = _Parser(prog="hftk", description="Use, judge and report on what a fine-tuning run made.")
+    parser = _Parser(
+        prog="hftk", description="Use and evaluate what a fine-tuning run has made, and report on it."
+    )
     parser.add_argument("--version", action="version", version=f"hftk {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    predict = commands.add_parser(
-        "predict",
-        help="use a model: labels for texts, or text from prompts; JSON lines out",
-        epilog=prediction.EXAMPLES,
-        description=(
-            "Use a model. A classifier gives label and probabilities for each text. A language model"
-            " generates text: the likeliest tokens, sampled ones (--do_sample), or by beam search"
-            " (--num_beams)."
-        ),
-    )
-    prediction.add_flags(predict)
-    evaluate = commands.add_parser(
-        "evaluate",
-        help="score a model on rows that it has not seen",
-        epilog=EVALUATE,
-        description="Score a model on rows that it has not seen.",
-    )
-    _add_evaluate(evaluate)
-    compare = commands.add_parser(
-        "compare",
-        help="test whether one run is better than another",
-        epilog=comparison.EXAMPLES,
-        description="Test on the same rows whether one run is better than another.",
-    )
-    comparison.add_flags(compare)
-    merge = commands.add_parser(
-        "export",
-        help="merge an adapter into full-precision weights, checked on real rows",
-        epilog=export.EXAMPLES,
-        description="Merge an adapter into full-precision weights, checked on real rows.",
-    )
-    export.add_flags(merge)
-    plan = commands.add_parser(
-        "plan",
-        help="memory, time and cost of a run before anything is loaded",
-        epilog=planning.EXAMPLES,
-        description=(
-            "What a run will need: memory of each device, the largest batch that fits, operations, time and"
-            " cost."
-        ),
-    )
-    planning.add_flags(plan)
-    report = commands.add_parser(
-        "report",
-        help="a page about a run, or about several runs on the same rows",
-        epilog=reporting.EXAMPLES,
-        description=(
-            "Make report.html of a run anew from its record.json; or compare several runs on one page."
-        ),
-    )
-    reporting.add_flags(report)
-    push = commands.add_parser(
-        "push",
-        help="publish a run on the Hub, with a model card",
-        epilog=publication.EXAMPLES,
-        description="Publish the model of a finished run on the Hub, with a card made from its record.",
-    )
-    publication.add_flags(push)
-    new = commands.add_parser(
-        "new", help="copy a recipe", epilog=recipes.EXAMPLES, description="Copy a recipe to start from."
-    )
-    recipes.add_flags(new)
-    listed = commands.add_parser(
-        "recipes", help="list the recipes", description="List the recipes that come with hftk."
-    )
-    env = commands.add_parser(
-        "env",
-        help="what a launch really gives: processes, devices, strategy, precision",
-        epilog=environment.EXAMPLES,
-        description="What a launch really gives: processes, devices, backend, strategy, precision, versions.",
-    )
-    environment.add_flags(env)
-    return parser, {
-        "predict": predict,
-        "evaluate": evaluate,
-        "compare": compare,
-        "export": merge,
-        "plan": plan,
-        "report": report,
-        "push": push,
-        "new": new,
-        "recipes": listed,
-        "env": env,
-    }
+    found: dict[str, ArgumentParser] = {}
+    for name, command in COMMANDS.items():
+        has_flags = name != "recipes"
+        found[name] = commands.add_parser(
+            name,
+            help=command.help,
+            description=command.description,
+            epilog=command.module.EXAMPLES if has_flags else None,
+        )
+        if has_flags:
+            command.module.add_flags(found[name])
+    return parser, found
 
 
 def _split_dotted(words: Sequence[str]) -> tuple[list[str], list[str]]:

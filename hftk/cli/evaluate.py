@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from hftk.evaluation.evaluate import Evaluation
 
 
-EVALUATE = """\
+EXAMPLES = """\
 examples:
   hftk evaluate out/gpt2_clm --data held_out.txt
   hftk evaluate out/gpt2_clm --data reviews.csv --data.columns.text body --stride 512 --output scores.json
@@ -40,7 +40,8 @@ Every --data.* and --eval.* that recipes take is taken too, such as --data.encod
 has one."""
 
 
-def _add_evaluate(parser: ArgumentParser) -> None:
+def add_flags(parser: ArgumentParser) -> None:
+    """The flags of ``hftk evaluate``."""
     add = parser.add_argument
     add(
         "dir",
@@ -76,7 +77,7 @@ def _add_evaluate(parser: ArgumentParser) -> None:
     add_overwrite(add)
 
 
-def _evaluate(given: Namespace, dotted: Sequence[str]) -> int:
+def evaluate(given: Namespace, dotted: Sequence[str]) -> int:
     values = [word.partition("=")[2] if word.startswith("--") else word for word in dotted]
     (task, config), _, output = all_at_once(
         lambda: _task(given, dotted),
@@ -86,7 +87,7 @@ def _evaluate(given: Namespace, dotted: Sequence[str]) -> int:
         ),
     )
     from hftk.data.load import read_rows
-    from hftk.evaluation.evaluate import evaluate
+    from hftk.evaluation.evaluate import evaluate as score
     from hftk.reports.record import plain, record
     from hftk.task import Splits
 
@@ -107,9 +108,7 @@ def _evaluate(given: Namespace, dotted: Sequence[str]) -> int:
     _check_length(given.max_length, model)
     split = (Path(config.data.path).name, rows)
     with contextlib.redirect_stdout(sys.stderr):
-        result = evaluate(
-            task, model, tokenizer, split, config.eval, max_length=given.max_length, samples=False
-        )
+        result = score(task, model, tokenizer, split, config.eval, max_length=given.max_length, samples=False)
     assert result is not None
     made = record(
         config, Splits(train=rows.select([]), test=rows, facts=facts), None, None, result, task=task.name

@@ -28,8 +28,8 @@ from hftk.training import checkpoints, defaults, optimizers
 from hftk.training.checkpoint_writer import STATE, STREAM_KEYS
 from hftk.training.memory import forget_peak, peak_memory
 from hftk.training.out_of_memory import explain_oom
-from hftk.training.resume import _check_same_run, _clear_checkpoints, fingerprint
-from hftk.training.trained import Trained, _model_facts, save_trained
+from hftk.training.resume import check_same_run, clear_checkpoints, fingerprint
+from hftk.training.trained import Trained, model_facts, save_trained
 from hftk.training.trainer import ExactTrainer, ValidationSet, make_arguments
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def fit(
     _check_validation(splits, config)
     peak_before = forget_peak()
     if config.resume == "never":
-        on_main(_clear_checkpoints, config)
+        on_main(clear_checkpoints, config)
     checkpoint, told = on_main(checkpoints.choose, config.resume, config.output)
     for line in told:
         note(line)
@@ -81,7 +81,7 @@ def fit(
     )
     plan, facts = _plan(task, tokenizer, splits, config, max_length, keys)
     run = fingerprint(task, plan, config, model)
-    _check_same_run(state, run)
+    check_same_run(state, run)
     if isinstance(plan, StreamPlan):
         plan.go_on = state.get("stream")
     learning_rate = optimizers.peak_learning_rate(config.train, config.model, count(model))
@@ -135,7 +135,7 @@ def fit(
         seconds={k: round(v, 3) for k, v in trainer.seconds.items()},
         tokens_per_second=trainer.tokens / trainer.seconds["train"] if trainer.seconds["train"] else None,
         peak_memory_bytes=max(peak_before, peak),
-        model_facts=_model_facts(unwrapped, tokenizer, config),
+        model_facts=model_facts(unwrapped, tokenizer, config),
         choices=noted(),
         data_facts=facts | ({"skipped_steps": trainer.guard.skipped} if trainer.guard.skipped else {}),
         analysis=analysis,

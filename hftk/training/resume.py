@@ -77,7 +77,7 @@ def fingerprint(
     }
 
 
-def _check_same_run(state: dict[str, Any], run: dict[str, Any]) -> None:
+def check_same_run(state: dict[str, Any], run: dict[str, Any]) -> None:
     problems = [
         Problem(
             setting="resume",
@@ -94,7 +94,7 @@ def _check_same_run(state: dict[str, Any], run: dict[str, Any]) -> None:
         raise InputError(*problems)
 
 
-def _clear_checkpoints(config: RunConfig) -> None:
+def clear_checkpoints(config: RunConfig) -> None:
     """Checkpoints of an earlier run would be mixed up with ours. :func:`hftk.run` has seen to it; a notebook
     has not."""
     found = checkpoints.checkpoints(config.output)

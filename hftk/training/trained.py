@@ -95,7 +95,7 @@ def save_trained(
         ) from error
 
 
-def _model_facts(
+def model_facts(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: RunConfig
 ) -> dict[str, Any]:
     base = adapters.base_of(model)

@@ -187,7 +187,7 @@ def check_hftk(words: list[str]) -> None:
     parser, _ = cli._parsers()
     dotted: list[str] = []
     if words[0] in ("evaluate", "plan"):
-        words, dotted = (cli._split_dotted if words[0] == "evaluate" else cli.planning.split_words)(words)
+        words, dotted = (cli._split_dotted if words[0] == "evaluate" else cli.plan.split_words)(words)
     parser.parse_args(words)
     if words[0] == "plan":
         recipe = cli.planning.load_recipe(words[1])
