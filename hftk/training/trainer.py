@@ -23,7 +23,6 @@ from transformers import PrinterCallback, TrainingArguments
 
 from hftk.config import RunConfig
 from hftk.console import note
-from hftk.dropout import fast_dropout
 from hftk.evaluation.evaluate import generation_scores, run_model
 from hftk.features.batches import EpochPlan, StreamPlan
 from hftk.features.loader import StepLoader
@@ -282,8 +281,7 @@ class ExactTrainer(ShardedTrainer):
             last = number == len(inputs) - 1
             penalized = last and self.config.train.l1_penalty > 0
             self.accelerator.gradient_state._set_sync_gradients(last)
-            # Around the backward pass too, where gradient checkpointing drops the same elements again.
-            with self._dropout(), nullcontext() if last else self._no_sync(model):
+            with nullcontext() if last else self._no_sync(model):
                 loss = self._loss(model, self._prepare_inputs(batch), totals)
                 if penalized and not self.is_fsdp_enabled:
                     weights = optimizers.decayed(self.plain.named_parameters())
@@ -314,9 +312,6 @@ class ExactTrainer(ShardedTrainer):
     def leave_out_of_curve(self) -> None:
         """The step being done has no loss: the mean at the next point of the curve is over the others."""
         self._globalstep_last_logged += 1
-
-    def _dropout(self) -> AbstractContextManager[Any]:
-        return nullcontext() if self.args.torch_compile else fast_dropout(self.args.device)
 
     def _no_sync(self, model: Any) -> AbstractContextManager[Any]:
         return self.accelerator.no_sync(model)
