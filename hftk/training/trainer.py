@@ -121,8 +121,8 @@ class ExactTrainer(ShardedTrainer):
         use_cache = getattr(model.config, "use_cache", None)
         # No processing_class: with one, Trainer writes the tokenizer's ids into the model's config
         # (align_special_tokens).
-        self._conductor = ScheduleCallback(self)
-        super().__init__(model=model, args=arguments, callbacks=[self._conductor])
+        self._schedule = ScheduleCallback(self)
+        super().__init__(model=model, args=arguments, callbacks=[self._schedule])
         if use_cache is not None:
             model.config.use_cache = use_cache  # Trainer turns it off, and off it would be saved
         self.remove_callback(PrinterCallback)
@@ -234,7 +234,7 @@ class ExactTrainer(ShardedTrainer):
             self.saver.settle()
             raise
         finally:
-            self._conductor.close()
+            self._schedule.close()
         self.tick("save")
         return result
 
