@@ -46,6 +46,8 @@ STOP_SECONDS = 1.0
 GRACE_SECONDS = 5.0
 """How long a process may take to end by itself once another one is gone; then it is taken to wait for that
 one."""
+CHECKPOINT_THREAD = "checkpoint-writer"
+"""Name of the thread that writes a checkpoint, which is waited for at an exit."""
 LAST_WORDS_SECONDS = 10.0
 """How long the last words of a process may take: the output folder may hang with the network."""
 BUSY_SECONDS = 600.0
@@ -157,7 +159,7 @@ def exit_when_stuck(other: Ending, current: Run) -> None:
     if not current.claim():
         return
     for thread in threading.enumerate():
-        if thread.name == "checkpoint-sealer":  # idle threads of a pool would never end
+        if thread.name == CHECKPOINT_THREAD:  # idle threads of a pool would never end
             thread.join(max(0.0, deadline - time.monotonic()))
     last = threading.Timer(LAST_WORDS_SECONDS, os._exit, (1,))
     last.daemon = True

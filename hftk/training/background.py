@@ -5,6 +5,8 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
+from hftk.launch.exits import CHECKPOINT_THREAD
+
 
 class BackgroundTask:
     """One task at a time in a thread; its error is raised by the next :meth:`wait`."""
@@ -21,7 +23,7 @@ class BackgroundTask:
     def start(self, work: Callable[[], None]) -> None:
         """Start ``work``, once the task before is done."""
         self.wait()
-        self._thread = threading.Thread(target=self._do, args=(work,), name="checkpoint-writer")
+        self._thread = threading.Thread(target=self._do, args=(work,), name=CHECKPOINT_THREAD)
         self._thread.start()
 
     def wait(self) -> None:

@@ -67,59 +67,21 @@ def fit(
     task = task.with_config(config)
     _check_validation(splits, config)
     peak_before = forget_peak()
-    if config.resume == "never":
-        on_main(clear_checkpoints, config)
-    checkpoint, told = on_main(checkpoints.choose, config.resume, config.output)
-    for line in told:
-        note(line)
-    state = json.loads((checkpoint / STATE).read_text(encoding="utf-8")) if checkpoint else {}
+    checkpoint, state = _choose_checkpoint(config)
     if model.can_generate():
         replace_defaults(model, tokenizer, task.generation(model))
-    max_length = config.train.max_length or default_length(model.config)
-    keys = (
-        (checkpoint / STREAM_KEYS).read_bytes() if checkpoint and (checkpoint / STREAM_KEYS).exists() else b""
-    )
-    plan, facts = _plan(task, tokenizer, splits, config, max_length, keys)
-    run = fingerprint(task, plan, config, model)
-    check_same_run(state, run)
-    if isinstance(plan, StreamPlan):
-        plan.go_on = state.get("stream")
-    learning_rate = optimizers.peak_learning_rate(config.train, config.model, count(model))
-    arguments = make_arguments(config, plan, learning_rate)
-    loader = StepLoader(
-        plan,
-        task.collator(tokenizer, model, training=True),
-        process=arguments.process_index,
-        processes=arguments.world_size,
-        max_rows=config.train.per_device_batch_size,
-        max_tokens=config.train.max_tokens_per_batch,
-    )
-    trainer = ExactTrainer(
-        task,
-        model,
-        tokenizer,
-        arguments,
-        config,
-        loader,
-        _judged(task, model, tokenizer, splits, config),
-        run,
-        state,
-    )
-    trainer.on_checkpoint, trainer.stream = on_checkpoint, splits.stream
+    trainer, facts = _make_trainer(task, model, tokenizer, splits, config, checkpoint, state)
+    trainer.on_checkpoint = on_checkpoint
+    total_steps = trainer.loader.plan.total_steps
     trainer.choose_precision(config, state.get("precision"))
     if checkpoint:
-        note(
-            f"continuing from {checkpoint} ({checkpoints.step_of(checkpoint)} of {plan.total_steps} steps"
-            " done)"
-        )
+        done = checkpoints.step_of(checkpoint)
+        note(f"continuing from {checkpoint} ({done} of {total_steps} steps done)")
     with graceful(), explain_oom(config):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if trainer.stopped:
-        raise StopRequested(f"after step {trainer.state.global_step} of {plan.total_steps}")
-    best = trainer.best_step()
-    if trainer.restore_best and best is not None and best != trainer.state.global_step:
-        trainer.load_weights(best)
-        note(f"weights of step {best} restored: its {trainer.metric} on the validation split was the best")
+        raise StopRequested(f"after step {trainer.state.global_step} of {total_steps}")
+    _restore_best(trainer)
     unwrapped = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
     device_map.mend(unwrapped)
     trainer.accelerator.wait_for_everyone()
@@ -139,12 +101,66 @@ def fit(
         choices=noted(),
         data_facts=facts | ({"skipped_steps": trainer.guard.skipped} if trainer.guard.skipped else {}),
         analysis=analysis,
-        stopped_early=trainer.state.global_step < plan.total_steps,
+        stopped_early=trainer.state.global_step < total_steps,
         trackers=trainer.trackers,
     )
 
 
-def _judged(
+def _choose_checkpoint(config: RunConfig) -> tuple[Path | None, dict[str, Any]]:
+    """The checkpoint to continue from, if any, and the state of the run that it holds."""
+    if config.resume == "never":
+        on_main(clear_checkpoints, config)
+    checkpoint, messages = on_main(checkpoints.choose, config.resume, config.output)
+    for line in messages:
+        note(line)
+    state = json.loads((checkpoint / STATE).read_text(encoding="utf-8")) if checkpoint else {}
+    return checkpoint, state
+
+
+def _make_trainer(
+    task: Task,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    splits: Splits,
+    config: RunConfig,
+    checkpoint: Path | None,
+    state: dict[str, Any],
+) -> tuple[ExactTrainer, dict[str, Any]]:
+    """The trainer of this run, and the facts about its training data."""
+    max_length = config.train.max_length or default_length(model.config)
+    keys = (
+        (checkpoint / STREAM_KEYS).read_bytes() if checkpoint and (checkpoint / STREAM_KEYS).exists() else b""
+    )
+    plan, facts = _plan(task, tokenizer, splits, config, max_length, keys)
+    run = fingerprint(task, plan, config, model)
+    check_same_run(state, run)
+    if isinstance(plan, StreamPlan):
+        plan.go_on = state.get("stream")
+    learning_rate = optimizers.peak_learning_rate(config.train, config.model, count(model))
+    arguments = make_arguments(config, plan, learning_rate)
+    loader = StepLoader(
+        plan,
+        task.collator(tokenizer, model, training=True),
+        process=arguments.process_index,
+        processes=arguments.world_size,
+        max_rows=config.train.per_device_batch_size,
+        max_tokens=config.train.max_tokens_per_batch,
+    )
+    validation = _encode_validation(task, model, tokenizer, splits, config)
+    trainer = ExactTrainer(task, model, tokenizer, arguments, config, loader, validation, run, state)
+    trainer.stream = splits.stream
+    return trainer, facts
+
+
+def _restore_best(trainer: ExactTrainer) -> None:
+    """Load the weights of the best evaluation, where that is asked for and was not the last step."""
+    best = trainer.best_step()
+    if trainer.restore_best and best is not None and best != trainer.state.global_step:
+        trainer.load_weights(best)
+        note(f"weights of step {best} restored: its {trainer.metric} on the validation split was the best")
+
+
+def _encode_validation(
     task: Task, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, splits: Splits, config: RunConfig
 ) -> ValidationSet | None:
     """The validation split, encoded once."""

@@ -23,7 +23,6 @@ from transformers import PrinterCallback, TrainingArguments
 
 from hftk.config import RunConfig
 from hftk.console import note
-from hftk.dropout import fast_dropout
 from hftk.evaluation.evaluate import generation_scores, run_model
 from hftk.features.batches import EpochPlan, StreamPlan
 from hftk.features.loader import StepLoader
@@ -124,8 +123,8 @@ class ExactTrainer(ShardedTrainer):
         use_cache = getattr(model.config, "use_cache", None)
         # No processing_class: with one, Trainer writes the tokenizer's ids into the model's config
         # (align_special_tokens).
-        self._conductor = ScheduleCallback(self)
-        super().__init__(model=model, args=arguments, callbacks=[self._conductor])
+        self._schedule = ScheduleCallback(self)
+        super().__init__(model=model, args=arguments, callbacks=[self._schedule])
         if use_cache is not None:
             model.config.use_cache = use_cache  # Trainer turns it off, and off it would be saved
         self.remove_callback(PrinterCallback)
@@ -235,7 +234,7 @@ class ExactTrainer(ShardedTrainer):
             self.saver.settle()
             raise
         finally:
-            self._conductor.close()
+            self._schedule.close()
         self.tick("save")
         return result
 
@@ -282,8 +281,7 @@ class ExactTrainer(ShardedTrainer):
             last = number == len(inputs) - 1
             penalized = last and self.config.train.l1_penalty > 0
             self.accelerator.gradient_state._set_sync_gradients(last)
-            # Around the backward pass too, where gradient checkpointing drops the same elements again.
-            with self._dropout(), nullcontext() if last else self._no_sync(model):
+            with nullcontext() if last else self._no_sync(model):
                 loss = self._loss(model, self._prepare_inputs(batch), totals)
                 if penalized and not self.is_fsdp_enabled:
                     weights = optimizers.decayed(self.plain.named_parameters())
@@ -314,9 +312,6 @@ class ExactTrainer(ShardedTrainer):
     def leave_out_of_curve(self) -> None:
         """The step being done has no loss: the mean at the next point of the curve is over the others."""
         self._globalstep_last_logged += 1
-
-    def _dropout(self) -> AbstractContextManager[Any]:
-        return nullcontext() if self.args.torch_compile else fast_dropout(self.args.device)
 
     def _no_sync(self, model: Any) -> AbstractContextManager[Any]:
         return self.accelerator.no_sync(model)

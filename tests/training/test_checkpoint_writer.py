@@ -20,6 +20,7 @@ import small_runs
 
 from hftk.config import DiskError, override
 from hftk.launch import StopRequested
+from hftk.launch.exits import CHECKPOINT_THREAD
 from hftk.training import checkpoints
 from hftk.training.background import BackgroundTask
 from hftk.training.trainer import ExactTrainer
@@ -82,8 +83,8 @@ def failing(monkeypatch: pytest.MonkeyPatch, step: int, error: Exception = FULL)
 # --- Beside the training
 
 
-def test_a_sealer_does_one_thing_at_a_time_and_tells_of_an_error_once() -> None:
-    sealer, seen = BackgroundTask(), []
+def test_a_background_task_runs_one_at_a_time_and_raises_its_error_once() -> None:
+    task, seen = BackgroundTask(), []
 
     def work(number: int) -> Callable[[], None]:
         def do() -> None:
@@ -93,17 +94,17 @@ def test_a_sealer_does_one_thing_at_a_time_and_tells_of_an_error_once() -> None:
         return do
 
     for number in range(3):
-        sealer.start(work(number))
-    sealer.wait()
-    assert seen == [0, 1, 2] and not sealer.failed
+        task.start(work(number))
+    task.wait()
+    assert seen == [0, 1, 2] and not task.failed
 
     def fail() -> None:
         raise FULL
 
-    sealer.start(fail)
+    task.start(fail)
     with pytest.raises(OSError, match="No space left"):
-        sealer.start(work(3))
-    sealer.wait()
+        task.start(work(3))
+    task.wait()
     assert seen == [0, 1, 2]
 
 
@@ -167,7 +168,7 @@ def test_an_error_ends_the_run_but_not_the_checkpoint_under_way(
     with pytest.raises(type(error)):
         small_runs.fit(config_of(tmp_path), SPLITS, Broken)
     assert saved(tmp_path) == [2]
-    assert not [thread for thread in threading.enumerate() if thread.name == "checkpoint-sealer"]
+    assert not [thread for thread in threading.enumerate() if thread.name == CHECKPOINT_THREAD]
 
 
 def test_a_checkpoint_says_what_it_was_written_with(tmp_path: Path) -> None:
