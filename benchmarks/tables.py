@@ -77,9 +77,8 @@ WORDS = {
         ),
         "translation": (
             "Beside Hugging Face's `run_translation.py` at its own defaults on the same model, data, batch"
-            " size and cores, in fp32 (`benchmarks/run_translation.py`): training at {training:.2f} times its"
-            " real tokens per second, validation loss {ours:.3f} against {theirs:.3f} after equal rows;"
-            " losses, outputs and BLEU of {rows:,} test rows {greedy:.1f} times as fast greedily and"
+            " size and cores, in fp32 (`benchmarks/run_translation.py`): losses, outputs and BLEU of"
+            " {rows:,} test rows {greedy:.1f} times as fast greedily and"
             " {beam:.1f} times with 4 beams, {identical:,} and {identical_beam:,} outputs identical."
         ),
         "minutes": "min",
@@ -107,8 +106,7 @@ WORDS = {
         ),
         "translation": (
             "与 Hugging Face 的 `run_translation.py`（默认设置，同样的模型、数据、批大小和核，"
-            "fp32）相比（`benchmarks/run_translation.py`）：训练时每秒真实 token 数是它的 {training:.2f} 倍，"
-            "看过同样多的行之后验证损失 {ours:.3f} 对 {theirs:.3f}；{rows:,} 行测试数据的损失、输出和 BLEU，"
+            "fp32）相比（`benchmarks/run_translation.py`）：{rows:,} 行测试数据的损失、输出和 BLEU，"
             "贪心时是它的 {greedy:.1f} 倍速度，4 个 beam 时 {beam:.1f} 倍，其中 {identical:,} 和"
             " {identical_beam:,} 个输出完全相同。"
         ),
@@ -230,13 +228,10 @@ def beside_run_translation(words: dict[str, str], folder: Path) -> list[str]:
     found = stored(folder, "run_translation")
     if not found:
         return []
-    training, systems = found["training"], found["evaluation"]["systems"]
+    systems = found["evaluation"]["systems"]
     greedy, beam = systems["hftk_greedy"], systems["hftk_beam_4"]
     return [
         words["translation"].format(
-            training=training["tokens_per_second_ratio"]["of_means"],
-            ours=training["validation_loss"]["hftk"],
-            theirs=training["validation_loss"]["script"],
             rows=found["evaluation"]["rows"],
             greedy=greedy["times_as_fast"],
             beam=beam["times_as_fast"],

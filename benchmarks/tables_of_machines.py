@@ -1,5 +1,5 @@
 """Tables for docs/ about memory and about what runs survive, from
-results/{big_models,plan,fsdp_memory,kills,two_hosts,saving}.json."""
+results/{big_models,fsdp_memory,kills,two_hosts,saving}.json."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ ENGLISH = {
         "| 60 steps of SmolLM2-135M | weights | of fp32 | perplexity before | after | memory | training"
         " (beside other work) |"
     ),
-    "plan": "| run on a CPU | planned | measured | planned / measured |",
     "fsdp": (
         "| FSDP2, Llama 2 7B, {devices} devices, {rows} row of {tokens:,} tokens | planned per device |"
         " counted by torch | planned / counted |"
@@ -56,12 +55,7 @@ def sections(readme: str, folder: Path) -> dict[str, list[str]]:
     """Section of docs/ to the lines of its table, in the language of ``readme``."""
     if "zh" in readme:
         return {"survival": survival(CHINESE, folder)}
-    return {
-        "big_models": big_models(folder),
-        "plan": plan(folder),
-        "fsdp": fsdp(folder),
-        "survival": survival(ENGLISH, folder),
-    }
+    return {"big_models": big_models(folder), "fsdp": fsdp(folder), "survival": survival(ENGLISH, folder)}
 
 
 def big_models(folder: Path) -> list[str]:
@@ -84,15 +78,6 @@ def big_models(folder: Path) -> list[str]:
             )
         )
     return lines
-
-
-def plan(folder: Path) -> list[str]:
-    cases = _stored(folder, "plan").get("cases", {})
-    rows = [
-        _row(n, _gigabytes(c["planned_bytes"]), _gigabytes(c["measured_bytes"]), f"{c['ratio']:.2f}")
-        for n, c in cases.items()
-    ]
-    return [*_heading(ENGLISH["plan"]), *rows] if rows else []
 
 
 def fsdp(folder: Path) -> list[str]:

@@ -1,17 +1,14 @@
-"""Fine-tune BERT for text classification: one label, several labels or a number, for texts and pairs of
-texts.
+"""Fine-tune BERT for text classification: one label, several labels or a number, for texts and pairs of texts.
 
-    accelerate launch recipes/bert_classification.py accelerate launch recipes/bert_classification.py
-    --data.path reviews.csv --model.name google-bert/bert-base-uncased accelerate launch
-    recipes/bert_classification.py --help
+    accelerate launch recipes/bert_classification.py
+    accelerate launch recipes/bert_classification.py --data.path reviews.csv --model.name google-bert/bert-base-uncased
+    accelerate launch recipes/bert_classification.py --help
 
-Reads   rows with a text (or two) and a label: a .jsonl, .csv or .parquet file, a folder of them, or a Hub
-data set. Writes  weights, tokenizer, config.yaml, record.json, predictions.jsonl and report.html in --output.
-Expect  with no argument, about a minute of training on two CPU cores, and on the test split an accuracy of
-0.824, where TF-IDF
-        with logistic regression has 0.871: so little text is not enough to train BERT from nothing
-        (results/bert_classification.json).
-"""
+Reads   rows with a text (or two) and a label: a .jsonl, .csv or .parquet file, a folder of them, or a Hub data set.
+Writes  weights, tokenizer, config.yaml, record.json, predictions.jsonl and report.html in --output.
+Expect  with no argument, about a minute of training on two CPU cores, and on the test split an accuracy of 0.824, where TF-IDF
+        with logistic regression has 0.871: so little text is not enough to train BERT from nothing (results/bert_classification.json).
+"""  # noqa: E501
 
 import hftk
 

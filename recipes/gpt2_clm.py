@@ -4,12 +4,11 @@
     accelerate launch recipes/gpt2_clm.py --data.path my_texts/ --model.name openai-community/gpt2
     accelerate launch recipes/gpt2_clm.py --help
 
-Reads   documents: a .txt, .jsonl, .csv or .parquet file, a folder of them, or a Hub data set with a column of
-text. Writes  weights, tokenizer, config.yaml, record.json, predictions.jsonl and report.html in --output.
-Expect  with no argument, about two minutes of training on two CPU cores, and on the test split a perplexity
-of 75.4, where a bigram
+Reads   documents: a .txt, .jsonl, .csv or .parquet file, a folder of them, or a Hub data set with a column of text.
+Writes  weights, tokenizer, config.yaml, record.json, predictions.jsonl and report.html in --output.
+Expect  with no argument, about two minutes of training on two CPU cores, and on the test split a perplexity of 75.4, where a bigram
         model has 109 (results/quickstart.json).
-"""
+"""  # noqa: E501
 
 import hftk
 

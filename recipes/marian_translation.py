@@ -1,13 +1,12 @@
 """Train or fine-tune Marian (or M2M100, NLLB, mBART ...) for translation.
 
-    accelerate launch recipes/marian_translation.py accelerate launch recipes/marian_translation.py
-    --data.path pairs.jsonl --data.columns.source en --data.columns.target de --source_language en
-    --target_language de --model.name Helsinki-NLP/opus-mt-en-de accelerate launch
-    recipes/marian_translation.py --help
+    accelerate launch recipes/marian_translation.py
+    accelerate launch recipes/marian_translation.py --data.path pairs.jsonl --data.columns.source en --data.columns.target de --source_language en --target_language de --model.name Helsinki-NLP/opus-mt-en-de
+    accelerate launch recipes/marian_translation.py --help
 
-Reads   rows with a text in two languages: a .jsonl, .csv or .parquet file, a folder of them, or a Hub data
-set. Writes  weights, tokenizer, config.yaml, record.json, predictions.jsonl and report.html in --output.
-"""
+Reads   rows with a text in two languages: a .jsonl, .csv or .parquet file, a folder of them, or a Hub data set.
+Writes  weights, tokenizer, config.yaml, record.json, predictions.jsonl and report.html in --output.
+"""  # noqa: E501
 
 import hftk
 

@@ -1,12 +1,12 @@
 """Fine-tune T5 (or BART, Pegasus, mT5 ..., two BERTs, or a prompted GPT-2 or Llama) for summarization.
 
-    accelerate launch recipes/t5_summarization.py accelerate launch recipes/t5_summarization.py --data.path
-    articles.jsonl --model.name google-t5/t5-small --source_prefix "summarize: " accelerate launch
-    recipes/t5_summarization.py --help
+    accelerate launch recipes/t5_summarization.py
+    accelerate launch recipes/t5_summarization.py --data.path articles.jsonl --model.name google-t5/t5-small --source_prefix "summarize: "
+    accelerate launch recipes/t5_summarization.py --help
 
-Reads   rows with a document and its summary: a .jsonl, .csv or .parquet file, a folder of them, or a Hub data
-set. Writes  weights, tokenizer, config.yaml, record.json, predictions.jsonl and report.html in --output.
-"""
+Reads   rows with a document and its summary: a .jsonl, .csv or .parquet file, a folder of them, or a Hub data set.
+Writes  weights, tokenizer, config.yaml, record.json, predictions.jsonl and report.html in --output.
+"""  # noqa: E501
 
 import hftk
 

@@ -1,21 +1,17 @@
 """Causal language modelling: predict each token from those before it (GPT-2, Llama and their like).
 
-Needs     one column of text. When      to teach a model the language of your texts, to go on pre-training, or
-to pre-train a small model from nothing. Siblings  masked_lm for encoders; chat for instructions and
-dialogues; summarization and translation for pairs of texts.
+Needs     one column of text.
+When      to teach a model the language of your texts, to go on pre-training, or to pre-train a small model from nothing.
+Siblings  masked_lm for encoders; chat for instructions and dialogues; summarization and translation for pairs of texts.
 
-| input         | shape           | meaning
-|
+| input         | shape           | meaning                                                                          |
 |---------------|-----------------|----------------------------------------------------------------------------------|
-| input_ids     | (batch, tokens) | start token, then the document
-|
-| labels        | (batch, tokens) | the token that comes next (already shifted), -100 where nothing is trained
-|
-| position_ids  | (batch, tokens) | starts at 0 in every packed piece; absent where every row is one piece
-|
+| input_ids     | (batch, tokens) | start token, then the document                                                   |
+| labels        | (batch, tokens) | the token that comes next (already shifted), -100 where nothing is trained       |
+| position_ids  | (batch, tokens) | starts at 0 in every packed piece; absent where every row is one piece           |
 
     accelerate launch recipes/gpt2_clm.py --data.path my_texts/ --model.name openai-community/gpt2
-"""
+"""  # noqa: E501
 
 from __future__ import annotations
 

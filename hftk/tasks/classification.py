@@ -1,31 +1,21 @@
-"""Text classification: one label, several labels, or a number for a text or a pair of texts (BERT and its
-like).
+"""Text classification: one label, several labels, or a number for a text or a pair of texts (BERT and its like).
 
-Needs     a column of text, a column of labels, and a second column of text for sentence pairs. When      to
-sort texts into classes (topic, sentiment, intent, spam), to tag them with several, to grade or compare them.
+Needs     a column of text, a column of labels, and a second column of text for sentence pairs.
+When      to sort texts into classes (topic, sentiment, intent, spam), to tag them with several, to grade or compare them.
 Siblings  ner for labels of tokens; causal_lm for text without labels.
 
-| input          | shape                     | meaning
-|
+| input          | shape                     | meaning                                                              |
 |----------------|---------------------------|----------------------------------------------------------------------|
-| input_ids      | (batch, tokens)           | the text, or both texts of a pair, with the model's special
-tokens   |
-| attention_mask | (batch, tokens)           | 1, and 0 for padding
-|
-| token_type_ids | (batch, tokens)           | 0 for the first text, 1 for the second, for models that take it
-|
-| labels         | (batch,) int              | class number (one label per row)
-|
-|                | (batch, labels) float     | 1 for each label that the row has (several labels per row)
-|
-|                | (batch,) float            | the number (regression)
-|
-| weights        | as labels                 | weight of each decision, with ``class_weights``
-|
+| input_ids      | (batch, tokens)           | the text, or both texts of a pair, with the model's special tokens   |
+| attention_mask | (batch, tokens)           | 1, and 0 for padding                                                 |
+| token_type_ids | (batch, tokens)           | 0 for the first text, 1 for the second, for models that take it      |
+| labels         | (batch,) int              | class number (one label per row)                                     |
+|                | (batch, labels) float     | 1 for each label that the row has (several labels per row)           |
+|                | (batch,) float            | the number (regression)                                              |
+| weights        | as labels                 | weight of each decision, with ``class_weights``                      |
 
-    accelerate launch recipes/bert_classification.py --data.path reviews.csv --model.name
-    google-bert/bert-base-uncased
-"""
+    accelerate launch recipes/bert_classification.py --data.path reviews.csv --model.name google-bert/bert-base-uncased
+"""  # noqa: E501
 
 from __future__ import annotations
 

@@ -1,18 +1,12 @@
-"""Encoder-decoders (T5, BART, Marian, two BERTs) for tasks that turn one text into another: how they read and
-learn pairs of texts.
+"""Encoder-decoders (T5, BART, Marian, two BERTs) for tasks that turn one text into another: how they read and learn pairs of texts.
 
-| input             | shape                   | meaning
-|
+| input             | shape                   | meaning                                                                |
 |-------------------|-------------------------|------------------------------------------------------------------------|
-| input_ids         | (batch, source tokens)  | the source with the model's special tokens
-|
-| attention_mask    | (batch, source tokens)  | 1, and 0 for padding
-|
-| decoder_input_ids | (batch, target tokens)  | the target, one place to the right, behind the decoder's start
-token   |
-| labels            | (batch, target tokens)  | the target and its end token, -100 for padding
-|
-"""
+| input_ids         | (batch, source tokens)  | the source with the model's special tokens                             |
+| attention_mask    | (batch, source tokens)  | 1, and 0 for padding                                                   |
+| decoder_input_ids | (batch, target tokens)  | the target, one place to the right, behind the decoder's start token   |
+| labels            | (batch, target tokens)  | the target and its end token, -100 for padding                         |
+"""  # noqa: E501
 
 from __future__ import annotations
 

@@ -1,17 +1,13 @@
-"""Decoder-only models (GPT-2, Llama, Qwen) for tasks that turn one text into another: a prompt, and behind it
-the target.
+"""Decoder-only models (GPT-2, Llama, Qwen) for tasks that turn one text into another: a prompt, and behind it the target.
 
-| input          | shape           | meaning
-|
+| input          | shape           | meaning                                                                              |
 |----------------|-----------------|--------------------------------------------------------------------------------------|
-| input_ids      | (batch, tokens) | the prompt with the source in it, the target and the token that ends it
-|
-| labels         | (batch, tokens) | the same for the target and its end, -100 for the prompt and padding
-|
+| input_ids      | (batch, tokens) | the prompt with the source in it, the target and the token that ends it              |
+| labels         | (batch, tokens) | the same for the target and its end, -100 for the prompt and padding                 |
 
-The model predicts each token from those before it, so the first target token is predicted at the last token
-of the prompt. Padding is on the right, where no token sees it.
-"""
+The model predicts each token from those before it, so the first target token is predicted at the last token of the prompt.
+Padding is on the right, where no token sees it.
+"""  # noqa: E501
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """A small random model that writes, started and killed by a test.
 
-python writer.py save KIND FOLDER             saves it, with its tokenizer python writer.py judge KIND FOLDER
-judges it, as a recipe does at its end, with predictions in FOLDER
+python writer.py save KIND FOLDER             saves it, with its tokenizer
+python writer.py judge KIND FOLDER            judges it, as a recipe does at its end, with predictions in FOLDER
 """
 
 import sys
