@@ -227,7 +227,10 @@ def _is_partial(path: Path) -> bool:
     """Whether a file holds the outputs of an interrupted ``hftk predict``."""
     with contextlib.suppress(OSError, ValueError):
         with path.open(encoding="utf-8") as file:
-            line = json.loads(file.readline(1_000_000) or "{}")
+            first = file.readline(1_000_000)
+        if first.startswith("{") and not first.endswith("\n"):
+            return True  # interrupted while its first line was written
+        line = json.loads(first or "{}")
         return isinstance(line, dict) and (
             not line or "fingerprint" in line or {"index", "prediction"} <= line.keys()
         )

@@ -24,8 +24,8 @@ import numpy.typing as npt
 
 Floats = npt.NDArray[np.float64]
 Statistic = Callable[[Floats], Any]
-"""Weights (resamples, n), whole numbers that sum to n in each line, to (resamples,) values. nan: undefined
-there."""
+"""From weights (resamples, n), whole numbers that sum to n in each line, to values (resamples,), nan where
+one is undefined."""
 
 CHUNK = 2**20
 """Most weights (8 bytes each) held at once, unless one resample alone has more."""
