@@ -1,11 +1,13 @@
-"""What a run chose by itself: each automatic choice is said once, in one line with its reason, and kept for
-the record."""
+"""What a run prints: notes of automatic choices, each in one line with its reason and kept for the record,
+and progress bars, lively on a terminal and in a notebook, seldom redrawn in a log file."""
 
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from hftk.redaction import redact_text
 
@@ -26,7 +28,7 @@ def note(line: str) -> None:
 
 
 @contextmanager
-def heard() -> Iterator[list[str]]:
+def capture_notes() -> Iterator[list[str]]:
     """The lines noted inside the ``with`` block, those too that were said before."""
     lines: list[str] = []
     _listening.append(lines)
@@ -37,10 +39,40 @@ def heard() -> Iterator[list[str]]:
 
 
 def noted() -> list[str]:
-    """All choices since the start of the process or the last :func:`forget`, in order."""
+    """All choices since the start of the process or the last :func:`clear_notes`, in order."""
     return list(_noted)
 
 
-def forget() -> None:
+def clear_notes() -> None:
     """Start a new list; the launcher does so at the beginning of a run."""
     _noted.clear()
+
+
+def print_what_can_be_printed() -> None:
+    """Print a replacement for each character that the terminal or log cannot encode (ascii, cp932), where
+    Python would end the program."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
+
+
+def in_notebook() -> bool:
+    """Whether this process is the kernel of a notebook (Jupyter, Colab, Kaggle, VS Code). Imports nothing."""
+    ipython: Any = sys.modules.get("IPython")
+    return ipython is not None and getattr(ipython.get_ipython(), "kernel", None) is not None
+
+
+def progress_bar(*args: Any, **settings: Any) -> Any:
+    """tqdm's bar with these settings, as widget or text; in a log it is redrawn every 10 s at most."""
+    from tqdm.auto import tqdm
+
+    lively = in_notebook() or sys.stderr.isatty()
+    return tqdm(
+        *args, **{"mininterval": 0.2 if lively else 10, "dynamic_ncols": not in_notebook(), **settings}
+    )
+
+
+def write_beside(bar: Any, line: str) -> None:
+    """Print a line while a bar is drawn: on stderr, but in a notebook on stdout, since there stderr looks
+    like a fault."""
+    bar.write(line, file=sys.stdout if in_notebook() else sys.stderr)

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple, NoReturn
 from hftk.cli import compare, env, evaluate, export, new, plan, predict, predict_labels, push, report
 from hftk.cli.model_folder import check_names, task_name, wrong
 from hftk.config import InputError, Problem, ServiceError
+from hftk.console import print_what_can_be_printed
 from hftk.redaction import redact_text
 from hftk.tasks.table import load_task
 from hftk.version import __version__
@@ -30,6 +31,7 @@ from hftk.version import __version__
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command in ``argv`` (default: the command line) and return its exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
+    print_what_can_be_printed()
     try:
         try:
             code = _command(words)

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from hftk.config import EvalConfig, GenerationSettings
-from hftk.console import note
+from hftk.console import note, progress_bar
 from hftk.features import encode
 from hftk.features.batches import fill_batches, sort_rows
 from hftk.generation.generate import generate, generate_keeping
@@ -25,7 +25,6 @@ from hftk.launch.output_folder import PREDICTIONS
 from hftk.models import device_map
 from hftk.models.load import context_length, default_length, is_pretrained
 from hftk.models.sharded import compute_dtype, is_sharded
-from hftk.progress import progress_bar
 from hftk.task import Features, Outputs, Score, Splits, Task
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hftk.console import heard, note
+from hftk.console import capture_notes, note
 from hftk.features import cache as store
 from hftk.features.cache_key import make_key, size_of
 from hftk.features.ragged import NotCompact, compact
@@ -58,7 +58,7 @@ def _encode_for_all(
 ) -> tuple[Path | None, Features | None, str, list[str]]:
     """Encode on the main process. Returns the file of the features, or the features, or neither; "written" or
     "read"; and the lines that were noted."""
-    with heard() as lines:
+    with capture_notes() as lines:
         path, features = _encode_or_read(task, rows, tokenizer, asked)
     if path is not None:
         return path, None, features.facts["cache"], lines
@@ -88,7 +88,7 @@ def _encode_or_read(
             note(line)
         note(f"tokens: {_kind(asked)} rows: read from the cache (--data.cache)")
         return path, _with_cache_fact(features, "read")
-    with heard() as lines:
+    with capture_notes() as lines:
         features = task.encode(rows, tokenizer, **asked)
     try:
         kept = store.write(path, compact(features), lines)

@@ -32,13 +32,13 @@ import torch
 from transformers import GenerationConfig, PretrainedConfig, PreTrainedTokenizerBase
 
 from hftk.config import GenerationSettings, InputError, Problem
+from hftk.console import progress_bar
 from hftk.features.batches import split_step
 from hftk.generation.decoding import decode, make_generation_config, vocabulary_size
 from hftk.generation.logits_processors import RowSampling
 from hftk.models import device_map
 from hftk.models.architectures import positions
 from hftk.models.tokenizers import join_wordpieces
-from hftk.progress import progress_bar
 
 logger = logging.getLogger(__name__)
 

@@ -199,6 +199,7 @@ def run(main: Callable[[Any], Any], config: RunConfig, argv: Sequence[str] | Non
     """
     current = _Inside.run = Run()
     code = 1
+    console.print_what_can_be_printed()
     with handled():
         try:
             code = _attempt(main, config, argv, current)
@@ -239,9 +240,13 @@ def _attempt(main: Callable[[Any], Any], config: RunConfig, argv: Sequence[str] 
     description = getattr(sys.modules.get(main.__module__), "__doc__", None) or ""
     with contextlib.nullcontext() if is_main() else contextlib.redirect_stdout(io.StringIO()):  # --help once
         config = parse(config, argv, description=description)
-    console.forget()
+    console.clear_notes()
     started_by = launcher.find_launcher()
-    problems = [*launcher.contradictions(started_by), *strategies.find_problems(config)]
+    problems = [
+        *launcher.malformed_variables(),
+        *launcher.contradictions(started_by),
+        *strategies.find_problems(config),
+    ]
     if problems:
         raise InputError(*problems)
     _Inside.all_gpus = config.model.device_map != "none"

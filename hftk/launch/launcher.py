@@ -14,7 +14,7 @@ import ctypes
 import os
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,6 +59,15 @@ def number_from_environment(names: Sequence[str], default: int) -> int:
         if os.environ.get(name, "").isdecimal():
             return int(os.environ[name])
     return default
+
+
+def malformed_variables() -> Iterator[Problem]:
+    """Variables of a launcher without a number, such as ``WORLD_SIZE=abc``: a run would take itself for alone."""
+    for name in (*RANK, *WORLD_SIZE, *LOCAL_RANK):
+        value = os.environ.get(name, "")
+        if value and not value.isdecimal():
+            message = f"expected a number in the environment variable {name}, found {value!r}"
+            yield Problem(setting="", message=message, fix=f"unset {name}, or start by accelerate launch")
 
 
 def strategy_in_environment() -> str:

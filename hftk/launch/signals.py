@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from hftk.progress import in_notebook
+from hftk.console import in_notebook
 
 SAME_REQUEST_SECONDS = 1.0
 """A terminal's Ctrl-C reaches the launcher too, which hands it on: a SIGINT this soon after the first is the

@@ -20,7 +20,8 @@ from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 from hftk.config import InputError, Problem
-from hftk.console import forget, noted
+from hftk.console import clear_notes, noted
+from hftk.launch import exits
 from hftk.launch.environment import command_line, environment, private, redact
 from hftk.launch.files import write_atomically
 from hftk.launch.output_folder import read_status
@@ -204,10 +205,10 @@ def record(
         seconds=seconds,
         tokens_per_second=getattr(trained, "tokens_per_second", None),
         peak_memory_bytes=getattr(trained, "peak_memory_bytes", None),
-        processes=processes or int(os.environ.get("WORLD_SIZE") or 1),
+        processes=processes or exits.processes(),
         **environment(),
     )
-    forget()  # a notebook's next run makes its own choices
+    clear_notes()  # a notebook's next run makes its own choices
     return made
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from hftk.progress import progress_bar, write_beside
+from hftk.console import progress_bar, write_beside
 from hftk.training.protocols import RunningTrainer
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +18,7 @@ from hftk.features.batches import BatchSize, EpochPlan, StreamPlan
 from hftk.features.loader import StepLoader
 from hftk.features.streams import encode_round_robin
 from hftk.generation.defaults import replace_defaults
-from hftk.launch import StopRequested, graceful, on_main
+from hftk.launch import StopRequested, exits, graceful, on_main
 from hftk.models import adapters, device_map, sharded
 from hftk.models.load import default_length
 from hftk.models.quantization import count
@@ -205,7 +204,7 @@ def _plan(
 ) -> tuple[EpochPlan | StreamPlan, dict[str, Any]]:
     """Encode the training split and lay out the optimizer steps. ``keys`` is what a checkpoint kept of the
     rows of a stream."""
-    train, processes = config.train, int(os.environ.get("WORLD_SIZE", "1"))
+    train, processes = config.train, exits.processes()
     if train.max_tokens_per_batch is not None and train.max_tokens_per_batch < max_length:
         raise InputError(
             Problem(

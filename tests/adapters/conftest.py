@@ -13,9 +13,9 @@ sys.path.insert(0, str(Path(__file__).parent))  # adapted_runs
 
 @pytest.fixture(autouse=True)
 def _no_earlier_choices() -> Iterator[None]:
-    console.forget()
+    console.clear_notes()
     yield
-    console.forget()
+    console.clear_notes()
 
 
 @pytest.fixture(scope="session")

@@ -26,9 +26,9 @@ from hftk.task import Features
 
 @pytest.fixture(autouse=True)
 def _no_earlier_choices() -> Iterator[None]:
-    console.forget()
+    console.clear_notes()
     yield
-    console.forget()
+    console.clear_notes()
 
 
 def some_lengths(rows: int, seed: int = 0, most: int = 100) -> np.ndarray:

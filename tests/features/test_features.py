@@ -28,7 +28,7 @@ CALL = {"max_length": 8, "training": True}
 @pytest.fixture(autouse=True)
 def every_set_is_large(monkeypatch):
     monkeypatch.setattr(features, "LEAST_BYTES", 0)
-    console.forget()
+    console.clear_notes()
 
 
 @pytest.fixture(scope="module")
@@ -121,9 +121,9 @@ def test_every_task_reads_back_what_it_encoded(tmp_path, task, config, columns, 
         call = {"max_length": 40, "training": training}
     else:
         call = {"max_length": 6, "training": training}
-    with console.heard() as said:
+    with console.capture_notes() as said:
         first = features.encode(made, rows, wordpiece, **call)
-    console.forget()
+    console.clear_notes()
     second = features.encode(made, rows, wordpiece, **call)
     assert (
         second.facts["cache"] == "read"

@@ -12,7 +12,7 @@ from small_writers import make
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from hftk.config import GenerationSettings
-from hftk.console import heard
+from hftk.console import capture_notes
 from hftk.generation.defaults import replace_defaults
 from hftk.generation.generate import generate
 from hftk.models.tokenizers import train_byte_bpe
@@ -42,7 +42,7 @@ def test_the_saved_folder_writes_what_was_evaluated(
     tokenizer: Any = train_byte_bpe(TEXTS * 3, 300)
     model: Any = make(kind, vocabulary=len(tokenizer), end=tokenizer.eos_token_id)
     model.generation_config.update(**CARRIED)
-    with heard() as lines:
+    with capture_notes() as lines:
         replace_defaults(model, tokenizer, settings)
     assert len(lines) == 1 and "min_length 12" in lines[0] and "max_length" not in lines[0]
     assert "--generation.no_repeat_ngram_size 1" in lines[0] and "--generation.min_length" not in lines[0]
@@ -59,7 +59,7 @@ def test_the_saved_folder_writes_what_was_evaluated(
 def test_sampling_is_saved_too_and_nothing_is_noted_where_nothing_is_carried(tmp_path: Path) -> None:
     tokenizer: Any = train_byte_bpe(TEXTS * 3, 300)
     model: Any = make("gpt2", vocabulary=len(tokenizer), end=tokenizer.eos_token_id)
-    with heard() as lines:
+    with capture_notes() as lines:
         replace_defaults(
             model, tokenizer, GenerationSettings(do_sample=True, temperature=0.7, max_new_tokens=5)
         )

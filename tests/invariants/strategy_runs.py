@@ -155,7 +155,7 @@ def _prepared(case: str, output: Path, *changes: dict[str, Any]) -> tuple[Any, S
 def run_config(config: Any, splits: Splits) -> dict[str, Any]:
     kinds = {hftk.CausalLMConfig: hftk.CausalLM, hftk.ClassificationConfig: hftk.Classification}
     task = kinds.get(type(config), hftk.Summarization)(config)
-    console.forget()
+    console.clear_notes()
     unset_hf_deepspeed_config()  # of the run before: it would shard what is loaded
     model, tokenizer = hftk.load_model(config.model, task, splits, seed=config.train.seed)
     with mock.patch.object(fit, "STREAM_ROWS", 20):

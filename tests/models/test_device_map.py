@@ -71,9 +71,9 @@ def _alone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for name in ("WORLD_SIZE", "ACCELERATE_USE_CPU", "ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr("hftk.launch._Inside.all_gpus", False)
-    console.forget()
+    console.clear_notes()
     yield
-    console.forget()
+    console.clear_notes()
 
 
 def see_gpus(monkeypatch: pytest.MonkeyPatch, count: int) -> None:

@@ -51,9 +51,9 @@ LLAMA = ModelConfig(
 
 @pytest.fixture(autouse=True)
 def _no_earlier_choices() -> Iterator[None]:
-    console.forget()
+    console.clear_notes()
     yield
-    console.forget()
+    console.clear_notes()
 
 
 def made(config: ModelConfig, /, **changes: Any) -> tuple[Any, Any]:

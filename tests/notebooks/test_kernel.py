@@ -40,7 +40,7 @@ print(precious, signal.getsignal(signal.SIGINT) is signal.default_int_handler)
     ),
     "a bar": (
         """
-from hftk.progress import in_notebook, progress_bar, write_beside
+from hftk.console import in_notebook, progress_bar, write_beside
 bar = progress_bar(total=3)
 write_beside(bar, "step 1: loss 2.0")
 bar.close()
@@ -98,7 +98,7 @@ def test_lines_beside_a_bar_do_not_look_like_faults(outputs):
 
 
 def test_outside_of_a_notebook_lines_beside_a_bar_leave_stdout_to_results(capsys):
-    from hftk.progress import in_notebook, progress_bar, write_beside
+    from hftk.console import in_notebook, progress_bar, write_beside
 
     assert not in_notebook()
     bar = progress_bar(total=3)

@@ -167,24 +167,24 @@ def test_every_stage_may_be_missing() -> None:
 
 
 def test_choices_noted_anywhere_are_kept_once() -> None:
-    console.forget()
+    console.clear_notes()
     console.note("bf16: faster here")
     console.note(f"weights of {Path.home()}/models")
     try:
         assert made().choices == ["bf16: faster here", "weights of ~/models"]
     finally:
-        console.forget()
+        console.clear_notes()
 
 
 def test_the_next_run_of_a_notebook_does_not_tell_the_choices_of_the_last_one() -> None:
-    console.forget()
+    console.clear_notes()
     console.note("of the first run")
     assert record(CausalLMConfig(), None, None, None, None).choices == ["of the first run"]
     console.note("of the second run")
     try:
         assert record(CausalLMConfig(), None, None, None, None).choices == ["of the second run"]
     finally:
-        console.forget()
+        console.clear_notes()
 
 
 # --- The file

@@ -17,9 +17,9 @@ sys.path.insert(0, str(Path(__file__).parent))  # small_classifiers
 
 @pytest.fixture(autouse=True)
 def _no_earlier_choices() -> Iterator[None]:
-    console.forget()
+    console.clear_notes()
     yield
-    console.forget()
+    console.clear_notes()
 
 
 @pytest.fixture(scope="module")

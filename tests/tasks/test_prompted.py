@@ -15,7 +15,7 @@ from made_pairs import CONTEXT, make_config, rows_of
 
 import hftk
 from hftk.config import InputError
-from hftk.console import forget, noted
+from hftk.console import clear_notes, noted
 from hftk.models.load import load_trained
 from hftk.models.tokenizers import train_byte_bpe
 from hftk.task import Splits
@@ -168,7 +168,7 @@ def test_a_chat_template_is_used_where_there_is_one_and_its_end_of_turn_ends_the
     tmp_path: Path,
 ) -> None:
     folder = decoder_folder(tmp_path, "gpt2", chat=True)
-    forget()
+    clear_notes()
     task, model, tokenizer = made_pairs.load(make_config("unused", "", name=folder), Splits(train=pairs()))
     end = tokenizer.convert_tokens_to_ids("<|end|>")
     assert end != tokenizer.eos_token_id and set(model.generation_config.eos_token_id) == {

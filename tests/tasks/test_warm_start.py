@@ -15,7 +15,7 @@ from made_pairs import CONTEXT, make_config, rows_of
 
 import hftk
 from hftk.config import InputError
-from hftk.console import forget, noted
+from hftk.console import clear_notes, noted
 from hftk.models.load import check_model, context_length
 from hftk.models.tokenizers import join_wordpieces, train_characters, train_wordpiece
 from hftk.task import Splits
@@ -73,7 +73,7 @@ def batch_of(loaded: Any, rows: Dataset) -> dict[str, torch.Tensor]:
 def test_both_halves_have_the_weights_of_the_encoder_and_only_cross_attention_is_new(folder: str) -> None:
     from transformers import AutoModel
 
-    forget()
+    clear_notes()
     _, model, _ = made_pairs.load(make_config("unused", "", name=folder), Splits(train=rows_of(48)))
     own = dict(AutoModel.from_pretrained(folder).named_parameters())
     encoder, decoder = (

@@ -38,9 +38,9 @@ OPTIMIZERS = ("adamw", "adam", "sgd", "rmsprop", "adafactor", "lion", "adamw_8bi
 
 @pytest.fixture(autouse=True)
 def _no_earlier_choices() -> Iterator[None]:
-    console.forget()
+    console.clear_notes()
     yield
-    console.forget()
+    console.clear_notes()
 
 
 def one_parameter(config: TrainConfig, total: int, peak: float = 1.0) -> tuple[torch.optim.Optimizer, Any]:
