@@ -36,7 +36,14 @@ from hftk.launch import launcher, machines, peers, strategies
 from hftk.launch.environment import command_line, redact
 from hftk.launch.exits import Run, end, exit_when_stuck, is_main, processes
 from hftk.launch.files import write_atomically
-from hftk.launch.output_folder import check_output, now, prepare_output, release_output, write_status
+from hftk.launch.output_folder import (
+    check_output,
+    now,
+    prepare_output,
+    read_status,
+    release_output,
+    write_status,
+)
 from hftk.launch.signals import StopRequested, die_with, graceful, handled, ignore_requests, stop_requested
 
 __all__ = [
@@ -266,7 +273,7 @@ def _attempt(main: Callable[[Any], Any], config: RunConfig, argv: Sequence[str] 
         launch = launched()  # before --overwrite sets anything aside
         if launch.processes > 1:
             _watch(launch, config.train.peer_timeout, current)
-    current.folder, current.status = on_main(_begin, config, recipe)
+    current.folder, current.status, current.previous = on_main(_begin, config, recipe)
     if current.peers is not None:
         machines.check_output_is_seen(current.folder, current.status)
     main(config)
@@ -291,12 +298,13 @@ def _watch(launch: Launch, seconds: float, current: Run) -> None:
         current.peers = found
 
 
-def _begin(config: RunConfig, recipe: RunConfig) -> tuple[Path, dict[str, Any]]:
+def _begin(config: RunConfig, recipe: RunConfig) -> tuple[Path, dict[str, Any], dict[str, Any] | None]:
     """Locks the output folder, says that the run runs, saves the config and prints what is special in it."""
     from hftk.config.parse import dump_config, print_changed
 
     folder = prepare_output(config)
     try:
+        previous = read_status(folder)
         status = write_status(
             folder,
             {
@@ -319,7 +327,7 @@ def _begin(config: RunConfig, recipe: RunConfig) -> tuple[Path, dict[str, Any]]:
     except BaseException:
         release_output(folder)
         raise
-    return folder, status
+    return folder, status, previous
 
 
 def _cpu_asked(started_by: launcher.Launcher | None) -> bool:

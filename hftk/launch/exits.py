@@ -65,6 +65,8 @@ class Run:
     folder: Path | None = None
     """The output folder once it is locked for this run."""
     status: dict[str, Any] | None = None
+    previous: dict[str, Any] | None = None
+    """``status.json`` as an earlier run left it in the same folder."""
     peers: Peers | None = None
     """The watch over the other processes, where there are any."""
     busy: bool = False
@@ -91,6 +93,11 @@ class Run:
             if (status["pid"], status["started"]) == (self.status["pid"], self.status["started"])
             else None
         )
+
+    @property
+    def is_after_finished_run(self) -> bool:
+        """Whether the folder holds a finished run, which a refused ``--resume`` leaves finished."""
+        return self.folder is not None and (self.previous or {}).get("state") == "done"
 
     def close(self, code: int) -> None:
         """Leaves the output folder as the next run wants to find it."""
@@ -134,7 +141,10 @@ def end(error: BaseException, current: Run) -> int:
         return int(told_by_peer["exit_code"])
     _print_ending(error, state, message, current.folder)
     with contextlib.suppress(OSError):  # a full disk must not hide the reason
-        current.write(state=state, exit_code=code, message=message)
+        if state == "wrong input" and current.is_after_finished_run:
+            write_status(current.folder, current.previous)  # type: ignore[arg-type]
+        else:
+            current.write(state=state, exit_code=code, message=message)
     return code
 
 

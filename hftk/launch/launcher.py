@@ -62,7 +62,7 @@ def number_from_environment(names: Sequence[str], default: int) -> int:
 
 
 def malformed_variables() -> Iterator[Problem]:
-    """Variables of a launcher without a number, such as ``WORLD_SIZE=abc``: a run would take itself for alone."""
+    """Variables of a launcher without a number (``WORLD_SIZE=abc``): a run would take itself for alone."""
     for name in (*RANK, *WORLD_SIZE, *LOCAL_RANK):
         value = os.environ.get(name, "")
         if value and not value.isdecimal():

@@ -1,5 +1,6 @@
 """What a run meets in its environment: variables without a number, and outputs that cannot encode its text."""
 
+import json
 import os
 import subprocess
 import sys
@@ -46,3 +47,26 @@ def test_numbers_and_absent_variables_are_fine(monkeypatch: pytest.MonkeyPatch) 
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert list(launcher.malformed_variables()) == []
+
+
+REFUSED = """
+import sys
+import hftk
+from hftk.config import InputError, Problem
+def main(config):
+    if config.resume == "auto":
+        raise InputError(Problem(setting="resume", message="another run"))
+hftk.run(main, hftk.RunConfig(output=sys.argv[1]), sys.argv[2:])
+"""
+
+
+def test_a_refused_resume_leaves_a_finished_run_finished(tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "ACCELERATE_USE_CPU": "true"}
+    codes = [
+        subprocess.run(
+            [sys.executable, "-c", REFUSED, str(tmp_path / "out"), *flags], env=environment, timeout=120
+        ).returncode
+        for flags in ([], ["--resume", "auto"])
+    ]
+    assert codes == [0, 2]
+    assert json.loads((tmp_path / "out/status.json").read_text())["state"] == "done"
