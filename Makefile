@@ -1,6 +1,7 @@
 # make quickstart   sets up .venv and runs the first recipe        make test       what CI runs
 # make test-all     slow tests too                                 make bench      benchmarks, side by side (hours)
 # make lint         ruff, mypy, import-linter                      make docs       the site, into build/site
+# make test-processors   the tests as on processors without AVX-512, without AVX2, and with two threads (an hour)
 # make clean        removes .venv and outputs
 #
 # make bench compares with what you have at hand: DATA=DIR (the data sets that recipes/configs name), NANOGPT=DIR (a checkout of
@@ -13,7 +14,7 @@ TORCH ?= torch==2.13.0
 VENV := .venv
 BIN := $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 
-.PHONY: quickstart test test-all lint docs bench clean
+.PHONY: quickstart test test-all test-processors lint docs bench clean
 quickstart: $(VENV)/quickstart
 	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no recipes/gpt2_clm.py --overwrite
 
@@ -22,6 +23,11 @@ test: lint
 
 test-all: lint
 	$(BIN)/python -m pytest
+
+test-processors: $(VENV)/dev
+	ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 OPENBLAS_CORETYPE=Nehalem $(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
+	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 OPENBLAS_CORETYPE=Haswell $(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
+	OMP_NUM_THREADS=2 $(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
 
 lint: $(VENV)/dev
 	$(BIN)/ruff check .

@@ -210,7 +210,9 @@ def test_an_adapter_of_full_rank_starts_with_all_that_was_rounded_away(kind, bit
     quantized = judge_of(kind, bases, tmp_path, bits)
     if bits == 4:  # 8 bits round the inputs of layers too
         error = abs(judge_of(kind, bases, tmp_path, bits, rank=64, initialization="loftq") - plain).max()
-        assert error < 0.05 * abs(quantized - plain).max()  # the embeddings are in bfloat16
+        assert (
+            error < 0.1 * abs(quantized - plain).max()
+        )  # embeddings are in bfloat16, on some processors products too
     model = load(kind, config_of(kind, bases, tmp_path, bits, rank=8, initialization="loftq"))[1]
     whole = load(kind, make_config(kind, tmp_path, bases(kind), model={"adapter": {"method": "none"}}))[1]
     checked = 0
