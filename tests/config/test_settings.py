@@ -76,7 +76,8 @@ def test_help_breaks_no_word_at_a_hyphen(columns: int, monkeypatch: pytest.Monke
 
 def test_optional_settings_show_one_default() -> None:
     shown = flat(format_help(RunConfig()))
-    assert "Passes over the training split (fractions allowed). (default: none)" in shown
+    assert "Optimizer steps; instead of --train.epochs. (default: none)" in shown
+    assert "at most 20; the weights of the best evaluation are then taken. --train.max_steps" in shown
     assert "3e-2 (prompt_tuning). --train.min_learning_rate" in shown
 
 

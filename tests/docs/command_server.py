@@ -190,7 +190,7 @@ def check_hftk(words: list[str]) -> None:
         words, dotted = (cli._split_dotted if words[0] == "evaluate" else cli.plan.split_words)(words)
     parser.parse_args(words)
     if words[0] == "plan":
-        recipe = cli.planning.load_recipe(words[1])
+        recipe = cli.plan.load_recipe(words[1])
         parse(recipe.CONFIG, dotted)
 
 

@@ -377,7 +377,7 @@ def test_training_goes_on_from_a_run_with_the_same_labels(recipe, done, kind, tm
         ],
     )
     record = recipe.main(config)
-    assert any("5e-05" in line for line in record.choices), "the learning rate for pre-trained weights"
+    assert any("learning_rate: 0.0005, for pre-trained weights" in line for line in record.choices)
 
 
 def test_thresholds_of_an_earlier_run_are_not_taken_over(recipe, done, tmp_path):
